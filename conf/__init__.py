@@ -1,0 +1,1 @@
+# Hydra finds packaged configs only in a package (pkg://se_lightning.conf).

@@ -1,0 +1,119 @@
+"""The command line: ``python -m se_lightning`` and ``se-lightning``.
+
+Nothing here imports torch, so that ``--help``, ``--cfg job`` and a typing error answer at once.
+"""
+
+import ctypes
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Collection
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from se_lightning import sweeps
+from se_lightning.errors import explain, is_mistake
+
+__all__ = ["main"]
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+# Groups of the defaults list, for which Hydra admits `group=x` only.
+GROUPS = (
+    "model",
+    "data",
+    "optimizer",
+    "lr_scheduler",
+    "trainer",
+    "callbacks",
+    "logger",
+    "task",
+    "experiment",
+)
+# Of these, those that take entries of the user's own.
+OPEN = ("callbacks", "logger", "experiment")
+# The other top-level keys.
+VALUES = ("seed", "ckpt_path")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one message and exit code 1."""
+    _die_with_parent()
+    _accept_plus(sys.argv)
+    full_error = os.environ.get(FULL_ERROR)
+    # Under it Hydra raises instead of printing in its own words; the job gets the user's value.
+    os.environ[FULL_ERROR] = "1"
+    try:
+        _app()
+    except Exception as error:
+        if full_error == "1" or not is_mistake(error):
+            sys.excepthook(type(error), error, error.__traceback__)
+        sys.stdout.flush()
+        print(f"\nse_lightning: error: {explain(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://se_lightning.conf", config_name="train")
+def _app(cfg: DictConfig) -> float | None:
+    """Run one job of Hydra's: in a process of its own where there are several."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN and not sweeps.has_external_ranks():
+        return sweeps.run_job()
+    _refuse_unknown_keys(cfg)
+    from se_lightning.train import train
+
+    return train(cfg)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to end this process with the one that started it, if that was one of ours.
+
+    Otherwise a rank whose rank 0 was killed waits for it in a collective, for half an hour.
+    """
+    ours = sweeps.CHILD in os.environ or int(os.environ.get("LOCAL_RANK", "0")) > 0
+    if ours and sys.platform == "linux" and "TORCHELASTIC_RUN_ID" not in os.environ:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _accept_plus(argv: list[str]) -> None:
+    """Rewrite ``+model=x`` to ``model=x``, in place: Lightning's further ranks run argv again."""
+    for position, argument in enumerate(argv):
+        if argument.startswith("+") and argument[1:].partition("=")[0] in GROUPS:
+            argv[position] = argument[1:]
+
+
+def _refuse_unknown_keys(cfg: DictConfig) -> None:
+    """Refuse keys that nobody would read: Hydra lets ``+trainer.devicez=3`` pass.
+
+    The shipped configs name every parameter, so that a key which only a ``+`` brought into a node
+    is a typing error; unless the node's ``_target_`` is another one now.
+    """
+    composed = HydraConfig.get()
+    loader = GlobalHydra.instance().config_loader()
+    choices = [
+        override
+        for override in composed.overrides.task
+        if loader.get_group_options(override.lstrip("+~").partition("=")[0])
+    ]
+    shipped = loader.load_configuration(composed.job.config_name, choices, run_mode=RunMode.RUN)
+    _refuse_others(cfg, (*GROUPS, *VALUES))
+    for group in set(GROUPS) - set(OPEN):
+        node = cfg.get(group)
+        if isinstance(node, DictConfig) and node.get("_target_") == shipped[group].get("_target_"):
+            _refuse_others(node, shipped[group], f"{group}.")
+
+
+def _refuse_others(node: DictConfig, known: Collection[str], prefix: str = "") -> None:
+    for key in node:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean `{prefix}{near[0]}`?" if near else ""
+            raise ValueError(f"There is no `{prefix}{key}` in the config; nothing reads it.{hint}")
+
+
+if __name__ == "__main__":
+    main()

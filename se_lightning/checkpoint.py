@@ -1,0 +1,82 @@
+"""Reading checkpoints: safely, and back into the model and the data that they came from."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from pytorch_lightning import LightningDataModule
+
+from se_lightning import data, modules
+from se_lightning.modules import ImageClassifier
+
+__all__ = ["datamodule_from", "model_from", "read_checkpoint"]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a Lightning checkpoint of this package; nothing in the file is run.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no checkpoint, is damaged, holds code, or was written by another
+            program.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"`ckpt_path` (={path}) is not a file. Runs keep theirs as "
+            "RUN_DIR/checkpoints/best.ckpt and last.ckpt."
+        )
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error):
+            raise ValueError(
+                f"{path} holds more than tensors and plain values, which could run code; it was "
+                "refused, and nothing of it ran. Checkpoints of se_lightning never do."
+            ) from error
+        raise ValueError(f"{path} is no checkpoint, or is damaged.") from error
+    except (RuntimeError, EOFError, OSError, BadZipFile, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is no checkpoint, or is damaged.") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise ValueError(f"{path} is a file of torch, but no Lightning checkpoint.")
+    if "se_lightning" not in checkpoint:
+        raise ValueError(
+            f"{path} was not written by a module of se_lightning; load it in Python, with its own "
+            "class."
+        )
+    return checkpoint
+
+
+def model_from(checkpoint: dict[str, Any], path: str | Path) -> ImageClassifier:
+    """Rebuild the LightningModule that wrote the checkpoint, with its weights.
+
+    Raises:
+        ValueError: if its class is none of this package's families.
+    """
+    name = checkpoint["se_lightning"]["module"]
+    if name == "ImageClassifier" or name not in modules.__all__:
+        raise ValueError(
+            f"{path} was written by {name}, whose network only its own code knows; load it in "
+            "Python: ImageClassifier.load_from_checkpoint(path, backbone=...)."
+        )
+    kind: type[ImageClassifier] = getattr(modules, name)
+    return kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+
+
+def datamodule_from(checkpoint: dict[str, Any], **changes: Any) -> LightningDataModule:
+    """Rebuild the datamodule that the checkpoint was trained on.
+
+    Args:
+        checkpoint: of a run with a datamodule of this package.
+        **changes: arguments that take the place of the saved ones (another ``root``, say).
+
+    Raises:
+        ValueError: if it was trained on something else.
+    """
+    name = checkpoint["se_lightning"]["datamodule"]
+    if name not in data.__all__:
+        raise ValueError(f"The checkpoint was trained on {name}: name a data set with data=...")
+    hyper_parameters = checkpoint[LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY]
+    return getattr(data, name)(**{**hyper_parameters, **changes})

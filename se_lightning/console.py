@@ -1,0 +1,57 @@
+"""A quiet, readable console: one line a message, nothing that the user can't act on."""
+
+import logging
+import os
+import re
+import warnings
+
+__all__ = ["Formatter", "quiet"]
+
+# Lightning and what it imports say these in every run; none of them asks for anything.
+_NOISE = re.compile(
+    r"^.{0,4}Tip:"
+    r"|TPU available"
+    r"|`Trainer\.fit` stopped"
+    r"|`Trainer\(.*\)` was configured so"
+    r"|Experiment logs directory .* exists and is not empty"
+    r"|Checkpoint directory .* exists and is not empty"
+    r"|isinstance\(treespec, LeafSpec\)"
+    r"|`tensorboardX` has been removed"
+    r"|does not have many workers which may be a bottleneck"
+    r"|The number of training batches .* is smaller than the logging interval"
+    r"|Loading `train_dataloader` to estimate number of stepping batches"
+    r"|Restored all states from the checkpoint|Restoring states from the checkpoint"
+    r"|Loaded model weights from the checkpoint"
+    r"|Starting with v2\.2|All distributed processes registered|distributed_backend="
+    r"|Initializing distributed: GLOBAL_RANK|^-{20,}"
+)
+
+
+class Formatter(logging.Formatter):
+    """The message alone, with its level where that is a warning or worse."""
+
+    def format(self, record: logging.LogRecord) -> str:  # noqa: D102
+        message = super().format(record)
+        return message if record.levelno < logging.WARNING else f"{record.levelname}: {message}"
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    return not _NOISE.search(record.getMessage())
+
+
+def quiet() -> None:
+    """Drop the known noise, and turn warnings into log lines; ranks above 0 only tell errors."""
+    root = logging.getLogger()
+    for handler in root.handlers:
+        handler.addFilter(_is_worth_saying)
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        root.setLevel(logging.ERROR)
+    told = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        text = str(message).strip()
+        if text not in told:
+            told.add(text)
+            logging.getLogger("py.warnings").warning(text)
+
+    warnings.showwarning = show

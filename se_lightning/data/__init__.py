@@ -1,0 +1,6 @@
+"""LightningDataModules, and what lies beneath them."""
+
+from se_lightning.data.digits import DigitsDataModule
+from se_lightning.data.mnist import MNISTDataModule
+
+__all__ = ["DigitsDataModule", "MNISTDataModule"]

@@ -1,0 +1,169 @@
+"""MNIST and the sets in its format: Fashion-MNIST and KMNIST."""
+
+from pathlib import Path
+
+import numpy as np
+
+from se_lightning.data.idx import read_idx
+from se_lightning.data.in_memory import InMemoryDataModule
+
+__all__ = ["MNISTDataModule"]
+
+# name: (class and folder in torchvision, mean, std, class names); mean and std of the 60,000
+# training images in [0, 1], computed.
+_SETS: dict[str, tuple[str, float, float, tuple[str, ...]]] = {
+    "mnist": ("MNIST", 0.1307, 0.3081, tuple("0123456789")),
+    "fashion_mnist": (
+        "FashionMNIST",
+        0.2860,
+        0.3530,
+        (
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+    ),
+    "kmnist": (
+        "KMNIST",
+        0.1918,
+        0.3483,
+        ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+    ),
+}
+_FILES = {
+    ("train", "images"): "train-images-idx3-ubyte",
+    ("train", "labels"): "train-labels-idx1-ubyte",
+    ("test", "images"): "t10k-images-idx3-ubyte",
+    ("test", "labels"): "t10k-labels-idx1-ubyte",
+}
+
+
+class MNISTDataModule(InMemoryDataModule):
+    """MNIST, Fashion-MNIST or KMNIST: 60,000 images for training, 10,000 for the test, 28x28.
+
+    The files are MNIST's four IDX files, raw or .gz, in torchvision's layout
+    (``root/FashionMNIST/raw/``) or straight in ``root``. The official test set is only tested on;
+    validation is cut from the training set by a generator of its own, so that it is the same
+    for every ``seed``.
+
+    Args:
+        name: ``"mnist"``, ``"fashion_mnist"`` or ``"kmnist"``.
+        root: folder of the files.
+        download: fetch what is missing, through torchvision.
+        val_size: training images that are set aside for validation.
+        split_seed: of that cut.
+        batch_size: samples per device in training, at least 2.
+        eval_batch_size: the most samples per device in validation and test.
+        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
+        flip: mirror training images at random; right for Fashion-MNIST only.
+        num_workers: worker processes; 0 is fastest, since a batch is one gather.
+        seed: of the training order and the augmentation.
+
+    Raises:
+        ValueError: naming the argument that does not fit, or the damaged file.
+        FileNotFoundError: naming the missing file and both ways to get it.
+    """
+
+    image_size = 28
+
+    def __init__(
+        self,
+        name: str = "mnist",
+        root: str = "data",
+        *,
+        download: bool = False,
+        val_size: int = 5000,
+        split_seed: int = 0,
+        batch_size: int = 128,
+        eval_batch_size: int = 512,
+        crop_padding: int = 2,
+        flip: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if name not in _SETS:
+            raise ValueError(f"`name` (={name!r}) must be one of {', '.join(_SETS)}.")
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            crop_padding=crop_padding,
+            flip=flip,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self.folder, self.mean, self.std, self.class_names = _SETS[name]
+        self.root = Path(root)
+        self.download = download
+        self.val_size = val_size
+        self.split_seed = split_seed
+
+    def prepare_data(self) -> None:
+        """Download what is missing, if asked; Lightning calls it once a node."""
+        if not self.download or all(self._find(file) for file in _FILES.values()):
+            return
+        from torchvision import datasets
+
+        try:
+            getattr(datasets, self.folder)(str(self.root), download=True)
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(
+                f"{self.folder} could not be downloaded to {self.root.absolute()}: {error}. "
+                f"Put its files there by hand: {', '.join(_FILES.values())}, raw or .gz."
+            ) from error
+
+    def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # noqa: D102
+        images, labels = self._read("train")
+        if not 0 < self.val_size < len(labels) - 1:
+            raise ValueError(
+                f"`val_size` (={self.val_size}) must leave some of the {len(labels)} training "
+                "images on either side."
+            )
+        order = np.random.default_rng(self.split_seed).permutation(len(labels))
+        val, train = np.sort(order[: self.val_size]), np.sort(order[self.val_size :])
+        return {
+            "train": (images[train], labels[train]),
+            "val": (images[val], labels[val]),
+            "test": self._read("test"),
+        }
+
+    def _find(self, file: str) -> Path | None:
+        folders = (self.root / self.folder / "raw", self.root)
+        candidates = [folder / (file + end) for folder in folders for end in ("", ".gz")]
+        return next((path for path in candidates if path.is_file()), None)
+
+    def _read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        arrays, paths = [], []
+        for part, ndim in (("images", 3), ("labels", 1)):
+            file = _FILES[split, part]
+            path = self._find(file)
+            if path is None:
+                root = self.root.absolute()
+                raise FileNotFoundError(
+                    f"{file}[.gz] of {self.folder} is missing: neither in {root} nor in "
+                    f"{root / self.folder / 'raw'}. Set data.root to the folder that has it, or "
+                    "fetch it with data.download=true."
+                )
+            arrays.append(read_idx(path, ndim))
+            paths.append(path)
+        images, labels = arrays
+        if len(images) != len(labels):
+            raise ValueError(
+                f"{paths[0].name} and {paths[1].name} in {paths[1].parent} do not belong together: "
+                f"{len(images)} images, {len(labels)} labels."
+            )
+        size = (self.image_size, self.image_size)
+        if images.shape[1:] != size:
+            raise ValueError(f"{paths[0]} has images of {images.shape[1:]} pixels, not {size}.")
+        if len(labels) and labels.max() >= self.num_classes:
+            raise ValueError(
+                f"{paths[1]} has a label of {labels.max()}; {self.folder} has {self.num_classes} "
+                f"classes, 0 to {self.num_classes - 1}."
+            )
+        return images, labels

@@ -1,0 +1,127 @@
+"""Parameter groups and learning-rate schedules, counted in optimizer steps."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+__all__ = ["cosine", "multi_step", "parameter_groups"]
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Return two parameter groups: weights, and biases and norms with ``weight_decay=0``.
+
+    What has at most one dimension is a bias or belongs to a norm; the gates' layers keep their
+    decay. Frozen parameters are left out.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> [len(group["params"]) for group in parameter_groups(model)]
+        [1, 3]
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1]},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _warm_up(step: int, steps: float) -> float:
+    """Return the linear ramp's factor; the very first step already moves."""
+    return min(1.0, (step + 1) / steps) if steps > 0 else 1.0
+
+
+def _check_warm_up(warmup_epochs: float) -> None:
+    if warmup_epochs < 0:
+        raise ValueError(f"`warmup_epochs` (={warmup_epochs}) must not be negative.")
+
+
+def cosine(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    warmup_epochs: float = 0.0,
+    min_factor: float = 0.0,
+) -> LambdaLR:
+    """Ramp linearly for ``warmup_epochs``, then follow half a cosine down to the end of the run.
+
+    Args:
+        optimizer: its groups' learning rates are the peaks.
+        total_steps: optimizer steps of the run.
+        steps_per_epoch: optimizer steps of an epoch.
+        warmup_epochs: length of the ramp in epochs; fractions are allowed.
+        min_factor: what is left at the end, as a fraction of the peak.
+
+    Raises:
+        ValueError: if the ramp is not shorter than the run, or the run has no end.
+
+    Reference:
+        Loshchilov and Hutter, arXiv:1608.03983; Goyal et al., arXiv:1706.02677 (warm-up).
+    """
+    _check_warm_up(warmup_epochs)
+    if not math.isfinite(total_steps):
+        raise ValueError("A cosine schedule needs the run's length: set `trainer.max_epochs`.")
+    ramp = warmup_epochs * steps_per_epoch
+    if ramp >= total_steps:
+        raise ValueError(
+            f"`warmup_epochs` (={warmup_epochs}) covers the whole run ({total_steps} steps of "
+            f"{steps_per_epoch} an epoch); make it shorter, or train longer."
+        )
+
+    def factor(step: int) -> float:
+        if step < ramp:
+            return _warm_up(step, ramp)
+        progress = min(1.0, (step - ramp) / (total_steps - ramp))
+        return min_factor + (1 - min_factor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def multi_step(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    steps_per_epoch: int,
+    milestones: Sequence[float],
+    gamma: float = 0.1,
+    warmup_epochs: float = 0.0,
+) -> LambdaLR:
+    """Multiply the learning rate by ``gamma`` at each milestone.
+
+    Args:
+        optimizer: its groups' learning rates are the starting values.
+        total_steps: optimizer steps of the run.
+        steps_per_epoch: optimizer steps of an epoch.
+        milestones: in epochs, ascending; fractions are allowed.
+        gamma: factor of each drop.
+        warmup_epochs: length of a linear ramp at the start, in epochs.
+
+    Raises:
+        ValueError: if the milestones do not ascend, or lie beyond the end of the run.
+
+    Reference:
+        Footnote 2 of arXiv:1709.01507: drops at 125, 200 and 250 of 270 epochs.
+    """
+    _check_warm_up(warmup_epochs)
+    drops = [milestone * steps_per_epoch for milestone in milestones]
+    if drops != sorted(set(drops)) or (drops and not 0 < drops[0] <= drops[-1] < total_steps):
+        raise ValueError(
+            f"`milestones` (={list(milestones)}) must ascend and lie within the run of "
+            f"{total_steps / steps_per_epoch:g} epochs."
+        )
+    ramp = warmup_epochs * steps_per_epoch
+
+    def factor(step: int) -> float:
+        return _warm_up(step, ramp) * gamma ** sum(step >= drop for drop in drops)
+
+    return LambdaLR(optimizer, factor)
+
+
+# What modules take for `optimizer` and `lr_scheduler`: functions that still want what only the
+# trainer knows. `functools.partial`, or `_partial_: true` in a config, makes them.
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+SchedulerFactory = Callable[..., Any]

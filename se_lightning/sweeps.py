@@ -1,0 +1,152 @@
+"""Multiruns: a fresh process a job, and a table of what came out.
+
+Lightning starts the further ranks of a job by running ``sys.argv`` again; in a multirun that
+would be the whole multirun, once a rank. And what a job leaves behind in its process (ranks,
+process group, W&B run) is there for the next. So each job is a command of its own.
+"""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from se_lightning.results import RESULT, write_result, write_whole
+
+__all__ = ["CHILD", "JobFailed", "has_external_ranks", "run_job", "write_summary"]
+
+CHILD = "SE_LIGHTNING_CHILD"  # set in the environment of a job's process
+# What an outer run, or an earlier job, may have left in the environment.
+_RANKS = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_OTHERS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "WANDB_RUN_ID", "WANDB_RESUME")
+# Hydra's overrides that are about the multirun and not about a job.
+_SWEEP_ONLY = (
+    "hydra.mode",
+    "hydra.sweep",
+    "hydra.run",
+    "hydra.job.num",
+    "hydra.launcher",
+    "hydra/launcher",
+    "hydra/sweeper",
+    "hydra.output_subdir",
+)
+
+
+class JobFailed(RuntimeError):
+    """A job of a multirun ended badly; its own output has said why."""
+
+
+def has_external_ranks() -> bool:
+    """Tell whether torchrun or srun started this process as one of several ranks.
+
+    Then all of them are in the same job already, and a process of its own would belong to none.
+    """
+    in_srun = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
+    return "TORCHELASTIC_RUN_ID" in os.environ or in_srun
+
+
+def run_job() -> float | None:
+    """Run the job that Hydra is at in a process of its own, and rebuild the multirun's table.
+
+    Returns:
+        The score that the job reports to a sweeper.
+
+    Raises:
+        JobFailed: if it ended with another exit code than 0.
+    """
+    hydra = HydraConfig.get()
+    run_dir, sweep_dir = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
+    code = subprocess.run(_command(run_dir), env=_environment(), stdin=subprocess.DEVNULL).returncode
+    if code:
+        # Written only where the job itself could not: it was killed, or never began.
+        lost = {
+            "status": "failed",
+            "error": f"the process ended with exit code {code}",
+            "job": hydra.job.num,
+            "overrides": list(hydra.overrides.task),
+        }
+        write_result(run_dir, lost, keep=True)
+    result = json.loads((run_dir / RESULT).read_text())
+    write_summary(sweep_dir)
+    if code:
+        raise JobFailed(f"job {hydra.job.num} failed: {result['error']}; see {sweep_dir}/summary.md")
+    return result.get("metrics", {}).get("val/best")
+
+
+def _command(run_dir: Path) -> list[str]:
+    hydra = HydraConfig.get()
+    options = ["--config-name", hydra.job.config_name]
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line":  # --config-dir
+            options += ["--config-dir", source.path]
+    inherited = [
+        override
+        for override in hydra.overrides.hydra
+        if not override.lstrip("+~").startswith(_SWEEP_ONLY)
+    ]
+    quoted = str(run_dir.absolute()).replace("\\", "\\\\").replace('"', '\\"')
+    return [
+        sys.executable,
+        "-m",
+        "se_lightning",
+        *options,
+        *hydra.overrides.task,
+        *inherited,
+        f'hydra.run.dir="{quoted}"',
+        f"hydra.job.num={hydra.job.num}",
+        "hydra.output_subdir=null",  # .hydra is there already
+    ]
+
+
+def _environment() -> dict[str, str]:
+    hydra = HydraConfig.get()
+    environment = {k: v for k, v in os.environ.items() if k not in (*_RANKS, *_OTHERS)}
+    environment.setdefault("WANDB_RUN_GROUP", Path(hydra.sweep.dir).name)
+    environment.setdefault("WANDB_NAME", hydra.job.override_dirname or "defaults")
+    return environment | {CHILD: "1"}
+
+
+def write_summary(sweep_dir: Path) -> None:
+    """Rebuild summary.csv and summary.md from the results of all jobs that have ended."""
+    results = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{RESULT}")]
+    rows = [_row(result) for result in sorted(results, key=lambda result: result["job"])]
+    head, tail = ("job", "status"), ("world size", "wall time, s", "error")
+    # dict, not set: in the order in which the jobs name them.
+    found = dict.fromkeys(column for row in rows for column in row)
+    columns = [*head, *(column for column in found if column not in head + tail), *tail]
+
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(sweep_dir / "summary.csv", table.getvalue())
+    lines = [_line(columns), _line("---" for _ in columns)]
+    lines += [_line(row.get(column, "") for column in columns) for row in rows]
+    write_whole(sweep_dir / "summary.md", "\n".join(lines) + "\n")
+
+
+def _line(cells: Iterable[Any]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _row(result: dict[str, Any]) -> dict[str, Any]:
+    """Flatten a result: a column an override, a metric, a figure."""
+    overrides = dict(override.lstrip("+").partition("=")[::2] for override in result["overrides"])
+    widths = dict.fromkeys(result.get("hidden_widths", {}).values())
+    return {
+        "job": result["job"],
+        "status": result["status"],
+        **overrides,
+        "hidden widths": " ".join(map(str, widths)),
+        "parameters": result.get("parameters", ""),
+        **{name: f"{value:.5g}" for name, value in result.get("metrics", {}).items()},
+        "world size": result.get("world_size", ""),
+        "wall time, s": result.get("wall_time_s", ""),
+        "error": " ".join(result.get("error", "").split()),
+    }

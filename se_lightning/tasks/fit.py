@@ -1,0 +1,31 @@
+"""Train, then test."""
+
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+
+from se_lightning.tasks.test import test
+
+__all__ = ["fit"]
+
+
+def fit(
+    trainer: Trainer,
+    model: LightningModule,
+    datamodule: LightningDataModule,
+    ckpt_path: str | None = None,
+) -> dict[str, float]:
+    """Train, from ``ckpt_path`` on if given, and test the best checkpoint, or else the last weights.
+
+    Returns:
+        The metrics of the last epoch, and those of the test.
+    """
+    trainer.fit(model, datamodule, ckpt_path=ckpt_path, weights_only=True)
+    metrics = {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(("train/", "val/"))  # not the learning rates
+    }
+    checkpoint = trainer.checkpoint_callback
+    best = getattr(checkpoint, "best_model_path", "") or None
+    if best:
+        metrics["val/best"] = float(checkpoint.best_model_score)  # type: ignore[union-attr]
+    return metrics | test(trainer, model, datamodule, best)

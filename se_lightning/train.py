@@ -1,0 +1,183 @@
+"""A run: instantiate what the config says, do the task, write result.json."""
+
+import logging
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from se_lightning import checkpoint, console
+from se_lightning.errors import explain
+from se_lightning.excitation import find_gates
+from se_lightning.loggers import finish_wandb
+from se_lightning.models import hidden_widths
+from se_lightning.results import RESULT, write_result
+
+__all__ = ["train"]
+
+log = logging.getLogger(__name__)
+_PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchmetrics", "hydra-core", "wandb")
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Run the task of a composed config, and say in the run directory how it went.
+
+    Returns:
+        The best validation score, what a sweeper would optimise; None without one.
+    """
+    console.quiet()
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    if (run_dir / RESULT).exists() or (run_dir / "checkpoints").exists():
+        raise ValueError(
+            f"The run directory {run_dir} already holds a run; choose another hydra.run.dir, or "
+            "move that one away."
+        )
+    start = time.time()
+    try:
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        trainer, model, datamodule = build(cfg)
+        result = describe(cfg, trainer, model)
+        _greet(result)
+        from_scratch = cfg.ckpt_path if _is_fit(cfg) else None
+        metrics = instantiate(cfg.task)(trainer, model, datamodule, from_scratch)
+    except BaseException as error:
+        failure = {"status": "failed", "error": explain(error)}
+        write_result(run_dir, failure | _job(start), keep=True)
+        finish_wandb(failed=True)
+        raise
+    result |= {"status": "completed", "metrics": metrics, "epochs": trainer.current_epoch}
+    result |= {"steps": trainer.global_step, "world_size": trainer.world_size}
+    result |= _files(trainer) | _job(start)
+    if trainer.is_global_zero:
+        write_result(run_dir, result)
+        _report(result, run_dir)
+    finish_wandb(failed=False)
+    return metrics.get("val/best")
+
+
+def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
+    """Make trainer, model and datamodule; all but a training rebuilds the last two from ckpt_path.
+
+    Raises:
+        ValueError: if a checkpoint is needed and not given, or arguments contradict it.
+    """
+    _check_devices(cfg.trainer)
+    if _is_fit(cfg):
+        datamodule = instantiate(cfg.data, _convert_="all")
+        for key in ("num_classes", "in_channels"):
+            if cfg.model[key] is None:
+                cfg.model[key] = getattr(datamodule, key)
+        model = instantiate(cfg.model, _convert_="all")
+    else:
+        model, datamodule = _rebuild(cfg)
+    parts = {
+        name: [instantiate(node, _convert_="all") for node in (cfg.get(name) or {}).values() if node]
+        for name in ("callbacks", "logger")
+    }
+    # No logger is False: None is Lightning's own choice of one.
+    trainer = instantiate(
+        cfg.trainer, _convert_="all", callbacks=parts["callbacks"], logger=parts["logger"] or False
+    )
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    return trainer, model, datamodule
+
+
+def _is_fit(cfg: DictConfig) -> bool:
+    return str(cfg.task["_target_"]).endswith(".fit")
+
+
+def _rebuild(cfg: DictConfig) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+    """Take model and data from the checkpoint; ``data`` and ``data.*`` overrides go on top."""
+    if cfg.ckpt_path is None:
+        raise ValueError("This task needs a checkpoint: ckpt_path=RUN_DIR/checkpoints/best.ckpt.")
+    given = [override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
+    structural = [key for key in given if key.split(".")[0] == "model"]
+    if structural:
+        raise ValueError(
+            f"The model is rebuilt from `ckpt_path` as it was trained; leave out {structural[0]}=."
+        )
+    read = checkpoint.read_checkpoint(cfg.ckpt_path)
+    model = checkpoint.model_from(read, cfg.ckpt_path)
+    if "data" in given or "experiment" in given:
+        return model, instantiate(cfg.data, _convert_="all")
+    changes = {key[5:]: OmegaConf.select(cfg, key) for key in given if key.startswith("data.")}
+    return model, checkpoint.datamodule_from(read, **changes)
+
+
+def _check_devices(trainer: DictConfig) -> None:
+    """Say what Lightning does not: too many GPUs, or processes that share cores."""
+    devices, accelerator = trainer.devices, trainer.accelerator
+    if not isinstance(devices, int):
+        return
+    gpus = torch.cuda.device_count()
+    if accelerator in ("gpu", "cuda") and 0 <= gpus < devices:
+        raise MisconfigurationException(
+            f"trainer.devices={devices} on GPUs, but this machine has {gpus}. Lower "
+            "trainer.devices, or set trainer.accelerator=cpu."
+        )
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not gpus)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if on_cpu and cores and devices > cores:
+        log.warning("%d CPU processes share %d cores; each gets slower.", devices, cores)
+
+
+def describe(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule) -> dict[str, Any]:
+    """Say what is run: names, sizes, and what the ratio did to each gate."""
+    choices = HydraConfig.get().runtime.choices
+    backbone = getattr(model, "backbone", model)
+    return {
+        "task": choices["task"],
+        "model": choices["model"] if _is_fit(cfg) else type(model).__name__,
+        "data": choices["data"] if _is_fit(cfg) else None,
+        "seed": cfg.seed,
+        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "gates": len(find_gates(backbone)),
+        "hidden_widths": hidden_widths(backbone),
+        "world_size": trainer.world_size,
+    }
+
+
+def _job(start: float) -> dict[str, Any]:
+    hydra = HydraConfig.get()
+    return {
+        "job": None if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num,
+        "overrides": list(hydra.overrides.task),
+        "wall_time_s": round(time.time() - start, 2),
+        "versions": {"python": platform.python_version()}
+        | {package: version(package) for package in _PACKAGES},
+    }
+
+
+def _files(trainer: pl.Trainer) -> dict[str, str | None]:
+    pictures = [getattr(callback, "picture", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    picture = next((str(path) for path in pictures if path), None)
+    return {"checkpoint": best or None, "picture": picture}
+
+
+@rank_zero_only
+def _greet(result: dict[str, Any]) -> None:
+    widths = list(dict.fromkeys(result["hidden_widths"].values()))
+    gates = f"{result['gates']} gates" + (f", hidden widths {widths}" if widths else "")
+    what = f"{result['model']}: {result['parameters']:,} parameters, {gates}"
+    log.info(what if result["world_size"] == 1 else f"{what}; {result['world_size']} processes")
+
+
+def _report(result: dict[str, Any], run_dir: Path) -> None:
+    lines = {
+        "test accuracy": f"{100 * result['metrics']['test/acc1']:.2f} %",
+        "run directory": str(run_dir),
+        "picture": result["picture"],
+    }
+    log.info("%s", "\n".join(f"{name:14} {value}" for name, value in lines.items() if value))
