@@ -3,12 +3,17 @@
 Nothing here imports torch, so that ``--help``, ``--cfg job`` and a typing error answer at once.
 """
 
+import contextlib
 import ctypes
 import difflib
+import logging
 import os
+import re
+import shutil
 import signal
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -18,6 +23,7 @@ from omegaconf import DictConfig
 
 from se_lightning import sweeps
 from se_lightning.errors import explain, is_mistake
+from se_lightning.results import RESULT
 
 __all__ = ["main"]
 
@@ -44,28 +50,52 @@ def main() -> None:
     """Run the command line; a user's mistake ends in one message and exit code 1."""
     _die_with_parent()
     _accept_plus(sys.argv)
-    full_error = os.environ.get(FULL_ERROR)
-    # Under it Hydra raises instead of printing in its own words; the job gets the user's value.
-    os.environ[FULL_ERROR] = "1"
+    wants_stack = os.environ.get(FULL_ERROR) == "1"
     try:
-        _app()
+        try:
+            with _hydra_raises("1"):
+                _app()
+        finally:
+            sweeps.tell_summary()
     except Exception as error:
-        if full_error == "1" or not is_mistake(error):
+        if wants_stack or not is_mistake(error):
             sys.excepthook(type(error), error, error.__traceback__)
-        sys.stdout.flush()
-        print(f"\nse_lightning: error: {explain(error)}", file=sys.stderr)
+        print(f"se_lightning: error: {explain(error)}{_suggestion(error)}", file=sys.stderr)
         sys.exit(1)
+
+
+@contextlib.contextmanager
+def _hydra_raises(value: str | None) -> Iterator[None]:
+    """Set the variable by which Hydra raises its errors instead of wording them itself."""
+    before = os.environ.pop(FULL_ERROR, None)
+    if value is not None:
+        os.environ[FULL_ERROR] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(FULL_ERROR, None)
+        if before is not None:
+            os.environ[FULL_ERROR] = before
+
+
+_users_full_error = os.environ.get(FULL_ERROR)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://se_lightning.conf", config_name="train")
 def _app(cfg: DictConfig) -> float | None:
     """Run one job of Hydra's: in a process of its own where there are several."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN and not sweeps.has_external_ranks():
-        return sweeps.run_job()
-    _refuse_unknown_keys(cfg)
-    from se_lightning.train import train
+    with _hydra_raises(_users_full_error):  # for the processes that the job starts
+        if HydraConfig.get().mode == RunMode.MULTIRUN and not sweeps.has_external_ranks():
+            return sweeps.run_job()
+        try:
+            _refuse_unknown_keys(cfg)
+            from se_lightning.train import train
 
-    return train(cfg)
+            return train(cfg)
+        except Exception as error:
+            if is_mistake(error) and sweeps.CHILD not in os.environ:
+                _discard_unused(Path(HydraConfig.get().runtime.output_dir))
+            raise
 
 
 def _die_with_parent() -> None:
@@ -105,6 +135,34 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
         node = cfg.get(group)
         if isinstance(node, DictConfig) and node.get("_target_") == shipped[group].get("_target_"):
             _refuse_others(node, shipped[group], f"{group}.")
+
+
+def _suggestion(error: Exception) -> str:
+    """Say how to mend it, where the message is another's: the key that was meant, another folder."""
+    if isinstance(error, OSError) and error.filename and HydraConfig.initialized():
+        directories = HydraConfig.get().run.dir, HydraConfig.get().sweep.dir
+        if str(error.filename).startswith(directories):
+            return "\nRuns are written there; choose another folder: hydra.run.dir=... (with -m: hydra.sweep.dir=...)."
+    missing = re.match(r"Could not override '([^'@]+)'", str(error))
+    if missing is None:
+        return ""
+    with hydra.initialize_config_module("se_lightning.conf", version_base="1.3"):
+        composed = hydra.compose("train")
+    known = [f"{node}.{key}" for node in composed for key in composed[node] or ()]
+    near = difflib.get_close_matches(missing[1], [*composed, *GROUPS, *known], n=1)
+    return f"\nDid you mean `{near[0]}`?" if near else ""
+
+
+def _discard_unused(run_dir: Path) -> None:
+    """Remove the directory of a run that never began, but nothing that Hydra and we did not make."""
+    if any((run_dir / began).exists() for began in ("checkpoints", "metrics.csv", "wandb")):
+        return
+    logging.shutdown()
+    shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
+    for made in (RESULT, "hparams.yaml", f"{HydraConfig.get().job.name}.log"):
+        (run_dir / made).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds something of the user's
+        run_dir.rmdir()
 
 
 def _refuse_others(node: DictConfig, known: Collection[str], prefix: str = "") -> None:

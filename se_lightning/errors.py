@@ -1,14 +1,20 @@
 """One clear message for a user's mistake."""
 
+import re
+
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["explain", "is_mistake"]
+__all__ = ["JobFailed", "explain", "is_mistake"]
+
+
+class JobFailed(RuntimeError):
+    """A job of a multirun ended badly; its own output has said why."""
 
 
 def is_mistake(error: BaseException) -> bool:
     """Tell a user's mistake, which wants one message, from a fault, which wants its stack."""
-    kinds = (HydraException, OmegaConfBaseException, ValueError, OSError)
+    kinds = (HydraException, OmegaConfBaseException, ValueError, OSError, JobFailed)
     # By name: this module must not wait for Lightning to be imported.
     names = {kind.__name__ for kind in type(error).__mro__}
     return isinstance(error, kinds) or "MisconfigurationException" in names
@@ -25,13 +31,14 @@ def explain(error: BaseException) -> str:
     if isinstance(error, InstantiationException):
         # Hydra: "Error in call to target '...':\n<repr>\nfull_key: <node>"
         node = text.rpartition("full_key: ")[2] if "full_key: " in text else ""
-        where = f" (in the config's `{node}`)" if node else ""
-        return explain(error.__cause__) + where if error.__cause__ else text
+        return f"{node}: {explain(error.__cause__)}" if error.__cause__ else text
     if isinstance(error, HydraException):
         cause = error.__cause__
         if isinstance(cause, OmegaConfBaseException):
             text += "\n" + str(cause).splitlines()[0]
-        return text.partition("\nConfig search path")[0].partition("\nSet the environment")[0].strip()
+        # Hydra's advice to add a key with `+` would only lead to the next message.
+        text = re.sub(r"\nTo append to your (config|default list) use .*", "", text)
+        return text.partition("\nConfig search path")[0].strip()
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.strerror}: {error.filename}"
     if is_mistake(error) and text:

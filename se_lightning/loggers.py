@@ -70,7 +70,9 @@ class GracefulWandbLogger(WandbLogger):
         if self._wandb_init["mode"] == "online":
             log.info("W&B: %s", run.url)
         elif self._wandb_init["mode"] != "disabled":
-            log.info("W&B: offline (%s); to send it later: wandb sync %s", why, Path(run.dir).parent)
+            log.info(
+                "W&B: offline (%s); to send it later: wandb sync %s", why, Path(run.dir).parent
+            )
 
 
 def finish_wandb(*, failed: bool) -> None:

@@ -11,15 +11,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from se_lightning.errors import JobFailed
 from se_lightning.results import RESULT, write_result, write_whole
 
-__all__ = ["CHILD", "JobFailed", "has_external_ranks", "run_job", "write_summary"]
+__all__ = ["CHILD", "has_external_ranks", "run_job", "tell_summary", "write_summary"]
 
 CHILD = "SE_LIGHTNING_CHILD"  # set in the environment of a job's process
 # What an outer run, or an earlier job, may have left in the environment.
@@ -37,9 +37,13 @@ _SWEEP_ONLY = (
     "hydra.output_subdir",
 )
 
+_summaries: set[Path] = set()  # of the multiruns that this process has led
 
-class JobFailed(RuntimeError):
-    """A job of a multirun ended badly; its own output has said why."""
+
+def tell_summary() -> None:
+    """Print the table of the multirun that this process has led, if it has."""
+    for summary in _summaries:
+        print(f"\n{summary.read_text()}\n{summary}")
 
 
 def has_external_ranks() -> bool:
@@ -62,7 +66,9 @@ def run_job() -> float | None:
     """
     hydra = HydraConfig.get()
     run_dir, sweep_dir = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
-    code = subprocess.run(_command(run_dir), env=_environment(), stdin=subprocess.DEVNULL).returncode
+    code = subprocess.run(
+        _command(run_dir), env=_environment(), stdin=subprocess.DEVNULL
+    ).returncode
     if code:
         # Written only where the job itself could not: it was killed, or never began.
         lost = {
@@ -74,8 +80,11 @@ def run_job() -> float | None:
         write_result(run_dir, lost, keep=True)
     result = json.loads((run_dir / RESULT).read_text())
     write_summary(sweep_dir)
+    _summaries.add(sweep_dir / "summary.md")
     if code:
-        raise JobFailed(f"job {hydra.job.num} failed: {result['error']}; see {sweep_dir}/summary.md")
+        raise JobFailed(
+            f"job {hydra.job.num} failed: {result['error']}\nAll jobs: {sweep_dir}/summary.md"
+        )
     return result.get("metrics", {}).get("val/best")
 
 
@@ -116,23 +125,38 @@ def write_summary(sweep_dir: Path) -> None:
     """Rebuild summary.csv and summary.md from the results of all jobs that have ended."""
     results = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{RESULT}")]
     rows = [_row(result) for result in sorted(results, key=lambda result: result["job"])]
-    head, tail = ("job", "status"), ("world size", "wall time, s", "error")
+    head, tail = ["job", "status"], ["world size", "wall time, s", "error"]
     # dict, not set: in the order in which the jobs name them.
     found = dict.fromkeys(column for row in rows for column in row)
-    columns = [*head, *(column for column in found if column not in head + tail), *tail]
+    columns = head + [column for column in found if column not in head + tail] + tail
 
     table = io.StringIO(newline="")
     writer = csv.DictWriter(table, columns, restval="")
     writer.writeheader()
     writer.writerows(rows)
     write_whole(sweep_dir / "summary.csv", table.getvalue())
-    lines = [_line(columns), _line("---" for _ in columns)]
-    lines += [_line(row.get(column, "") for column in columns) for row in rows]
-    write_whole(sweep_dir / "summary.md", "\n".join(lines) + "\n")
+    write_whole(sweep_dir / "summary.md", _markdown(rows, columns))
 
 
-def _line(cells: Iterable[Any]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+def _markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
+    """Draw the table that one reads: what all jobs share stands above it, once."""
+    shared = {
+        column: rows[0][column]
+        for column in columns
+        if "." in column and len(rows) > 1 and len({row.get(column) for row in rows}) == 1
+    }
+    read = [c for c in columns if c not in shared and not c.startswith(("train/", "val/"))]
+    read = [c for c in read if any(str(row.get(c, "")) for row in rows)]
+    cells = [read] + [[str(row.get(c, "")).replace("|", "\\|") for c in read] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
+        for line in cells
+    ]
+    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    if shared:
+        lines[:0] = ["All jobs: " + " ".join(f"`{k}={v}`" for k, v in shared.items()), ""]
+    return "\n".join(lines) + "\n"
 
 
 def _row(result: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from se_lightning.excitation import find_gates
 from se_lightning.loggers import finish_wandb
 from se_lightning.models import hidden_widths
 from se_lightning.results import RESULT, write_result
+from se_lightning.sweeps import has_external_ranks
 
 __all__ = ["train"]
 
@@ -46,7 +47,7 @@ def train(cfg: DictConfig) -> float | None:
     try:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         trainer, model, datamodule = build(cfg)
-        result = describe(cfg, trainer, model)
+        result = describe(cfg, trainer, model, datamodule)
         _greet(result)
         from_scratch = cfg.ckpt_path if _is_fit(cfg) else None
         metrics = instantiate(cfg.task)(trainer, model, datamodule, from_scratch)
@@ -80,8 +81,14 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
         model = instantiate(cfg.model, _convert_="all")
     else:
         model, datamodule = _rebuild(cfg)
+    if rank_zero_only.rank == 0 and not has_external_ranks():
+        # Before loggers and ranks are started: what is wrong with the data is said once.
+        datamodule.prepare_data()
+        datamodule.setup()
     parts = {
-        name: [instantiate(node, _convert_="all") for node in (cfg.get(name) or {}).values() if node]
+        name: [
+            instantiate(node, _convert_="all") for node in (cfg.get(name) or {}).values() if node
+        ]
         for name in ("callbacks", "logger")
     }
     # No logger is False: None is Lightning's own choice of one.
@@ -132,14 +139,19 @@ def _check_devices(trainer: DictConfig) -> None:
         log.warning("%d CPU processes share %d cores; each gets slower.", devices, cores)
 
 
-def describe(cfg: DictConfig, trainer: pl.Trainer, model: pl.LightningModule) -> dict[str, Any]:
+def describe(
+    cfg: DictConfig,
+    trainer: pl.Trainer,
+    model: pl.LightningModule,
+    datamodule: pl.LightningDataModule,
+) -> dict[str, Any]:
     """Say what is run: names, sizes, and what the ratio did to each gate."""
     choices = HydraConfig.get().runtime.choices
     backbone = getattr(model, "backbone", model)
     return {
         "task": choices["task"],
         "model": choices["model"] if _is_fit(cfg) else type(model).__name__,
-        "data": choices["data"] if _is_fit(cfg) else None,
+        "data": choices["data"] if _is_fit(cfg) else type(datamodule).__name__,
         "seed": cfg.seed,
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         "gates": len(find_gates(backbone)),

@@ -4,7 +4,6 @@ import logging
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.trainer.states import TrainerFn
@@ -117,8 +116,7 @@ class ExcitationHistogram(Callback):
             return
         self.picture = Path(trainer.default_root_dir) / "excitation" / "histogram.png"
         self.picture.parent.mkdir(parents=True, exist_ok=True)
-        values = int(np.sum([count.sum().item() for count in self._counts]))
-        title = f"Gates of {values:,} values, epoch {trainer.current_epoch}"
+        title = f"Excitations on the validation set, epoch {trainer.current_epoch}"
         figure = draw_histogram(self._histogram.layers, self._counts.bins.numpy(), title)
         figure.savefig(self.picture, dpi=120)
         for logger in trainer.loggers:

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -76,14 +78,25 @@ def draw_histogram(layers: Sequence[str], counts: np.ndarray, title: str) -> Fig
         title: heading.
     """
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure = Figure(figsize=(7, 1.6 + 0.24 * len(layers)), layout="constrained")
+    figure = Figure(figsize=(7.5, 1.4 + 0.26 * len(layers)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(
-        share, aspect="auto", extent=(0, 1, len(layers), 0), cmap="magma", interpolation="nearest"
+        share,
+        aspect="auto",
+        extent=(0, 1, len(layers), 0),
+        cmap="magma_r",
+        # The square root: a layer whose gates spread over all values stays visible beside one
+        # whose gates sit in two bins.
+        norm=PowerNorm(0.5, vmin=0),
+        interpolation="nearest",
     )
     axes.set_yticks(np.arange(len(layers)) + 0.5, layers, fontsize=8)
-    axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("gate value")
+    axes.set_yticks(np.arange(1, len(layers)), minor=True)
+    axes.grid(which="minor", axis="y", color="white", linewidth=1.5)
+    axes.tick_params(axis="y", which="both", length=0)
+    axes.set_xlabel("gate value (0: the channel is shut, 1: it passes unchanged)", fontsize=9)
     axes.set_title(title, fontsize=10)
-    figure.colorbar(image, label="share of the layer's gates")
+    figure.colorbar(image, format=PercentFormatter(1, decimals=0)).set_label(
+        "share of the layer's gates", fontsize=9
+    )
     return figure

@@ -15,10 +15,7 @@ from se_lightning.models.gates import Excitation, SqueezeExcitation, hidden_widt
 from se_lightning.models.resnet import *  # noqa: F403
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    name: getattr(family, name)
-    for family in (resnet,)
-    for name in family.__all__
-    if name.islower()
+    name: getattr(family, name) for family in (resnet,) for name in family.__all__ if name.islower()
 }
 
 __all__ = [

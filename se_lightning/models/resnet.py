@@ -121,9 +121,7 @@ class Bottleneck(nn.Module):
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(
-        _conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
-    )
+    return nn.Sequential(_conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
 class SEResNet(nn.Module):
@@ -193,7 +191,9 @@ class SEResNet(nn.Module):
         self.act = nn.ReLU(inplace=True)
 
         self.stages = [f"layer{number}" for number in range(1, len(layers) + 1)]
-        for number, (name, depth, width) in enumerate(zip(self.stages, layers, widths, strict=True)):
+        for number, (name, depth, width) in enumerate(
+            zip(self.stages, layers, widths, strict=True)
+        ):
             blocks = []
             for index in range(depth):
                 stride = 2 if number > 0 and index == 0 else 1

@@ -76,7 +76,9 @@ class ImageClassifier(LightningModule):
             raise ValueError(f"`label_smoothing` (={label_smoothing!r}) must be in [0, 1).")
         # One call serves the family modules too: it collects the arguments of all constructors.
         self.save_hyperparameters(ignore=["backbone", "optimizer", "lr_scheduler"])
-        self.backbone = backbone.to(memory_format=torch.channels_last) if channels_last else backbone
+        self.backbone = (
+            backbone.to(memory_format=torch.channels_last) if channels_last else backbone
+        )
         self.channels_last = channels_last
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing

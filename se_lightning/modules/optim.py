@@ -1,6 +1,7 @@
 """Parameter groups and learning-rate schedules, counted in optimizer steps."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -29,14 +30,23 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
-def _warm_up(step: int, steps: float) -> float:
-    """Return the linear ramp's factor; the very first step already moves."""
-    return min(1.0, (step + 1) / steps) if steps > 0 else 1.0
-
-
-def _check_warm_up(warmup_epochs: float) -> None:
+def _ramp(warmup_epochs: float, total_steps: float, steps_per_epoch: int) -> float:
+    """Return the length of the warm-up in steps, at most half of the run."""
     if warmup_epochs < 0:
         raise ValueError(f"`warmup_epochs` (={warmup_epochs}) must not be negative.")
+    ramp = warmup_epochs * steps_per_epoch
+    if ramp > total_steps / 2:
+        warnings.warn(
+            f"A warm-up of {warmup_epochs:g} epochs is cut to half of this run's {total_steps} "
+            "steps.",
+            stacklevel=3,
+        )
+    return min(ramp, total_steps / 2)
+
+
+def _warm_up(step: int, ramp: float) -> float:
+    """Return the linear ramp's factor; the very first step already moves."""
+    return min(1.0, (step + 1) / ramp) if ramp > 0 else 1.0
 
 
 def cosine(
@@ -57,20 +67,14 @@ def cosine(
         min_factor: what is left at the end, as a fraction of the peak.
 
     Raises:
-        ValueError: if the ramp is not shorter than the run, or the run has no end.
+        ValueError: if the run has no end, or the ramp's length is negative.
 
     Reference:
         Loshchilov and Hutter, arXiv:1608.03983; Goyal et al., arXiv:1706.02677 (warm-up).
     """
-    _check_warm_up(warmup_epochs)
     if not math.isfinite(total_steps):
         raise ValueError("A cosine schedule needs the run's length: set `trainer.max_epochs`.")
-    ramp = warmup_epochs * steps_per_epoch
-    if ramp >= total_steps:
-        raise ValueError(
-            f"`warmup_epochs` (={warmup_epochs}) covers the whole run ({total_steps} steps of "
-            f"{steps_per_epoch} an epoch); make it shorter, or train longer."
-        )
+    ramp = _ramp(warmup_epochs, total_steps, steps_per_epoch)
 
     def factor(step: int) -> float:
         if step < ramp:
@@ -101,19 +105,21 @@ def multi_step(
         warmup_epochs: length of a linear ramp at the start, in epochs.
 
     Raises:
-        ValueError: if the milestones do not ascend, or lie beyond the end of the run.
+        ValueError: if the milestones do not ascend, or the ramp's length is negative.
 
     Reference:
         Footnote 2 of arXiv:1709.01507: drops at 125, 200 and 250 of 270 epochs.
     """
-    _check_warm_up(warmup_epochs)
     drops = [milestone * steps_per_epoch for milestone in milestones]
-    if drops != sorted(set(drops)) or (drops and not 0 < drops[0] <= drops[-1] < total_steps):
-        raise ValueError(
-            f"`milestones` (={list(milestones)}) must ascend and lie within the run of "
-            f"{total_steps / steps_per_epoch:g} epochs."
+    if drops != sorted(set(drops)) or (drops and drops[0] <= 0):
+        raise ValueError(f"`milestones` (={list(milestones)}) must be above 0 and ascend.")
+    if drops and drops[-1] >= total_steps:
+        warnings.warn(
+            f"The last drop, after {milestones[-1]:g} epochs, lies beyond the end of this run of "
+            f"{total_steps / steps_per_epoch:g}.",
+            stacklevel=2,
         )
-    ramp = warmup_epochs * steps_per_epoch
+    ramp = _ramp(warmup_epochs, total_steps, steps_per_epoch)
 
     def factor(step: int) -> float:
         return _warm_up(step, ramp) * gamma ** sum(step >= drop for drop in drops)

@@ -14,7 +14,9 @@ def _backbone(name: str, stem: str | None, **options: Any) -> nn.Module:
     """Build a member of a family; an unknown one is refused with those that there are."""
     if name not in models.list_models():
         family = name.rstrip("0123456789xd_-")
-        members = [known for known in models.list_models() if known.rstrip("0123456789xd_") == family]
+        members = [
+            known for known in models.list_models() if known.rstrip("0123456789xd_") == family
+        ]
         raise ValueError(f"There is no {name}; there are: {', '.join(members)}.")
     return models.create_model(name, **options, **({} if stem is None else {"stem": stem}))
 
