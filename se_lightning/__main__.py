@@ -138,11 +138,11 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
 
 
 def _suggestion(error: Exception) -> str:
-    """Say how to mend it, where the message is another's: the key that was meant, another folder."""
+    """Say how to mend it, where the message itself is the work of others."""
     if isinstance(error, OSError) and error.filename and HydraConfig.initialized():
         directories = HydraConfig.get().run.dir, HydraConfig.get().sweep.dir
         if str(error.filename).startswith(directories):
-            return "\nRuns are written there; choose another folder: hydra.run.dir=... (with -m: hydra.sweep.dir=...)."
+            return "\nRuns are written there: choose a folder with hydra.run.dir=DIR."
     missing = re.match(r"Could not override '([^'@]+)'", str(error))
     if missing is None:
         return ""
@@ -154,7 +154,7 @@ def _suggestion(error: Exception) -> str:
 
 
 def _discard_unused(run_dir: Path) -> None:
-    """Remove the directory of a run that never began, but nothing that Hydra and we did not make."""
+    """Remove what Hydra and we put into the directory of a run that never began."""
     if any((run_dir / began).exists() for began in ("checkpoints", "metrics.csv", "wandb")):
         return
     logging.shutdown()

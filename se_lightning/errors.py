@@ -5,16 +5,16 @@ import re
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["JobFailed", "explain", "is_mistake"]
+__all__ = ["JobError", "explain", "is_mistake"]
 
 
-class JobFailed(RuntimeError):
+class JobError(RuntimeError):
     """A job of a multirun ended badly; its own output has said why."""
 
 
 def is_mistake(error: BaseException) -> bool:
     """Tell a user's mistake, which wants one message, from a fault, which wants its stack."""
-    kinds = (HydraException, OmegaConfBaseException, ValueError, OSError, JobFailed)
+    kinds = (HydraException, OmegaConfBaseException, ValueError, OSError, JobError)
     # By name: this module must not wait for Lightning to be imported.
     names = {kind.__name__ for kind in type(error).__mro__}
     return isinstance(error, kinds) or "MisconfigurationException" in names

@@ -16,7 +16,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from se_lightning.errors import JobFailed
+from se_lightning.errors import JobError
 from se_lightning.results import RESULT, write_result, write_whole
 
 __all__ = ["CHILD", "has_external_ranks", "run_job", "tell_summary", "write_summary"]
@@ -62,7 +62,7 @@ def run_job() -> float | None:
         The score that the job reports to a sweeper.
 
     Raises:
-        JobFailed: if it ended with another exit code than 0.
+        JobError: if it ended with another exit code than 0.
     """
     hydra = HydraConfig.get()
     run_dir, sweep_dir = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
@@ -82,7 +82,7 @@ def run_job() -> float | None:
     write_summary(sweep_dir)
     _summaries.add(sweep_dir / "summary.md")
     if code:
-        raise JobFailed(
+        raise JobError(
             f"job {hydra.job.num} failed: {result['error']}\nAll jobs: {sweep_dir}/summary.md"
         )
     return result.get("metrics", {}).get("val/best")

@@ -107,7 +107,7 @@ class InMemoryDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:  # noqa: D102
         if not self._splits:
             self._splits = {
-                split: (torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels).long())
+                split: (torch.tensor(images).unsqueeze(1), torch.tensor(labels).long())
                 for split, (images, labels) in self.load().items()
             }
 

@@ -1,5 +1,6 @@
 """The order of samples: a pure function of seed and epoch, cut into the batches of a rank."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -58,7 +59,7 @@ class TrainBatches(DistributedSampler):
             yield self.epoch, order[start : min(start + self.batch_size, self.share)]
 
     def __len__(self) -> int:
-        return -(-self.share // self.batch_size)
+        return math.ceil(self.share / self.batch_size)
 
 
 class EvalBatches(DistributedSampler):
@@ -85,7 +86,7 @@ class EvalBatches(DistributedSampler):
         if batch_size < 1:
             raise ValueError(f"`batch_size` (={batch_size}) must be at least 1.")
         self.indices = np.arange(rank, size, world_size)
-        self.batches = -(-(-(-size // world_size)) // batch_size)
+        self.batches = math.ceil(math.ceil(size / world_size) / batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         for indices in np.array_split(self.indices, self.batches):

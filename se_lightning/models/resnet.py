@@ -71,7 +71,7 @@ class BasicBlock(nn.Module):
         self.downsample = _projection(in_channels, width, stride)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         out = self.act(self.bn1(self.conv1(x)))
         shortcut = x if self.downsample is None else self.downsample(x)
         return _tail(self.conv2(out), self.bn2, self.se, shortcut, self.act)
@@ -111,7 +111,7 @@ class Bottleneck(nn.Module):
         self.downsample = _projection(in_channels, out_channels, stride)
         self.act = nn.ReLU(inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         out = self.act(self.bn1(self.conv1(x)))
         out = self.act(self.bn2(self.conv2(out)))
         shortcut = x if self.downsample is None else self.downsample(x)

@@ -13,7 +13,7 @@ def fit(
     datamodule: LightningDataModule,
     ckpt_path: str | None = None,
 ) -> dict[str, float]:
-    """Train, from ``ckpt_path`` on if given, and test the best checkpoint, or else the last weights.
+    """Train, from ``ckpt_path`` on if given, and test the best checkpoint or else the last weights.
 
     Returns:
         The metrics of the last epoch, and those of the test.

@@ -1,0 +1,139 @@
+import gzip
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+# A run of seconds: what it learns does not matter, that every stage is passed does.
+SHORT = (
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=2",
+    "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1",
+    "trainer.accelerator=cpu",
+)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if "gpu" in item.keywords and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No account, no earlier run, no ranks of whoever started the tests."""
+    for name in list(os.environ):
+        if name.startswith(("WANDB_", "PL_", "SLURM_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", os.devnull)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", "/nonexistent")
+
+
+@pytest.fixture
+def short() -> tuple[str, ...]:
+    return SHORT
+
+
+@pytest.fixture
+def cli(tmp_path: Path):
+    """Run ``python -m se_lightning`` in a folder of the test's own."""
+
+    def run(*arguments: str, check: bool = True, **options) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            options.pop("command", [sys.executable, "-m", "se_lightning"]) + list(arguments),
+            cwd=options.pop("cwd", tmp_path),
+            env={**os.environ, **options.pop("env", {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+        assert not options
+        if check:
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done
+
+    return run
+
+
+@pytest.fixture
+def result():
+    """Read the only result.json under a folder."""
+
+    def read(folder: Path) -> dict:
+        (path,) = folder.rglob("result.json")
+        return json.loads(path.read_text())
+
+    return read
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
+    content = header + array.astype(np.uint8).tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture
+def idx_root(tmp_path: Path) -> Path:
+    """Make a flat folder with MNIST's four files: 120 training and 101 test images."""
+    generator = np.random.default_rng(0)
+    root = tmp_path / "idx"
+    for split, size in (("train", 120), ("t10k", 101)):
+        images = generator.integers(0, 256, (size, 28, 28))
+        write_idx(root / f"{split}-images-idx3-ubyte.gz", images)
+        write_idx(root / f"{split}-labels-idx1-ubyte", np.arange(size) % 10)
+    return root
+
+
+def wandb_records(run_file: Path) -> Iterator:
+    """Yield the records of a .wandb file: LevelDB's log framing around protobuf messages."""
+    from wandb.proto import wandb_internal_pb2
+
+    data = run_file.read_bytes()
+    assert data[:4] == b":W&B"
+    position, message = 7, b""
+    while position + 7 <= len(data):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        checksum, size, kind = struct.unpack_from("<IHB", data, position)
+        position += 7
+        if kind == 0 and size == 0:
+            return
+        chunk = data[position : position + size]
+        position += size
+        assert zlib.crc32(bytes([kind]) + chunk) & 0xFFFFFFFF == checksum
+        message = chunk if kind in (1, 2) else message + chunk
+        if kind in (1, 4):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(message)
+            yield record
+
+
+@pytest.fixture
+def wandb_history():
+    """Read the rows that a run logged to W&B, offline, with nested keys joined by dots."""
+
+    def read(folder: Path) -> list[dict]:
+        (run_file,) = folder.rglob("run-*.wandb")
+        return [
+            {
+                item.key or ".".join(item.nested_key): json.loads(item.value_json)
+                for item in record.history.item
+            }
+            for record in wandb_records(run_file)
+            if record.WhichOneof("record_type") == "history"
+        ]
+
+    return read

@@ -1,0 +1,46 @@
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from se_lightning.excitation import find_gates
+from se_lightning.models import se_resnet20, se_resnet50
+
+
+def fired(model, pixels=64):
+    """Count, by a forward pass, the modules whose outputs scale others, and their ranges."""
+    gates, values = find_gates(model), {}
+    for path, gate in gates.items():
+        gate.register_forward_hook(lambda m, i, o, path=path: values.setdefault(path, o))
+    with torch.no_grad():
+        model.eval()(torch.randn(2, 3, pixels, pixels))
+    return gates, values
+
+
+def test_ours_in_the_order_of_depth():
+    assert list(find_gates(se_resnet50()))[::5] == [
+        "layer1.0.se", "layer2.2.se", "layer3.3.se", "layer4.2.se",
+    ]  # fmt: skip
+
+
+def test_the_plain_twin_has_none():
+    assert find_gates(se_resnet20(gate="none")) == {}
+
+
+def test_timms_and_torchvisions_se_modules():
+    for model, kind, count in (
+        (timm.create_model("seresnet18"), "SEModule", 8),
+        (timm.create_model("efficientnet_b0"), "SqueezeExcite", 16),
+        (torchvision.models.mobilenet_v3_small(), "SqueezeExcitation", 9),
+    ):
+        modules = {p for p, m in model.named_modules() if type(m).__name__ == kind}
+        gates, values = fired(model)
+        assert set(gates) == modules == set(values)
+        assert len(gates) == count
+        for path, value in values.items():
+            assert value.shape[2:] == (1, 1), path
+            assert 0 <= value.min() <= value.max() <= 1
+
+
+def test_other_modules_are_left_alone():
+    assert find_gates(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sigmoid())) == {}

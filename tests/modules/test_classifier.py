@@ -1,0 +1,199 @@
+from functools import partial
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule, SEResNeXtModule
+from se_lightning.modules.optim import cosine
+
+
+def loader(size=12, classes=10, channels=3, pixels=32):
+    images = torch.randn(size, channels, pixels, pixels)
+    return DataLoader(TensorDataset(images, torch.arange(size) % classes), batch_size=4)
+
+
+def trainer(folder, **options):
+    defaults = {"max_epochs": 1, "accelerator": "cpu", "logger": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(default_root_dir=folder, **{**defaults, **quiet, **options})
+
+
+@pytest.mark.parametrize("kind", [SEResNetModule, SEResNeXtModule])
+def test_it_trains_in_a_bare_trainer_with_somebodys_loader(kind, tmp_path):
+    model = kind(depth=50, ratio=16, num_classes=10)
+    before = model.backbone.layer4[2].se.fc1.weight.clone()
+    trainer(tmp_path, limit_train_batches=1).fit(model, loader(pixels=64))
+    assert not torch.equal(before, model.backbone.layer4[2].se.fc1.weight)
+
+
+def test_a_checkpoint_loads_alone_and_under_weights_only(tmp_path):
+    adamw = partial(torch.optim.AdamW, lr=1e-3)
+    model = SEResNetModule(
+        20, 7, ratio=8, label_smoothing=0.1, optimizer=adamw, lr_scheduler=cosine
+    )
+    fitted = trainer(tmp_path, callbacks=[ModelCheckpoint(tmp_path, "net")])
+    fitted.fit(model, loader(classes=7))
+    path = tmp_path / "net.ckpt"
+    content = torch.load(path, weights_only=True)
+    assert "optimizer" not in content["hyper_parameters"]
+    again = SEResNetModule.load_from_checkpoint(path, weights_only=True)
+    assert again.hparams.label_smoothing == 0.1
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model.eval()(x), again.eval()(x), rtol=0, atol=0)
+
+
+def test_a_backbone_of_ones_own_is_given_again(tmp_path):
+    def net():
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
+
+    model = ImageClassifier(net(), num_classes=5)
+    fitted = trainer(tmp_path, callbacks=[ModelCheckpoint(tmp_path, "net")])
+    fitted.fit(model, loader(classes=5))
+    again = ImageClassifier.load_from_checkpoint(tmp_path / "net.ckpt", backbone=net())
+    torch.testing.assert_close(again.backbone[1].weight, model.backbone[1].weight)
+
+
+class FixedLogits(nn.Module):
+    """Returns the image itself as logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x.flatten(1) + self.unused
+
+
+def test_accuracies_and_losses_worked_by_hand(tmp_path):
+    # 5 samples, 6 classes; the label's rank among the logits is 1, 1, 2, 5, 6.
+    labels = torch.tensor([0, 1, 2, 3, 4])
+    ranks = [1, 1, 2, 5, 6]
+    logits = torch.zeros(5, 6)
+    for row, (label, rank) in enumerate(zip(labels, ranks, strict=True)):
+        others = [k for k in range(6) if k != label]
+        order = [*others[: rank - 1], int(label), *others[rank - 1 :]]
+        logits[row, order] = torch.arange(6, 0, -1).float()
+    data = DataLoader(TensorDataset(logits.view(5, 6, 1, 1), labels), batch_size=2)
+    model = ImageClassifier(FixedLogits(), num_classes=6, label_smoothing=0.3)
+    (found,) = trainer(tmp_path).test(model, data, verbose=False)
+    assert found["test/acc1"] == pytest.approx(2 / 5)
+    assert found["test/acc5"] == pytest.approx(4 / 5)
+    expected = (-logits.log_softmax(1)[torch.arange(5), labels]).mean()  # smoothing: only in train
+    assert found["test/loss"] == pytest.approx(expected.item())
+
+
+def test_a_perfect_first_batch_does_not_merge_top1_with_top5(tmp_path):
+    right = 9.0 * torch.nn.functional.one_hot(torch.arange(4), 6)
+    second = torch.tensor([[8.0, 9, 7, 6, 5, 4]] * 4)  # label 0 comes second
+    data = DataLoader(
+        TensorDataset(
+            torch.cat([right, second]).view(8, 6, 1, 1), torch.tensor([0, 1, 2, 3] + [0] * 4)
+        ),
+        batch_size=4,
+    )
+    (found,) = trainer(tmp_path).test(ImageClassifier(FixedLogits(), 6), data, verbose=False)
+    assert (found["test/acc1"], found["test/acc5"]) == (0.5, 1.0)
+
+
+def test_five_classes_have_no_top5(tmp_path):
+    data = DataLoader(TensorDataset(torch.randn(4, 5, 1, 1), torch.arange(4)), batch_size=2)
+    (found,) = trainer(tmp_path).test(ImageClassifier(FixedLogits(), 5), data, verbose=False)
+    assert set(found) == {"test/loss", "test/acc1"}
+
+
+def test_label_smoothing_is_in_the_training_loss():
+    model = ImageClassifier(FixedLogits(), num_classes=6, label_smoothing=0.3)
+    logits, labels = torch.randn(4, 6), torch.arange(4)
+    log_probability = logits.log_softmax(1)
+    hard = -log_probability[torch.arange(4), labels].mean()
+    expected = 0.7 * hard + 0.3 * -log_probability.mean()
+    model.log = model.log_dict = lambda *_, **__: None
+    loss = model.training_step((logits.view(4, 6, 1, 1), labels), 0)
+    assert loss.item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_schedule_knows_the_run_under_accumulation(tmp_path, accumulate):
+    model = SEResNetModule(
+        20, ratio=4, optimizer=partial(torch.optim.SGD, lr=1.0), lr_scheduler=cosine
+    )
+    logger = CSVLogger(tmp_path, name="", version="")
+    fitted = trainer(
+        tmp_path, max_epochs=2, logger=logger, log_every_n_steps=1,
+        accumulate_grad_batches=accumulate, callbacks=[LearningRateMonitor("step")],
+    )  # fmt: skip
+    fitted.fit(model, loader(16))
+    assert fitted.global_step == 8 // accumulate
+    assert model.lr_schedulers().get_last_lr()[0] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_a_schedule_without_total_steps_advances_an_epoch(tmp_path):
+    step = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    model = SEResNetModule(
+        20, ratio=4, optimizer=partial(torch.optim.SGD, lr=1.0), lr_scheduler=step
+    )
+    trainer(tmp_path, max_epochs=2).fit(model, loader(8))
+    assert model.lr_schedulers().get_last_lr() == [0.25]
+
+
+def test_decay_can_be_kept_off_norms_and_biases():
+    model = SEResNetModule(20, ratio=4, decay_norm_bias=False)
+    groups = model.configure_optimizers().param_groups
+    assert [group["weight_decay"] for group in groups] == [1e-4, 0.0]
+
+
+def test_a_data_set_with_more_classes_is_refused(tmp_path):
+    model = SEResNetModule(20, ratio=4, num_classes=5, in_channels=1)
+    with pytest.raises(MisconfigurationException, match="10 classes, the network only 5"):
+        trainer(tmp_path).fit(model, datamodule=DigitsDataModule())
+
+
+def test_a_last_map_of_one_pixel_is_told(tmp_path):
+    model = SEResNetModule(18, in_channels=1)
+    fitted = trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
+    with pytest.warns(UserWarning, match="32x32 pixels leave a last feature map of 1x1"):
+        fitted.fit(model, datamodule=DigitsDataModule(batch_size=4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 1}, "`num_classes`"),
+        ({"label_smoothing": 1.0}, "`label_smoothing`"),
+        ({"depth": 19}, r"no se_resnet19; there are: se_resnet101, .*se_resnet20"),
+        ({"ratio": 0}, "`ratio`"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        SEResNetModule(**{"depth": 20, "ratio": 4, **options})
+
+
+def test_resnext_names_its_members():
+    with pytest.raises(ValueError, match=r"no se_resnext50_8x4d; there are: se_resnext101_32x4d"):
+        SEResNeXtModule(50, cardinality=8)
+
+
+def test_channels_last_changes_the_layout_and_not_the_result():
+    torch.manual_seed(0)
+    fast = SEResNetModule(20, ratio=4).eval()
+    slow = SEResNetModule(20, ratio=4, channels_last=False).eval()
+    slow.load_state_dict(fast.state_dict())
+    assert fast.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(fast(x), slow(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision_stays_finite_on_a_gpu(precision, tmp_path):
+    model = SEResNetModule(50, num_classes=10)
+    fitted = trainer(tmp_path, accelerator="gpu", devices=1, precision=precision, max_epochs=3)
+    fitted.fit(model, loader(32, pixels=64))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
