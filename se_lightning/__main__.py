@@ -3,6 +3,7 @@
 Nothing here imports torch, so that ``--help``, ``--cfg job`` and a typing error answer at once.
 """
 
+import atexit
 import contextlib
 import ctypes
 import difflib
@@ -12,6 +13,8 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -50,8 +53,10 @@ def main() -> None:
     """Run the command line; a user's mistake ends in one message and exit code 1."""
     _die_with_parent()
     _accept_plus(sys.argv)
+    _leave_writing_to_rank_0(sys.argv)
     wants_stack = os.environ.get(FULL_ERROR) == "1"
     try:
+        _refuse_used_directories(sys.argv)
         try:
             with _hydra_raises("1"):
                 _app()
@@ -85,17 +90,24 @@ _users_full_error = os.environ.get(FULL_ERROR)
 def _app(cfg: DictConfig) -> float | None:
     """Run one job of Hydra's: in a process of its own where there are several."""
     with _hydra_raises(_users_full_error):  # for the processes that the job starts
-        if HydraConfig.get().mode == RunMode.MULTIRUN and not sweeps.has_external_ranks():
+        run_dir = Path(HydraConfig.get().runtime.output_dir)
+        several = HydraConfig.get().mode == RunMode.MULTIRUN
+        if several and sweeps.external_rank() is None:
             return sweeps.run_job()
+        if not _is_further_rank():
+            _refuse_used(run_dir)
         try:
             _refuse_unknown_keys(cfg)
             from se_lightning.train import train
 
             return train(cfg)
         except Exception as error:
-            if is_mistake(error) and sweeps.CHILD not in os.environ:
-                _discard_unused(Path(HydraConfig.get().runtime.output_dir))
+            if is_mistake(error) and not several and sweeps.CHILD not in os.environ:
+                _discard_unused(run_dir)
             raise
+        finally:
+            if several and sweeps.external_rank() == 0:
+                sweeps.write_summary(Path(HydraConfig.get().sweep.dir))
 
 
 def _die_with_parent() -> None:
@@ -103,10 +115,33 @@ def _die_with_parent() -> None:
 
     Otherwise a rank whose rank 0 was killed waits for it in a collective, for half an hour.
     """
-    ours = sweeps.CHILD in os.environ or int(os.environ.get("LOCAL_RANK", "0")) > 0
+    ours = sweeps.CHILD in os.environ or _is_further_rank()
     if ours and sys.platform == "linux" and "TORCHELASTIC_RUN_ID" not in os.environ:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _is_further_rank() -> bool:
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0
+
+
+def _refuse_used_directories(argv: list[str]) -> None:
+    """Refuse, before Hydra writes into it, a directory that was named and holds a run already."""
+    if _is_further_rank() or sweeps.CHILD in os.environ:
+        return
+    for argument in argv:
+        key, _, value = argument.partition("=")
+        if key in ("hydra.run.dir", "hydra.sweep.dir"):
+            folder = Path(value.strip("\"'"))
+            for place in (folder, *(job.parent for job in folder.glob(f"*/{RESULT}"))):
+                _refuse_used(place)
+
+
+def _refuse_used(run_dir: Path) -> None:
+    if (run_dir / RESULT).exists() or (run_dir / "checkpoints").exists():
+        raise ValueError(
+            f"{run_dir} already holds a run: choose another directory, or move that one away."
+        )
 
 
 def _accept_plus(argv: list[str]) -> None:
@@ -114,6 +149,18 @@ def _accept_plus(argv: list[str]) -> None:
     for position, argument in enumerate(argv):
         if argument.startswith("+") and argument[1:].partition("=")[0] in GROUPS:
             argv[position] = argument[1:]
+
+
+def _leave_writing_to_rank_0(argv: list[str]) -> None:
+    """Give the further ranks of torchrun and srun a folder that goes when they end.
+
+    Each rank composes its own time stamp; without this, each would leave a run directory.
+    """
+    if sweeps.external_rank():
+        folder = tempfile.mkdtemp(prefix="se_lightning-rank-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        argv += [f"hydra.{kind}.dir={folder}" for kind in ("run", "sweep")]
+        argv.append("hydra.output_subdir=null")
 
 
 def _refuse_unknown_keys(cfg: DictConfig) -> None:
@@ -139,10 +186,10 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
 
 def _suggestion(error: Exception) -> str:
     """Say how to mend it, where the message itself is the work of others."""
-    if isinstance(error, OSError) and error.filename and HydraConfig.initialized():
-        directories = HydraConfig.get().run.dir, HydraConfig.get().sweep.dir
-        if str(error.filename).startswith(directories):
-            return "\nRuns are written there: choose a folder with hydra.run.dir=DIR."
+    if isinstance(error, OSError):
+        within = {Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
+        began = Path(__file__).with_name("train.py") in within
+        return "" if began else "\nRuns are written there: choose a folder with hydra.run.dir=DIR."
     missing = re.match(r"Could not override '([^'@]+)'", str(error))
     if missing is None:
         return ""

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from se_lightning.errors import JobError
 from se_lightning.results import RESULT, write_result, write_whole
 
-__all__ = ["CHILD", "has_external_ranks", "run_job", "tell_summary", "write_summary"]
+__all__ = ["CHILD", "external_rank", "run_job", "tell_summary", "write_summary"]
 
 CHILD = "SE_LIGHTNING_CHILD"  # set in the environment of a job's process
 # What an outer run, or an earlier job, may have left in the environment.
@@ -46,13 +46,16 @@ def tell_summary() -> None:
         print(f"\n{summary.read_text()}\n{summary}")
 
 
-def has_external_ranks() -> bool:
-    """Tell whether torchrun or srun started this process as one of several ranks.
+def external_rank() -> int | None:
+    """Return this process's rank if torchrun or srun started it as one of several; else None.
 
     Then all of them are in the same job already, and a process of its own would belong to none.
     """
-    in_srun = int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ
-    return "TORCHELASTIC_RUN_ID" in os.environ or in_srun
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["RANK"])
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+        return int(os.environ["SLURM_PROCID"])
+    return None
 
 
 def run_job() -> float | None:
@@ -80,7 +83,6 @@ def run_job() -> float | None:
         write_result(run_dir, lost, keep=True)
     result = json.loads((run_dir / RESULT).read_text())
     write_summary(sweep_dir)
-    _summaries.add(sweep_dir / "summary.md")
     if code:
         raise JobError(
             f"job {hydra.job.num} failed: {result['error']}\nAll jobs: {sweep_dir}/summary.md"
@@ -134,6 +136,7 @@ def write_summary(sweep_dir: Path) -> None:
     writer = csv.DictWriter(table, columns, restval="")
     writer.writeheader()
     writer.writerows(rows)
+    _summaries.add(sweep_dir / "summary.md")
     write_whole(sweep_dir / "summary.csv", table.getvalue())
     write_whole(sweep_dir / "summary.md", _markdown(rows, columns))
 

@@ -21,8 +21,8 @@ from se_lightning.errors import explain
 from se_lightning.excitation import find_gates
 from se_lightning.loggers import finish_wandb
 from se_lightning.models import hidden_widths
-from se_lightning.results import RESULT, write_result
-from se_lightning.sweeps import has_external_ranks
+from se_lightning.results import write_result
+from se_lightning.sweeps import external_rank
 
 __all__ = ["train"]
 
@@ -38,11 +38,6 @@ def train(cfg: DictConfig) -> float | None:
     """
     console.quiet()
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    if (run_dir / RESULT).exists() or (run_dir / "checkpoints").exists():
-        raise ValueError(
-            f"The run directory {run_dir} already holds a run; choose another hydra.run.dir, or "
-            "move that one away."
-        )
     start = time.time()
     try:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -81,7 +76,7 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
         model = instantiate(cfg.model, _convert_="all")
     else:
         model, datamodule = _rebuild(cfg)
-    if rank_zero_only.rank == 0 and not has_external_ranks():
+    if rank_zero_only.rank == 0 and external_rank() is None:
         # Before loggers and ranks are started: what is wrong with the data is said once.
         datamodule.prepare_data()
         datamodule.setup()

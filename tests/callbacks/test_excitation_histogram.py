@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import wandb
 from pytorch_lightning import Trainer
 
 from se_lightning import DigitsDataModule, ExcitationHistogram, ImageClassifier, SEResNetModule
@@ -43,6 +44,7 @@ def test_wandbs_file_holds_the_histograms_that_histc_counts_by_hand(tmp_path, wa
     fitted = trainer(tmp_path, callback, logger=logger, max_epochs=2, limit_train_batches=6)
     fitted.fit(model, datamodule=data)
     finish_wandb(failed=False)
+    wandb.teardown()  # its service may still be writing the last rows
 
     rows = [
         row for row in wandb_history(tmp_path) if "excitation/backbone.layer1.0.se._type" in row

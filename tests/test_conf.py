@@ -1,0 +1,101 @@
+"""Every file of conf/ composes, and every `_target_` in it binds to the signature it names."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from se_lightning.__main__ import GROUPS, VALUES
+from se_lightning.models import create_model, list_models
+from se_lightning.modules import ImageClassifier
+
+CONF = Path(__file__).parent.parent / "conf"
+OPTIONS = sorted(
+    (group.name, path.stem)
+    for group in CONF.iterdir()
+    if group.is_dir() and group.name != "__pycache__"
+    for path in group.glob("*.yaml")
+)
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_module("se_lightning.conf", version_base="1.3"):
+        return compose("train", list(overrides))
+
+
+def nodes(config: dict, path: str = ""):
+    """Yield every node with a `_target_`, by its path."""
+    if "_target_" in config:
+        yield path, dict(config)
+    for key, node in config.items():
+        if isinstance(node, dict):
+            yield from nodes(node, f"{path}.{key}".lstrip("."))
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_each_file_composes_and_its_targets_bind(group, option):
+    found = dict(nodes(OmegaConf.to_container(composed(f"{group}={option}"))))
+    assert found
+    for path, node in found.items():
+        target = get_object(node.pop("_target_"))
+        partial = node.pop("_partial_", None)
+        signature = inspect.signature(target)
+        assert (signature.bind_partial if partial else signature.bind)(**node), path
+        if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+            # What the **arguments go to must take them too.
+            extra = set(node) - set(signature.parameters)
+            if issubclass(target, ImageClassifier):
+                assert extra <= set(inspect.signature(ImageClassifier).parameters), path
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_a_models_file_its_builder_and_its_module_agree(name, monkeypatch):
+    config = composed(f"model={name}", "model.num_classes=10", "model.in_channels=3")
+    plain = OmegaConf.to_container(config.model)
+    for training in ("optimizer", "lr_scheduler", "label_smoothing", "decay_norm_bias"):
+        plain.pop(training)
+    plain.pop("channels_last")
+    module = get_object(plain.pop("_target_"))(**plain)
+    oracle = create_model(name, num_classes=10, ratio=config.model.ratio)
+    assert [p.shape for p in module.backbone.parameters()] == [p.shape for p in oracle.parameters()]
+
+
+def test_files_and_builders_are_the_same_names():
+    assert [option for group, option in OPTIONS if group == "model"] == list_models()
+
+
+def test_every_parameter_of_the_closed_nodes_is_in_the_shipped_config():
+    """Then a key that only a `+` brings in is a typing error."""
+    config = composed()
+    for group in ("model", "data", "optimizer", "trainer"):
+        target = get_object(config[group]._target_)
+        parameters = set(inspect.signature(target).parameters) - {"params", "training"}
+        if group == "model":
+            parameters |= set(inspect.signature(ImageClassifier).parameters) - {"backbone"}
+        missing = parameters - set(config[group]) - {"logger", "callbacks"}
+        assert missing == set(), group
+
+
+def test_the_command_line_knows_the_top_level():
+    primary = OmegaConf.load(CONF / "train.yaml")
+    defaults = [next(iter(entry)) for entry in primary.defaults if entry != "_self_"]
+    assert sorted(defaults) == sorted(GROUPS)
+    assert set(composed()) <= set(GROUPS) | set(VALUES)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_the_first_lines_say_where_it_comes_from(path):
+    first = [line for line in path.read_text().splitlines()[:2] if not line.startswith("# @")]
+    assert first[0].startswith("# "), path
+
+
+def test_another_app_can_use_a_model_file_alone():
+    with initialize_config_module("se_lightning.conf", version_base="1.3"):
+        config = compose(overrides=["+model=se_resnet50"])
+    plain = OmegaConf.to_container(config.model, resolve=True)
+    assert "${" not in str(plain)
+    module = get_object(plain.pop("_target_"))(**plain)
+    assert module.backbone.num_features == 2048

@@ -1,0 +1,183 @@
+"""The command line's manners: at once, in one message, and with nothing left behind."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from se_lightning import __main__ as command_line
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch, capfd):
+    """Run main() here, where torch is imported already; return exit code and standard error."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["se_lightning", *arguments, "logger=csv"])
+        code = 0
+        with warnings.catch_warnings():
+            try:
+                command_line.main()
+            except SystemExit as end:
+                code = end.code
+        return code, capfd.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--help"], ["python -m se_lightning", "se_resnext50_32x4d", "trainer.devices=8"]),
+        (["--cfg", "job"], ["_target_: se_lightning.SEResNetModule", "depth: 20"]),
+        (["model=nope"], ["Could not find 'model/nope'", "se_resnet50"]),
+        (["data=nope"], ["Could not find 'data/nope'", "fashion_mnist"]),
+        (["trainer.devicez=3"], ["'trainer.devicez'", "Did you mean `trainer.devices`?"]),
+        (["+trainer.devicez=3"], ["`trainer.devicez`", "Did you mean `trainer.devices`?"]),
+        (["++model.ratioo=3"], ["`model.ratioo`", "Did you mean `model.ratio`?"]),
+        (["+sead=3"], ["`sead`", "Did you mean `seed`?"]),
+        (["model.ratio=4,8"], ["--multirun"]),
+        (["hydra.run.dir=/dev/null/run"], ["Not a directory: /dev/null/run", "hydra.run.dir=DIR"]),
+    ],
+)
+def test_answers_that_do_not_wait_for_torch(cli, tmp_path, arguments, words):
+    done = cli(*arguments, check=False, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    lines = done.stderr.splitlines()
+    imported = {
+        line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")
+    }
+    said = "\n".join(line for line in lines if not line.startswith("import time:"))
+    assert "hydra" in imported
+    assert not imported & {"torch", "pytorch_lightning", "wandb", "matplotlib", "sklearn"}
+    for word in words:
+        assert word in done.stdout + said
+    assert "Traceback" not in said
+    assert done.returncode == (0 if arguments[0].startswith("--") else 1)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+MISTAKES = [
+    (["model.ratio=0"], "model: `ratio` (=0) must be a number of at least 1"),
+    (["model.ratio=-1"], "model: `ratio` (=-1) must be"),
+    (["model.ratio=abc"], "model: `ratio` (='abc') must be"),
+    (["model.gate=foo"], "model: `gate` (='foo') must be one of channel, none"),
+    (["model.depth=19"], "There is no se_resnet19; there are: "),
+    (["model.num_classes=5"], "10 classes, the network only 5"),
+    (["trainer.accelerator=gpu", "trainer.devices=999"], "999 on GPUs, but this machine has "),
+    (["trainer.devices=abc"], "trainer: "),
+    (["trainer.precision=7"], "trainer: "),
+    (["data=mnist", "data.root=nowhere"], "Set data.root to the folder that has it, or fetch it"),
+    (["data.batch_size=1"], "`batch_size` (=1) must be at least 2"),
+    (["data.crop_padding=-1"], "`crop_padding` (=-1)"),
+    (["callbacks.excitation_histogram.bins=0"], "`bins` (=0)"),
+    (["+callbacks.excitation_histogram.binz=9"], "unexpected keyword argument 'binz'"),
+    (["task=test"], "This task needs a checkpoint: ckpt_path="),
+    (["task=test", "ckpt_path=nowhere.ckpt"], "`ckpt_path` (=nowhere.ckpt) is not a file"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_gets_one_message_and_leaves_nothing(told, tmp_path, arguments, message):
+    code, error = told(*arguments)
+    assert code == 1
+    last = error.rstrip().rpartition("se_lightning: error: ")[2]
+    assert message in last
+    assert "Traceback" not in error
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_fault_keeps_its_stack(told, monkeypatch):
+    from se_lightning import train
+
+    def broken(*_):
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(train, "build", broken)
+    code, error = told()
+    assert code == 1
+    assert "Traceback" in error
+    assert error.rstrip().endswith("se_lightning: error: KeyError: 'a fault of ours'")
+
+
+def test_hydras_full_error_shows_the_stack_of_a_mistake(told, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    code, error = told("model.ratio=0")
+    assert code == 1
+    assert "Traceback" in error
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+@pytest.mark.parametrize("place", ["run", "sweep"])
+def test_a_directory_that_holds_a_run_is_left_alone(told, tmp_path, place):
+    kept = tmp_path / "old" / ("0" if place == "sweep" else "") / "result.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("{}")
+    code, error = told(f"hydra.{place}.dir={tmp_path / 'old'}", *["-m"][: place == "sweep"])
+    assert code == 1
+    assert f"{kept.parent} already holds a run" in error
+    assert list(kept.parent.iterdir()) == [kept]
+    assert kept.read_text() == "{}"
+
+
+def test_a_directory_that_a_config_names_is_left_alone_too(told, tmp_path):
+    config = tmp_path / "conf" / "experiment" / "mine.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f"# @package _global_\nhydra: {{run: {{dir: {tmp_path / 'old'}}}}}\n")
+    kept = tmp_path / "old" / "result.json"
+    kept.parent.mkdir()
+    kept.write_text("{}")
+    code, error = told("--config-dir", str(config.parent.parent), "+experiment=mine")
+    assert code == 1
+    assert "already holds a run" in error
+    assert kept.read_text() == "{}"
+
+
+def test_a_mistake_does_not_delete_what_the_user_put_there(told, tmp_path):
+    own = tmp_path / "run" / "notes.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    told("model.ratio=0", f"hydra.run.dir={own.parent}")
+    assert list(own.parent.iterdir()) == [own]
+
+
+def test_plus_is_dropped_for_groups_only_and_in_place():
+    argv = ["x", "+model=a,b", "+model.ratio=3", "+experiment=e", "model=c", "++model=d", "+foo=1"]
+    same = argv
+    command_line._accept_plus(argv)
+    assert same is argv
+    assert argv[1:] == [
+        "model=a,b",
+        "+model.ratio=3",
+        "experiment=e",
+        "model=c",
+        "++model=d",
+        "+foo=1",
+    ]
+
+
+def test_with_and_without_plus_compose_the_same(cli):
+    said = [cli(f"{form}model=se_resnet50", "--cfg", "job").stdout for form in ("", "+")]
+    assert said[0] == said[1]
+    assert "depth: 50" in said[0]
+
+
+def test_a_target_of_ones_own_may_have_keys_of_its_own(cli):
+    cli(
+        "optimizer._target_=torch.optim.Adam",
+        "~optimizer.momentum",
+        "~optimizer.dampening",
+        "~optimizer.nesterov",
+        "+optimizer.amsgrad=true",
+        "+callbacks.timer={_target_: pytorch_lightning.callbacks.Timer}",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=1",
+        "logger=csv",
+    )
+
+
+def test_the_console_script_and_the_module_are_the_same():
+    script = Path(sys.executable).with_name("se-lightning")
+    assert "from se_lightning.__main__ import main" in script.read_text()
