@@ -13,6 +13,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -86,6 +87,11 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
         ]
         for name in ("callbacks", "logger")
     }
+    if cfg.trainer.enable_checkpointing is None:
+        # Lightning would add a checkpoint of its own where the config has none.
+        cfg.trainer.enable_checkpointing = any(
+            isinstance(c, Checkpoint) for c in parts["callbacks"]
+        )
     # No logger is False: None is Lightning's own choice of one.
     trainer = instantiate(
         cfg.trainer, _convert_="all", callbacks=parts["callbacks"], logger=parts["logger"] or False

@@ -26,6 +26,7 @@ def fit(
     }
     checkpoint = trainer.checkpoint_callback
     best = getattr(checkpoint, "best_model_path", "") or None
-    if best:
-        metrics["val/best"] = float(checkpoint.best_model_score)  # type: ignore[union-attr]
+    score = getattr(checkpoint, "best_model_score", None)
+    if score is not None:
+        metrics["val/best"] = float(score)
     return metrics | test(trainer, model, datamodule, best)

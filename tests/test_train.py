@@ -1,0 +1,139 @@
+"""Whole runs from the command line."""
+
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+
+def one(folder: Path, pattern: str) -> Path:
+    (path,) = folder.rglob(pattern)
+    return path
+
+
+def test_a_run_leaves_what_it_promises_and_its_checkpoint_is_tested_alike(
+    cli, short, tmp_path, wandb_history, result
+):
+    done = cli(*short, "model.ratio=8", "trainer.limit_test_batches=1.0")
+    (run_dir,) = (tmp_path / "outputs").iterdir()
+    left = {str(path.relative_to(run_dir)) for path in run_dir.rglob("*")}
+    assert {
+        ".hydra/config.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "metrics.csv",
+        "result.json",
+        "excitation/histogram.png",
+        "wandb",
+    } <= left
+    report = result(tmp_path)
+    assert report["status"] == "completed"
+    assert report["model"] == "se_resnet20"
+    # ResNet-20's 272,474, less two input channels, plus 3 gates of each width C: 2 C C/8 + C + C/8.
+    assert report["parameters"] == 272_474 - 2 * 9 * 16 + 3 * (82 + 292 + 1096)
+    assert list(dict.fromkeys(report["hidden_widths"].values())) == [2, 4, 8]
+    assert (report["world_size"], report["epochs"], report["steps"]) == (1, 1, 2)
+    assert {"train/loss", "val/acc1", "val/acc5", "test/acc1"} <= set(report["metrics"])
+    assert report["versions"]["torch"] == torch.__version__.partition("+")[0]
+    accuracy = f"{100 * report['metrics']['test/acc1']:.2f} %"
+    assert done.stdout.rstrip().splitlines()[-3:] == [
+        f"test accuracy  {accuracy}",
+        f"run directory  {run_dir}",
+        f"picture        {run_dir / 'excitation' / 'histogram.png'}",
+    ]
+    for noise in ("Tip:", "LeafSpec", "TPU", "FutureWarning", "many workers", "anonymous"):
+        assert noise not in done.stdout + done.stderr
+    assert done.stdout.count("W&B: offline (no account: `wandb login`)") == 1
+    with (run_dir / "metrics.csv").open() as file:
+        assert any(row["test/acc1"] for row in csv.DictReader(file))
+    rows = wandb_history(run_dir)
+    assert any("excitation/backbone.layer3.2.se._type" in row for row in rows)
+
+    # task=test: model and data come from the checkpoint, wherever it is moved to.
+    moved = one(run_dir, "best.ckpt").rename(tmp_path / "moved.ckpt")
+    cli("task=test", f"ckpt_path={moved}", "logger=csv", "hydra.run.dir=again")
+    again = result(tmp_path / "again")
+    assert again["metrics"]["test/acc1"] == report["metrics"]["test/acc1"]
+    assert again["parameters"] == report["parameters"]
+    assert again["data"] == "DigitsDataModule"
+
+
+def test_two_processes_train_se_resnet50_with_a_plus(cli, short, result, tmp_path):
+    done = cli("+model=se_resnet50", "trainer.devices=2", "trainer.strategy=ddp", *short)
+    report = result(tmp_path)
+    assert (report["world_size"], report["model"]) == (2, "se_resnet50")
+    assert len(list((tmp_path / "outputs").iterdir())) == 1
+    assert len(list(tmp_path.rglob("run-*.wandb"))) == 1
+    assert done.stdout.count("leave a last feature map of 1x1") == 1
+    assert done.stdout.count("test accuracy") == 1
+
+
+def test_more_processes_than_cores_are_told(cli, short, tmp_path, result):
+    cores = len(os.sched_getaffinity(0))
+    done = cli(f"trainer.devices={cores + 1}", *short, "logger=csv", "callbacks=none")
+    assert f"{cores + 1} CPU processes share {cores} cores" in done.stdout
+    assert result(tmp_path)["world_size"] == cores + 1
+
+
+def test_a_failing_rank_ends_the_run_with_its_error(cli, short, tmp_path, result):
+    breaker = tmp_path / "breaker.py"
+    breaker.write_text(
+        "from pytorch_lightning import Callback\n"
+        "class Breaker(Callback):\n"
+        "    def on_train_batch_start(self, trainer, *_):\n"
+        "        if trainer.global_rank == 1:\n"
+        "            raise RuntimeError('rank 1 breaks')\n"
+    )
+    done = cli(
+        "trainer.devices=2",
+        *short,
+        "+callbacks.breaker={_target_: breaker.Breaker}",
+        "logger=csv",
+        check=False,
+        env={"PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode != 0
+    assert "RuntimeError: rank 1 breaks" in done.stderr
+    report = result(tmp_path)
+    assert report["status"] == "failed"
+    assert report["error"] == "RuntimeError: rank 1 breaks"
+    running = [
+        path
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if str(tmp_path).encode() in _read(path)
+    ]
+    assert running == []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended meanwhile
+        return b""
+
+
+def test_a_key_without_a_server_goes_offline_with_one_line(cli, short, result, tmp_path):
+    done = cli(
+        *short,
+        "logger.wandb.init_timeout=2",
+        env={"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"},
+    )
+    assert result(tmp_path)["status"] == "completed"
+    assert done.stdout.count("W&B: offline (CommError: ") == 1
+
+
+def test_torchrun_runs_a_multirun_in_its_own_ranks(cli, short, tmp_path):
+    cli(
+        "--standalone", "--nproc_per_node=2", "-m", "se_lightning", "-m", "trainer.devices=2",
+        "model.ratio=4,8", *short, "logger=csv",
+        command=[sys.executable, "-m", "torch.distributed.run"],
+    )  # fmt: skip
+    (sweep,) = (tmp_path / "multirun").iterdir()
+    results = [json.loads((sweep / job / "result.json").read_text()) for job in "01"]
+    assert [result["world_size"] for result in results] == [2, 2]
+    assert [result["overrides"][1] for result in results] == ["model.ratio=4", "model.ratio=8"]
+    assert "| completed |" in (sweep / "summary.md").read_text()
+    assert not (tmp_path / "outputs").exists()
