@@ -17,6 +17,7 @@ import tempfile
 import traceback
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -94,7 +95,7 @@ def _app(cfg: DictConfig) -> float | None:
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         if several and sweeps.external_rank() is None:
             return sweeps.run_job()
-        if not _is_further_rank():
+        if not sweeps.is_further_rank():
             _refuse_used(run_dir)
         try:
             _refuse_unknown_keys(cfg)
@@ -115,19 +116,15 @@ def _die_with_parent() -> None:
 
     Otherwise a rank whose rank 0 was killed waits for it in a collective, for half an hour.
     """
-    ours = sweeps.CHILD in os.environ or _is_further_rank()
+    ours = sweeps.CHILD in os.environ or sweeps.is_further_rank()
     if ours and sys.platform == "linux" and "TORCHELASTIC_RUN_ID" not in os.environ:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _is_further_rank() -> bool:
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0
-
-
 def _refuse_used_directories(argv: list[str]) -> None:
     """Refuse, before Hydra writes into it, a directory that was named and holds a run already."""
-    if _is_further_rank() or sweeps.CHILD in os.environ:
+    if sweeps.is_further_rank() or sweeps.CHILD in os.environ:
         return
     for argument in argv:
         key, _, value = argument.partition("=")
@@ -195,8 +192,9 @@ def _suggestion(error: Exception) -> str:
         return ""
     with hydra.initialize_config_module("se_lightning.conf", version_base="1.3"):
         composed = hydra.compose("train")
-    known = [f"{node}.{key}" for node in composed for key in composed[node] or ()]
-    near = difflib.get_close_matches(missing[1], [*composed, *GROUPS, *known], n=1)
+    plain = {group: composed.get(group) for group in (*GROUPS, *VALUES)}
+    known = [f"{group}.{key}" for group, node in plain.items() if node for key in node]
+    near = difflib.get_close_matches(missing[1], [*plain, *known], n=1)
     return f"\nDid you mean `{near[0]}`?" if near else ""
 
 
@@ -212,10 +210,10 @@ def _discard_unused(run_dir: Path) -> None:
         run_dir.rmdir()
 
 
-def _refuse_others(node: DictConfig, known: Collection[str], prefix: str = "") -> None:
-    for key in node:
+def _refuse_others(node: DictConfig, known: Collection[Any], prefix: str = "") -> None:
+    for key in map(str, node):
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
+            near = difflib.get_close_matches(key, map(str, known), n=1)
             hint = f" Did you mean `{prefix}{near[0]}`?" if near else ""
             raise ValueError(f"There is no `{prefix}{key}` in the config; nothing reads it.{hint}")
 

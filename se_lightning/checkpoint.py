@@ -1,6 +1,8 @@
 """Reading checkpoints: safely, and back into the model and the data that they came from."""
 
 import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -29,9 +31,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "RUN_DIR/checkpoints/best.ckpt and last.ckpt."
         )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error says more
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
+        if re.search("Unsupported (global|class)|not an allowed global", str(error)):
             raise ValueError(
                 f"{path} holds more than tensors and plain values, which could run code; it was "
                 "refused, and nothing of it ran. Checkpoints of se_lightning never do."

@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from se_lightning.errors import JobError
 from se_lightning.results import RESULT, write_result, write_whole
 
-__all__ = ["CHILD", "external_rank", "run_job", "tell_summary", "write_summary"]
+__all__ = ["CHILD", "external_rank", "is_further_rank", "run_job", "tell_summary", "write_summary"]
 
 CHILD = "SE_LIGHTNING_CHILD"  # set in the environment of a job's process
 # What an outer run, or an earlier job, may have left in the environment.
@@ -44,6 +44,11 @@ def tell_summary() -> None:
     """Print the table of the multirun that this process has led, if it has."""
     for summary in _summaries:
         print(f"\n{summary.read_text()}\n{summary}")
+
+
+def is_further_rank() -> bool:
+    """Tell whether this process is a rank that another one started, on this machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0
 
 
 def external_rank() -> int | None:
@@ -87,12 +92,12 @@ def run_job() -> float | None:
         raise JobError(
             f"job {hydra.job.num} failed: {result['error']}\nAll jobs: {sweep_dir}/summary.md"
         )
-    return result.get("metrics", {}).get("val/best")
+    return result["score"]
 
 
 def _command(run_dir: Path) -> list[str]:
     hydra = HydraConfig.get()
-    options = ["--config-name", hydra.job.config_name]
+    options = ["--config-name", str(hydra.job.config_name)]
     for source in hydra.runtime.config_sources:
         if source.provider == "command-line":  # --config-dir
             options += ["--config-dir", source.path]

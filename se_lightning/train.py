@@ -23,7 +23,7 @@ from se_lightning.excitation import find_gates
 from se_lightning.loggers import finish_wandb
 from se_lightning.models import hidden_widths
 from se_lightning.results import write_result
-from se_lightning.sweeps import external_rank
+from se_lightning.sweeps import external_rank, is_further_rank
 
 __all__ = ["train"]
 
@@ -35,7 +35,7 @@ def train(cfg: DictConfig) -> float | None:
     """Run the task of a composed config, and say in the run directory how it went.
 
     Returns:
-        The best validation score, what a sweeper would optimise; None without one.
+        The best checkpoint's score, which a sweeper can optimise; None without one.
     """
     console.quiet()
     run_dir = Path(HydraConfig.get().runtime.output_dir)
@@ -54,12 +54,12 @@ def train(cfg: DictConfig) -> float | None:
         raise
     result |= {"status": "completed", "metrics": metrics, "epochs": trainer.current_epoch}
     result |= {"steps": trainer.global_step, "world_size": trainer.world_size}
-    result |= _files(trainer) | _job(start)
+    result |= _products(trainer) | _job(start)
     if trainer.is_global_zero:
         write_result(run_dir, result)
         _report(result, run_dir)
     finish_wandb(failed=False)
-    return metrics.get("val/best")
+    return result["score"]
 
 
 def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
@@ -77,7 +77,7 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
         model = instantiate(cfg.model, _convert_="all")
     else:
         model, datamodule = _rebuild(cfg)
-    if rank_zero_only.rank == 0 and external_rank() is None:
+    if not is_further_rank() and external_rank() is None:
         # Before loggers and ranks are started: what is wrong with the data is said once.
         datamodule.prepare_data()
         datamodule.setup()
@@ -172,11 +172,15 @@ def _job(start: float) -> dict[str, Any]:
     }
 
 
-def _files(trainer: pl.Trainer) -> dict[str, str | None]:
+def _products(trainer: pl.Trainer) -> dict[str, Any]:
     pictures = [getattr(callback, "picture", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    picture = next((str(path) for path in pictures if path), None)
-    return {"checkpoint": best or None, "picture": picture}
+    best = trainer.checkpoint_callback
+    score = getattr(best, "best_model_score", None)
+    return {
+        "checkpoint": getattr(best, "best_model_path", "") or None,
+        "score": None if score is None else float(score),
+        "picture": next((str(path) for path in pictures if path), None),
+    }
 
 
 @rank_zero_only

@@ -5,11 +5,21 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 __all__ = ["EvalBatches", "TrainBatches"]
 
 Batch = tuple[int, np.ndarray]
+
+
+class _Size(Dataset):
+    """A data set of which only the length matters."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
 
 
 class TrainBatches(DistributedSampler):
@@ -39,7 +49,8 @@ class TrainBatches(DistributedSampler):
     def __init__(
         self, size: int, batch_size: int, *, seed: int, world_size: int = 1, rank: int = 0
     ) -> None:
-        super().__init__(range(size), num_replicas=world_size, rank=rank, seed=seed)
+        super().__init__(_Size(size), num_replicas=world_size, rank=rank, seed=seed)
+        self.size = size
         if batch_size < 2:
             raise ValueError(
                 f"`batch_size` (={batch_size}) must be at least 2: batch norm cannot learn from "
@@ -54,7 +65,7 @@ class TrainBatches(DistributedSampler):
 
     def __iter__(self) -> Iterator[Batch]:
         generator = np.random.default_rng((self.seed, self.epoch))
-        order = generator.permutation(len(self.dataset))[self.rank :: self.num_replicas]
+        order = generator.permutation(self.size)[self.rank :: self.num_replicas]
         for start in range(0, self.share, self.batch_size):
             yield self.epoch, order[start : min(start + self.batch_size, self.share)]
 
@@ -82,7 +93,7 @@ class EvalBatches(DistributedSampler):
     """
 
     def __init__(self, size: int, batch_size: int, *, world_size: int = 1, rank: int = 0) -> None:
-        super().__init__(range(size), num_replicas=world_size, rank=rank, shuffle=False)
+        super().__init__(_Size(size), num_replicas=world_size, rank=rank, shuffle=False)
         if batch_size < 1:
             raise ValueError(f"`batch_size` (={batch_size}) must be at least 1.")
         self.indices = np.arange(rank, size, world_size)

@@ -51,8 +51,8 @@ class GateHistogram(Metric):
             raise ValueError(f"`bins` (={bins}) must be at least 1.")
         self.layers = tuple(layers)
         self.edges = np.linspace(0, 1, bins + 1)
-        shapes = {"bins": (len(self.layers), bins), "nan": len(self.layers)}
-        for state, shape in {**shapes, "outside": len(self.layers)}.items():
+        depth = len(self.layers)
+        for state, shape in (("bins", (depth, bins)), ("nan", (depth,)), ("outside", (depth,))):
             self.add_state(state, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, layer: int, values: Tensor) -> None:

@@ -203,7 +203,7 @@ class SEResNet(nn.Module):
 
         self.num_features = channels
         self.reduction = (4 if stem == "imagenet" else 1) * 2 ** (len(layers) - 1)
-        self.fc = nn.Linear(channels, num_classes)
+        self.fc: nn.Module = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -263,14 +263,14 @@ def se_resnet152(num_classes: int = 1000, **options: Any) -> SEResNet:
 
 def se_resnext50_32x4d(num_classes: int = 1000, **options: Any) -> SEResNet:
     """SE-ResNeXt-50 32x4d: 27,559,896 parameters. Options as in :class:`SEResNet`."""
-    shape = {"groups": 32, "group_width": 4}
-    return SEResNet(Bottleneck, (3, 4, 6, 3), num_classes=num_classes, **shape, **options)
+    options = {"groups": 32, "group_width": 4, **options}
+    return SEResNet(Bottleneck, (3, 4, 6, 3), num_classes=num_classes, **options)
 
 
 def se_resnext101_32x4d(num_classes: int = 1000, **options: Any) -> SEResNet:
     """SE-ResNeXt-101 32x4d: 48,955,416 parameters. Options as in :class:`SEResNet`."""
-    shape = {"groups": 32, "group_width": 4}
-    return SEResNet(Bottleneck, (3, 4, 23, 3), num_classes=num_classes, **shape, **options)
+    options = {"groups": 32, "group_width": 4, **options}
+    return SEResNet(Bottleneck, (3, 4, 23, 3), num_classes=num_classes, **options)
 
 
 def _cifar(depth: int, num_classes: int, options: dict[str, Any]) -> SEResNet:

@@ -204,7 +204,8 @@ def _accuracy(num_classes: int, k: int) -> Metric:
 
 
 def _evaluation(num_classes: int, split: str) -> MetricCollection:
-    metrics: dict[str, Metric] = {"loss": MeanCrossEntropy(), "acc1": _accuracy(num_classes, 1)}
+    metrics: dict[str, Metric | MetricCollection] = {"loss": MeanCrossEntropy()}
+    metrics["acc1"] = _accuracy(num_classes, 1)
     if num_classes > 5:
         metrics["acc5"] = _accuracy(num_classes, 5)
     # Compute groups would take top-1 and top-5 for one metric if the first batch scores alike.

@@ -26,7 +26,4 @@ def fit(
     }
     checkpoint = trainer.checkpoint_callback
     best = getattr(checkpoint, "best_model_path", "") or None
-    score = getattr(checkpoint, "best_model_score", None)
-    if score is not None:
-        metrics["val/best"] = float(score)
     return metrics | test(trainer, model, datamodule, best)

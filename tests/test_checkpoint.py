@@ -1,0 +1,120 @@
+import pickle
+import zipfile
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from torch import nn
+
+from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
+from se_lightning.checkpoint import datamodule_from, model_from, read_checkpoint
+
+
+def save(model, path, data=None):
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, limit_train_batches=1, limit_val_batches=0, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        default_root_dir=path.parent,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data or DigitsDataModule(batch_size=8, crop_padding=1))
+    trainer.save_checkpoint(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    model = SEResNetModule(20, ratio=8, in_channels=1)
+    return save(model, tmp_path_factory.mktemp("saved") / "net.ckpt"), model
+
+
+def test_model_and_data_come_back_from_the_file_alone(saved):
+    path, model = saved
+    checkpoint = read_checkpoint(path)
+    again = model_from(checkpoint, path)
+    assert type(again) is SEResNetModule
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[key]), key
+    data = datamodule_from(checkpoint, eval_batch_size=3)
+    assert (data.batch_size, data.crop_padding, data.eval_batch_size) == (8, 1, 3)
+
+
+class Code:
+    """A pickle that makes a file where it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_file_with_code_is_refused_and_nothing_of_it_runs(tmp_path):
+    path, ran = tmp_path / "evil.ckpt", tmp_path / "ran"
+    torch.save({"state_dict": {}, "se_lightning": {}, "x": Code(ran)}, path)
+    with pytest.raises(ValueError, match="could run code; it was refused") as told:
+        read_checkpoint(path)
+    assert str(path) in str(told.value)
+    path.write_bytes(pickle.dumps(Code(ran)))
+    with pytest.raises(ValueError, match=str(path)):
+        read_checkpoint(path)
+    assert not ran.exists()
+
+
+def damage(content: bytes, kind: str) -> bytes:
+    return {
+        "empty": b"",
+        "text": b"<html><body>404</body></html>",
+        "cut": content[: len(content) // 2],
+        "header": content[:100],
+        "garbage": bytes(range(256)) * 20,
+        "a zip of something else": b"",
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "text", "cut", "header", "garbage", "a zip of something else"]
+)
+def test_what_is_no_checkpoint_is_named(saved, tmp_path, kind):
+    path = tmp_path / "broken.ckpt"
+    path.write_bytes(damage(saved[0].read_bytes(), kind))
+    if kind == "a zip of something else":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a.txt", "a")
+    with pytest.raises(ValueError, match=r"broken\.ckpt is no checkpoint, or is damaged"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), {"weight": torch.zeros(3)}])
+def test_another_file_of_torch_is_told_apart(tmp_path, content):
+    torch.save(content, tmp_path / "weights.ckpt")
+    with pytest.raises(ValueError, match="but no Lightning checkpoint"):
+        read_checkpoint(tmp_path / "weights.ckpt")
+
+
+def test_another_programs_checkpoint_is_told_apart(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="not written by a module of se_lightning"):
+        read_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
+    for path in (tmp_path / "nowhere.ckpt", tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"RUN_DIR/checkpoints/best\.ckpt"):
+            read_checkpoint(path)
+
+
+def test_a_network_of_ones_own_is_for_python(tmp_path):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+    path = save(ImageClassifier(net, 10), tmp_path / "own.ckpt")
+    with pytest.raises(ValueError, match=r"load it in Python: ImageClassifier\.load_from"):
+        model_from(read_checkpoint(path), path)
+
+
+def test_a_class_named_in_the_file_is_none_but_ours(saved):
+    checkpoint = read_checkpoint(saved[0])
+    for name in ("os.system", "__all__", "ImageClassifier"):
+        checkpoint["se_lightning"] = {"module": name, "datamodule": name}
+        with pytest.raises(ValueError, match="was written by"):
+            model_from(checkpoint, saved[0])
+        with pytest.raises(ValueError, match="was trained on"):
+            datamodule_from(checkpoint)

@@ -1,0 +1,52 @@
+import logging
+import warnings
+
+import pytest
+
+from se_lightning.console import Formatter, quiet
+
+
+@pytest.fixture
+def console(monkeypatch):
+    """A root logger with one handler, as Hydra leaves it; what it lets through."""
+    told = []
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            told.append(self.format(record))
+
+    handler = Handler()
+    handler.setFormatter(Formatter())
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [handler])
+    monkeypatch.setattr(root, "level", logging.INFO)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    return told
+
+
+def test_noise_goes_and_the_rest_stays_one_line_each(console):
+    quiet()
+    log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    log.propagate, log.disabled = True, False
+    log.setLevel(logging.INFO)
+    log.info("💡 Tip: For seamless cloud logging, try installing [litlogger]")
+    log.info("TPU available: False, using: 0 TPU cores")
+    log.info("se_resnet20: 9 gates")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        for _ in range(2):
+            warnings.showwarning(
+                UserWarning("ratio=16 leaves one hidden unit"), UserWarning, "f", 1
+            )
+        warnings.showwarning(
+            FutureWarning("`isinstance(treespec, LeafSpec)` is deprecated"), FutureWarning, "f", 1
+        )
+    assert console == ["se_resnet20: 9 gates", "WARNING: ratio=16 leaves one hidden unit"]
+
+
+def test_further_ranks_tell_errors_only(console, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    quiet()
+    logging.getLogger("x").warning("the same on every rank")
+    logging.getLogger("x").error("broken")
+    assert console == ["ERROR: broken"]
