@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import ctypes
 import difflib
+import importlib.util
 import logging
 import os
 import re
@@ -57,6 +58,7 @@ def main() -> None:
     _leave_writing_to_rank_0(sys.argv)
     wants_stack = os.environ.get(FULL_ERROR) == "1"
     try:
+        _refuse_missing_configs()
         _refuse_used_directories(sys.argv)
         try:
             with _hydra_raises("1"):
@@ -122,6 +124,14 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
+def _refuse_missing_configs() -> None:
+    if importlib.util.find_spec("se_lightning.conf") is None:
+        raise FileNotFoundError(
+            "The configs (se_lightning.conf) are missing from this installation; run "
+            "`pip install -e .` in a checkout, or reinstall the package."
+        )
+
+
 def _refuse_used_directories(argv: list[str]) -> None:
     """Refuse, before Hydra writes into it, a directory that was named and holds a run already."""
     if sweeps.is_further_rank() or sweeps.CHILD in os.environ:
@@ -183,7 +193,7 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
 
 def _suggestion(error: Exception) -> str:
     """Say how to mend it, where the message itself is the work of others."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.filename:
         within = {Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)}
         began = Path(__file__).with_name("train.py") in within
         return "" if began else "\nRuns are written there: choose a folder with hydra.run.dir=DIR."

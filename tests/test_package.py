@@ -1,0 +1,156 @@
+"""What is shipped: the wheel elsewhere, the bare checkout, the neighbours in one environment."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LITTER = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", "outputs", "build")
+
+
+def test_the_package_list_is_the_tree():
+    """A package that is missing from it works in an editable install, and is not in the wheel."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "se_lightning").rglob("*.py")}
+    tree = {".".join(folder.parts) for folder in folders} | {"se_lightning.conf"}
+    assert sorted(listed) == sorted(tree)
+    for folder in folders:
+        assert (ROOT / folder / "__init__.py").exists()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp("copy") / "checkout", ignore=LITTER)
+
+
+@pytest.fixture(scope="module")
+def installed(checkout, tmp_path_factory):
+    """Build the sdist, the wheel from it, and install that into a folder of its own."""
+    target = tmp_path_factory.mktemp("site")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target / "dist")]
+    subprocess.run([*build, str(checkout)], check=True, capture_output=True)
+    (wheel,) = (target / "dist").glob("*.whl")
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target"]
+    subprocess.run([*pip, str(target), str(wheel)], check=True, capture_output=True)
+    return target
+
+
+def test_the_wheels_console_script_runs_from_elsewhere(installed, cli, short, result, tmp_path):
+    script = [sys.executable, str(installed / "bin" / "se-lightning")]
+    done = cli(*short, command=script, env={"PYTHONPATH": str(installed)})
+    assert "test accuracy" in done.stdout
+    assert result(tmp_path)["status"] == "completed"
+    where = "import se_lightning.conf as conf; print(conf.__file__)"
+    found = cli(command=[sys.executable, "-c", where], env={"PYTHONPATH": str(installed)})
+    assert found.stdout.startswith(str(installed))
+    assert (installed / "se_lightning" / "py.typed").exists()
+
+
+APP = """
+import hydra
+
+@hydra.main(version_base="1.3", config_path=None, config_name="app")
+def main(cfg):
+    print(cfg.model.depth, cfg.model._target_)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_another_hydra_app_composes_our_models(installed, cli, tmp_path):
+    (tmp_path / "app.py").write_text(APP)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "app.yaml").write_text(
+        "defaults:\n- model: se_resnet50\n- _self_\n"
+        "hydra:\n  searchpath: [pkg://se_lightning.conf]\n"
+    )
+    run = [sys.executable, "app.py", "--config-dir", "conf"]
+    done = cli(command=run, env={"PYTHONPATH": str(installed)})
+    assert done.stdout.strip() == "50 se_lightning.SEResNetModule"
+    done = cli("model=se_resnext50_32x4d", command=run, env={"PYTHONPATH": str(installed)})
+    assert done.stdout.strip() == "50 se_lightning.SEResNeXtModule"
+
+
+# Runs app.py where se_lightning cannot be imported at all.
+HIDDEN = """
+import runpy, sys
+sys.modules["se_lightning"] = None
+sys.argv[0] = "app.py"
+runpy.run_path("app.py", run_name="__main__")
+"""
+
+
+def test_an_unrelated_hydra_app_sees_nothing_of_us(installed, cli, tmp_path):
+    (tmp_path / "app.py").write_text(APP.replace('config_name="app"', "config_name=None"))
+    with_us = cli("--help", command=[sys.executable, "app.py"], env={"PYTHONPATH": str(installed)})
+    without_us = cli("--help", command=[sys.executable, "-c", HIDDEN])
+    assert with_us.stdout == without_us.stdout
+    assert "se_resnet" not in with_us.stdout
+
+
+BARE = """
+import pytorch_lightning, torch
+from torch.utils.data import DataLoader, TensorDataset
+from se_lightning import SEResNetModule
+from se_lightning.models import se_resnet50, create_model, list_models, SqueezeExcitation
+data = TensorDataset(torch.randn(8, 3, 64, 64), torch.arange(8))
+trainer = pytorch_lightning.Trainer(max_epochs=1, logger=False, enable_checkpointing=False)
+trainer.fit(SEResNetModule(depth=50, ratio=16, num_classes=10), DataLoader(data, batch_size=4))
+import sys
+assert not {"hydra", "omegaconf", "wandb"} & set(sys.modules)
+print("trained", trainer.global_step)
+"""
+
+
+def test_the_modules_train_in_a_bare_trainer(installed, cli):
+    done = cli(command=[sys.executable, "-c", BARE], env={"PYTHONPATH": str(installed)})
+    assert "trained 2" in done.stdout
+
+
+# Runs the package of the current folder in an environment in which none is installed.
+NOT_INSTALLED = """
+import runpy, sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+runpy.run_module("se_lightning", run_name="__main__")
+"""
+
+
+def test_a_bare_checkout_runs_with_its_own_configs(checkout, cli):
+    """Not installed, or shadowing an installed copy: the configs beside the package serve."""
+    primary = checkout / "conf" / "train.yaml"
+    primary.write_text(primary.read_text().replace("seed: 0\n", "seed: 77\n"))
+    try:
+        assert "seed: 77" in cli("--cfg", "job", cwd=checkout).stdout
+    finally:
+        primary.write_text((ROOT / "conf" / "train.yaml").read_text())
+    done = cli("--cfg", "job", command=[sys.executable, "-c", NOT_INSTALLED], cwd=checkout)
+    assert "_target_: se_lightning.SEResNetModule" in done.stdout
+
+
+def test_a_package_without_configs_says_what_to_do(checkout, cli, tmp_path):
+    shutil.copytree(checkout / "se_lightning", tmp_path / "se_lightning")
+    done = cli(command=[sys.executable, "-c", NOT_INSTALLED], check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "se_lightning: error: The configs (se_lightning.conf) are missing from this installation; "
+        "run `pip install -e .` in a checkout, or reinstall the package."
+    )
+
+
+def test_public_names_are_lazy_and_complete():
+    import se_lightning
+
+    assert sorted(se_lightning._HOMES) == sorted(se_lightning.__all__)
+    for name in se_lightning.__all__:
+        assert getattr(se_lightning, name).__name__ == name
+        assert name in dir(se_lightning)
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = se_lightning.nope
+    lazy = "import sys, se_lightning; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", lazy], check=True, env=dict(os.environ))
