@@ -76,11 +76,16 @@ def result():
     return read
 
 
-def write_idx(path: Path, array: np.ndarray) -> None:
+def _write_idx(path: Path, array: np.ndarray) -> None:
     header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
     content = header + array.astype(np.uint8).tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.fixture
+def write_idx():
+    return _write_idx
 
 
 @pytest.fixture
@@ -90,8 +95,8 @@ def idx_root(tmp_path: Path) -> Path:
     root = tmp_path / "idx"
     for split, size in (("train", 120), ("t10k", 101)):
         images = generator.integers(0, 256, (size, 28, 28))
-        write_idx(root / f"{split}-images-idx3-ubyte.gz", images)
-        write_idx(root / f"{split}-labels-idx1-ubyte", np.arange(size) % 10)
+        _write_idx(root / f"{split}-images-idx3-ubyte.gz", images)
+        _write_idx(root / f"{split}-labels-idx1-ubyte", np.arange(size) % 10)
     return root
 
 

@@ -1,0 +1,74 @@
+"""Every command of README.md runs; `.ci/run` runs the two set-up blocks literally."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"\| `((?:python -m se_lightning|torchrun) .*?)` \|", README)
+# On a machine of 2 cores eight processes take minutes, as do runs of six jobs.
+SLOW = ("trainer.devices=8", "seed=0,1,2", "torchrun")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def fashion(idx_root, write_idx):
+    """Make a data set that leaves something to train on beside 5,000 validation images."""
+    generator = np.random.default_rng(0)
+    write_idx(idx_root / "train-images-idx3-ubyte.gz", generator.integers(0, 256, (5200, 28, 28)))
+    write_idx(idx_root / "train-labels-idx1-ubyte", np.arange(5200) % 10)
+    return idx_root
+
+
+def test_the_set_up_commands_are_what_ci_runs():
+    ci = (ROOT / ".ci" / "run").read_text()
+    for name, last in (("run", "python -m se_lightning"), ("test", 'pytest -m "not slow"')):
+        assert f"readme_command {name}" in ci
+        (block,) = re.findall(rf"<!-- {name} -->\n```bash\n(.*?)```", README, re.DOTALL)
+        assert block.rstrip().splitlines()[-1] == last
+
+
+def test_the_table_of_commands_is_found():
+    assert len(COMMANDS) == 10
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(c, marks=pytest.mark.slow if any(word in c for word in SLOW) else ())
+        for c in COMMANDS
+    ],
+)
+@pytest.mark.timeout(600)
+def test_a_command_runs(command, cli, short, fashion, tmp_path):
+    words = command.replace("RUN_DIR", "old").replace("=DIR", f"={fashion}").split()
+    if words[0] == "torchrun":
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    else:
+        start = [sys.executable]
+    if "task=test" in words:
+        cli(*short, "hydra.run.dir=old", "logger=csv")
+    ends = () if "--help" in words else short
+    done = cli(*words[1:], *ends, command=start)
+    if ends:
+        assert "test accuracy" in done.stdout
+
+
+def test_the_python_block_runs(cli, tmp_path):
+    (block,) = blocks("python")
+    assert len([line for line in block.splitlines() if line]) <= 11
+    cli(command=[sys.executable, "-c", block])
+    assert (tmp_path / "excitation" / "histogram.png").exists()
+
+
+def test_pictures_and_numbers_are_there():
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
+    assert "TODO" not in README
