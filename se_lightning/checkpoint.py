@@ -13,7 +13,7 @@ from pytorch_lightning import LightningDataModule
 from se_lightning import data, modules
 from se_lightning.modules import ImageClassifier
 
-__all__ = ["datamodule_from", "model_from", "read_checkpoint"]
+__all__ = ["check_fits", "datamodule_from", "model_from", "read_checkpoint"]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -51,6 +51,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "class."
         )
     return checkpoint
+
+
+def check_fits(checkpoint: dict[str, Any], model: ImageClassifier, path: str | Path) -> None:
+    """Check that the checkpoint's weights are those of this network.
+
+    Raises:
+        ValueError: naming the first parameter that differs.
+    """
+    theirs = {key: tuple(tensor.shape) for key, tensor in checkpoint["state_dict"].items()}
+    ours = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    differing = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    if differing:
+        key = differing[0]
+        raise ValueError(
+            f"{path} is of another network: {len(differing)} parameters differ, the first of them "
+            f"{key}, {theirs.get(key, 'absent')} there and {ours.get(key, 'absent')} here. Give "
+            "model=... as it was trained."
+        )
 
 
 def model_from(checkpoint: dict[str, Any], path: str | Path) -> ImageClassifier:

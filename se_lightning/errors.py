@@ -28,6 +28,8 @@ def explain(error: BaseException) -> str:
         '`ratio` (=0) must be a number of at least 1.'
     """
     text = str(error)
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return "interrupted"  # Lightning turns it into an exit
     if isinstance(error, InstantiationException):
         # Hydra: "Error in call to target '...':\n<repr>\nfull_key: <node>"
         node = text.rpartition("full_key: ")[2] if "full_key: " in text else ""

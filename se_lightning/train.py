@@ -1,5 +1,6 @@
 """A run: instantiate what the config says, do the task, write result.json."""
 
+import contextlib
 import logging
 import os
 import platform
@@ -45,11 +46,13 @@ def train(cfg: DictConfig) -> float | None:
         trainer, model, datamodule = build(cfg)
         result = describe(cfg, trainer, model, datamodule)
         _greet(result)
-        from_scratch = cfg.ckpt_path if _is_fit(cfg) else None
-        metrics = instantiate(cfg.task)(trainer, model, datamodule, from_scratch)
+        # What is not a training has its weights already.
+        ckpt_path = cfg.ckpt_path if _is_fit(cfg) else None
+        metrics = instantiate(cfg.task)(trainer, model, datamodule, ckpt_path)
     except BaseException as error:
         failure = {"status": "failed", "error": explain(error)}
-        write_result(run_dir, failure | _job(start), keep=True)
+        with contextlib.suppress(OSError):  # a full disk must not hide what came before
+            write_result(run_dir, failure | _job(start), keep=True)
         finish_wandb(failed=True)
         raise
     result |= {"status": "completed", "metrics": metrics, "epochs": trainer.current_epoch}
@@ -75,6 +78,8 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
             if cfg.model[key] is None:
                 cfg.model[key] = getattr(datamodule, key)
         model = instantiate(cfg.model, _convert_="all")
+        if cfg.ckpt_path is not None:
+            checkpoint.check_fits(checkpoint.read_checkpoint(cfg.ckpt_path), model, cfg.ckpt_path)
     else:
         model, datamodule = _rebuild(cfg)
     if not is_further_rank() and external_rank() is None:
@@ -129,12 +134,13 @@ def _check_devices(trainer: DictConfig) -> None:
     if not isinstance(devices, int):
         return
     gpus = torch.cuda.device_count()
-    if accelerator in ("gpu", "cuda") and 0 <= gpus < devices:
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus)
+    if on_gpu and gpus < devices:
         raise MisconfigurationException(
             f"trainer.devices={devices} on GPUs, but this machine has {gpus}. Lower "
             "trainer.devices, or set trainer.accelerator=cpu."
         )
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not gpus)
+    on_cpu = accelerator in ("cpu", "auto") and not on_gpu
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if on_cpu and cores and devices > cores:
         log.warning("%d CPU processes share %d cores; each gets slower.", devices, cores)
@@ -192,8 +198,9 @@ def _greet(result: dict[str, Any]) -> None:
 
 
 def _report(result: dict[str, Any], run_dir: Path) -> None:
+    accuracy = result["metrics"].get("test/acc1")
     lines = {
-        "test accuracy": f"{100 * result['metrics']['test/acc1']:.2f} %",
+        "test accuracy": accuracy and f"{100 * accuracy:.2f} %",
         "run directory": str(run_dir),
         "picture": result["picture"],
     }

@@ -7,7 +7,7 @@ from pytorch_lightning import Trainer
 from torch import nn
 
 from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
-from se_lightning.checkpoint import datamodule_from, model_from, read_checkpoint
+from se_lightning.checkpoint import check_fits, datamodule_from, model_from, read_checkpoint
 
 
 def save(model, path, data=None):
@@ -36,6 +36,18 @@ def test_model_and_data_come_back_from_the_file_alone(saved):
         assert torch.equal(tensor, again.state_dict()[key]), key
     data = datamodule_from(checkpoint, eval_batch_size=3)
     assert (data.batch_size, data.crop_padding, data.eval_batch_size) == (8, 1, 3)
+
+
+def test_weights_of_another_network_are_refused_by_the_first_difference(saved):
+    path, model = saved
+    checkpoint = read_checkpoint(path)
+    check_fits(checkpoint, model, path)
+    other = SEResNetModule(20, ratio=4, in_channels=1)
+    message = r"27 parameters differ.*layer1\.0\.se\.fc1\.weight, \(2, 16, 1, 1\) there"
+    with pytest.raises(ValueError, match=message):
+        check_fits(checkpoint, other, path)
+    with pytest.raises(ValueError, match=r"se\.fc1\.weight, .* there and absent here"):
+        check_fits(checkpoint, SEResNetModule(20, gate="none", in_channels=1), path)
 
 
 class Code:

@@ -17,4 +17,4 @@ def test(
         ``test/loss``, ``test/acc1`` and, for more than 5 classes, ``test/acc5``.
     """
     results = trainer.test(model, datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
-    return {name: float(value) for name, value in results[0].items()}
+    return {name: float(value) for result in results for name, value in result.items()}
