@@ -3,18 +3,14 @@
 Nothing here imports torch, so that ``--help``, ``--cfg job`` and a typing error answer at once.
 """
 
-import atexit
 import contextlib
-import ctypes
 import difflib
 import importlib.util
 import logging
 import os
 import re
 import shutil
-import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -26,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from se_lightning import sweeps
+from se_lightning import ranks, sweeps
 from se_lightning.errors import explain, is_mistake
 from se_lightning.results import RESULT
 
@@ -53,9 +49,9 @@ VALUES = ("seed", "ckpt_path")
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one message and exit code 1."""
-    _die_with_parent()
+    ranks.die_with_parent()
     _accept_plus(sys.argv)
-    _leave_writing_to_rank_0(sys.argv)
+    ranks.leave_writing_to_rank_0(sys.argv)
     wants_stack = os.environ.get(FULL_ERROR) == "1"
     try:
         _refuse_missing_configs()
@@ -95,9 +91,9 @@ def _app(cfg: DictConfig) -> float | None:
     with _hydra_raises(_users_full_error):  # for the processes that the job starts
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         several = HydraConfig.get().mode == RunMode.MULTIRUN
-        if several and sweeps.external_rank() is None:
+        if several and ranks.external_rank() is None:
             return sweeps.run_job()
-        if not sweeps.is_further_rank():
+        if not ranks.is_further_rank():
             _refuse_used(run_dir)
         try:
             _refuse_unknown_keys(cfg)
@@ -105,23 +101,12 @@ def _app(cfg: DictConfig) -> float | None:
 
             return train(cfg)
         except Exception as error:
-            if is_mistake(error) and not several and sweeps.CHILD not in os.environ:
+            if is_mistake(error) and not several and ranks.CHILD not in os.environ:
                 _discard_unused(run_dir)
             raise
         finally:
-            if several and sweeps.external_rank() == 0:
+            if several and ranks.external_rank() == 0:
                 sweeps.write_summary(Path(HydraConfig.get().sweep.dir))
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to end this process with the one that started it, if that was one of ours.
-
-    Otherwise a rank whose rank 0 was killed waits for it in a collective, for half an hour.
-    """
-    ours = sweeps.CHILD in os.environ or sweeps.is_further_rank()
-    if ours and sys.platform == "linux" and "TORCHELASTIC_RUN_ID" not in os.environ:
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _refuse_missing_configs() -> None:
@@ -134,7 +119,7 @@ def _refuse_missing_configs() -> None:
 
 def _refuse_used_directories(argv: list[str]) -> None:
     """Refuse, before Hydra writes into it, a directory that was named and holds a run already."""
-    if sweeps.is_further_rank() or sweeps.CHILD in os.environ:
+    if ranks.is_further_rank() or ranks.CHILD in os.environ:
         return
     for argument in argv:
         key, _, value = argument.partition("=")
@@ -156,18 +141,6 @@ def _accept_plus(argv: list[str]) -> None:
     for position, argument in enumerate(argv):
         if argument.startswith("+") and argument[1:].partition("=")[0] in GROUPS:
             argv[position] = argument[1:]
-
-
-def _leave_writing_to_rank_0(argv: list[str]) -> None:
-    """Give the further ranks of torchrun and srun a folder that goes when they end.
-
-    Each rank composes its own time stamp; without this, each would leave a run directory.
-    """
-    if sweeps.external_rank():
-        folder = tempfile.mkdtemp(prefix="se_lightning-rank-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        argv += [f"hydra.{kind}.dir={folder}" for kind in ("run", "sweep")]
-        argv.append("hydra.output_subdir=null")
 
 
 def _refuse_unknown_keys(cfg: DictConfig) -> None:

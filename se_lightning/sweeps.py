@@ -17,14 +17,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 
 from se_lightning.errors import JobError
+from se_lightning.ranks import CHILD, INHERITED
 from se_lightning.results import RESULT, write_result, write_whole
 
-__all__ = ["CHILD", "external_rank", "is_further_rank", "run_job", "tell_summary", "write_summary"]
+__all__ = ["run_job", "tell_summary", "write_summary"]
 
-CHILD = "SE_LIGHTNING_CHILD"  # set in the environment of a job's process
-# What an outer run, or an earlier job, may have left in the environment.
-_RANKS = ("LOCAL_RANK", "NODE_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_OTHERS = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "WANDB_RUN_ID", "WANDB_RESUME")
+# Of an outer W&B run, into which no job may write.
+_WANDB_RUN = ("WANDB_RUN_ID", "WANDB_RESUME")
 # Hydra's overrides that are about the multirun and not about a job.
 _SWEEP_ONLY = (
     "hydra.mode",
@@ -44,23 +43,6 @@ def tell_summary() -> None:
     """Print the table of the multirun that this process has led, if it has."""
     for summary in _summaries:
         print(f"\n{summary.read_text()}\n{summary}")
-
-
-def is_further_rank() -> bool:
-    """Tell whether this process is a rank that another one started, on this machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0
-
-
-def external_rank() -> int | None:
-    """Return this process's rank if torchrun or srun started it as one of several; else None.
-
-    Then all of them are in the same job already, and a process of its own would belong to none.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["RANK"])
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
-        return int(os.environ["SLURM_PROCID"])
-    return None
 
 
 def run_job() -> float | None:
@@ -122,7 +104,7 @@ def _command(run_dir: Path) -> list[str]:
 
 def _environment() -> dict[str, str]:
     hydra = HydraConfig.get()
-    environment = {k: v for k, v in os.environ.items() if k not in (*_RANKS, *_OTHERS)}
+    environment = {k: v for k, v in os.environ.items() if k not in (*INHERITED, *_WANDB_RUN)}
     environment.setdefault("WANDB_RUN_GROUP", Path(hydra.sweep.dir).name)
     environment.setdefault("WANDB_NAME", hydra.job.override_dirname or "defaults")
     return environment | {CHILD: "1"}

@@ -23,8 +23,8 @@ from se_lightning.errors import explain
 from se_lightning.excitation import find_gates
 from se_lightning.loggers import finish_wandb
 from se_lightning.models import hidden_widths
+from se_lightning.ranks import external_rank, is_further_rank
 from se_lightning.results import write_result
-from se_lightning.sweeps import external_rank, is_further_rank
 
 __all__ = ["train"]
 

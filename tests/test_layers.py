@@ -10,7 +10,15 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Floors, the ground first; what is on none is above.
 FLOORS = {"models": 1, "excitation": 2, "modules": 2, "data": 2}
 FLOORS |= {"callbacks": 3, "tasks": 3, "loggers": 3, "checkpoint": 3, "results": 3}
-FLOORS |= {"errors": 3, "console": 3, "sweeps": 4, "train": 4, "__main__": 4, "__init__": 5}
+FLOORS |= {
+    "errors": 3,
+    "console": 3,
+    "ranks": 3,
+    "sweeps": 4,
+    "train": 4,
+    "__main__": 4,
+    "__init__": 5,
+}
 NEVER = {
     "models": {"pytorch_lightning", "hydra", "omegaconf", "wandb", "torchmetrics"},
     "modules": {"hydra", "omegaconf", "wandb"},

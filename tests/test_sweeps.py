@@ -134,19 +134,3 @@ def test_a_job_that_dies_without_a_word_has_its_row(job, monkeypatch):
     with pytest.raises(sweeps.JobError, match="the process ended with exit code -9"):
         sweeps.run_job()
     assert rows(job)[0]["error"] == "the process ended with exit code -9"
-
-
-@pytest.mark.parametrize(
-    ("environment", "rank"),
-    [
-        ({}, None),
-        ({"TORCHELASTIC_RUN_ID": "none", "RANK": "1"}, 1),
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, 3),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
-        ({"LOCAL_RANK": "1"}, None),
-    ],
-)
-def test_ranks_from_outside_are_known(environment, rank, monkeypatch):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert sweeps.external_rank() == rank

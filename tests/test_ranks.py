@@ -1,0 +1,65 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from se_lightning import ranks
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({}, None),
+        ({"TORCHELASTIC_RUN_ID": "none", "RANK": "1"}, 1),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, 3),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"LOCAL_RANK": "1"}, None),
+    ],
+)
+def test_ranks_from_outside_are_known(environment, rank, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.external_rank() == rank
+
+
+def test_further_external_ranks_write_nowhere_that_stays(monkeypatch):
+    argv = ["x"]
+    ranks.leave_writing_to_rank_0(argv)
+    assert argv == ["x"]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("RANK", "1")
+    code = "import sys; from se_lightning import ranks; ranks.leave_writing_to_rank_0(sys.argv); "
+    code += "import pathlib; folder = sys.argv[1].split('=')[1]; "
+    code += "assert pathlib.Path(folder).is_dir(); print(*sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run, sweep, subdir = done.stdout.split()
+    assert run.removeprefix("hydra.run.dir=") == sweep.removeprefix("hydra.sweep.dir=")
+    assert subdir == "hydra.output_subdir=null"
+    assert not os.path.exists(run.removeprefix("hydra.run.dir="))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+@pytest.mark.parametrize("variable", [ranks.CHILD, "LOCAL_RANK"])
+def test_a_process_of_ours_ends_with_its_parent(variable):
+    child = f"import os; os.environ['{variable}'] = '1'; from se_lightning import ranks; "
+    child += "ranks.die_with_parent(); print(os.getpid(), flush=True); import time; time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    started = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    pid = int(started.stdout.readline())
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    started.stdout.close()
+    for _ in range(50):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return
+        if state == "Z":  # ended, and not yet fetched by whoever adopted it
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("the child outlived its parent by 5 s")
