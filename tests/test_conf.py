@@ -88,8 +88,10 @@ def test_the_command_line_knows_the_top_level():
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_the_first_lines_say_where_it_comes_from(path):
-    first = [line for line in path.read_text().splitlines()[:2] if not line.startswith("# @")]
-    assert first[0].startswith("# "), path
+    lines = path.read_text().splitlines()
+    first = lines[1] if lines[0].startswith("# @package") else lines[0]  # Hydra's has to be first
+    assert first.startswith("# ")
+    assert first.endswith(".")
 
 
 def test_another_app_can_use_a_model_file_alone():

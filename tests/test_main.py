@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 from se_lightning import __main__ as command_line
 
@@ -87,6 +88,33 @@ def test_a_mistake_gets_one_message_and_leaves_nothing(told, tmp_path, arguments
     assert message in last
     assert "Traceback" not in error
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("task", ["fit", "test"])
+@pytest.mark.parametrize("kind", ["code", "html"])
+def test_a_bad_checkpoint_is_refused_and_nothing_of_it_runs(told, tmp_path, task, kind):
+    ran, path = tmp_path / "ran", tmp_path / "bad.ckpt"
+    if kind == "code":
+        torch.save({"state_dict": {}, "x": Touch(ran)}, path)
+    else:
+        path.write_text("<html>404</html>")
+    code, error = told(f"task={task}", f"ckpt_path={path}")
+    assert code == 1
+    last = error.rstrip().rpartition("se_lightning: error: ")[2]
+    assert last.startswith(str(path))
+    assert ("could run code; it was refused" in last) == (kind == "code")
+    assert "Traceback" not in error
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["bad.ckpt"]
+
+
+class Touch:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
 
 
 def test_a_fault_keeps_its_stack(told, monkeypatch):
