@@ -10,7 +10,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from se_lightning.excitation import GateCounts, GateHistogram, draw_histogram, find_gates
+from se_lightning.excitation import GateHistogram, draw_histogram, find_gates
 
 __all__ = ["ExcitationHistogram"]
 
@@ -45,7 +45,7 @@ class ExcitationHistogram(Callback):
         self._histogram: GateHistogram | None = None
         self._handles: list[RemovableHandle] = []
         self._recording = False
-        self._counts: GateCounts | None = None
+        self._counts: Tensor | None = None  # of the last epoch, all ranks'
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hook the gates; before a first compiled call, after which a hook would never fire."""
@@ -78,10 +78,10 @@ class ExcitationHistogram(Callback):
         if self._histogram is None or not self._recording:
             return
         self._recording = False
-        self._counts = GateCounts(*(count.cpu() for count in self._histogram.compute()))
+        self._counts = self._histogram.compute().cpu()
         self._warn_of_lost_values()
         if trainer.is_global_zero:
-            self._send(trainer, self._counts)
+            self._send(trainer, self._counts[:, : self.bins])
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._draw(trainer)
 
@@ -91,11 +91,12 @@ class ExcitationHistogram(Callback):
     def _warn_of_lost_values(self) -> None:
         assert self._histogram is not None
         assert self._counts is not None
-        for layer, nan, outside in zip(self._histogram.layers, *self._counts[1:], strict=True):
+        lost = self._counts[:, self.bins :].tolist()
+        for layer, (nan, outside) in zip(self._histogram.layers, lost, strict=True):
             if nan or outside:
                 log.warning("%s: %d gates are NaN, %d outside [0, 1].", layer, nan, outside)
 
-    def _send(self, trainer: Trainer, counts: GateCounts) -> None:
+    def _send(self, trainer: Trainer, counts: Tensor) -> None:
         assert self._histogram is not None
         loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         if not loggers:
@@ -105,7 +106,7 @@ class ExcitationHistogram(Callback):
         edges = self._histogram.edges
         histograms = {
             f"excitation/{layer}": wandb.Histogram(np_histogram=(row.numpy(), edges))
-            for layer, row in zip(self._histogram.layers, counts.bins, strict=True)
+            for layer, row in zip(self._histogram.layers, counts, strict=True)
         }
         for logger in loggers:
             # Not experiment.log(step=...): W&B's own step counts rows, and drops what goes back.
@@ -117,7 +118,8 @@ class ExcitationHistogram(Callback):
         self.picture = Path(trainer.default_root_dir) / "excitation" / "histogram.png"
         self.picture.parent.mkdir(parents=True, exist_ok=True)
         title = f"Excitations on the validation set, epoch {trainer.current_epoch}"
-        figure = draw_histogram(self._histogram.layers, self._counts.bins.numpy(), title)
+        counts = self._counts[:, : self.bins].numpy()
+        figure = draw_histogram(self._histogram.layers, counts, title)
         figure.savefig(self.picture, dpi=120)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

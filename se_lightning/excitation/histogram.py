@@ -1,7 +1,6 @@
 """Histograms of gate values, counted on the device and summed over ranks."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,62 +10,55 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 from torchmetrics import Metric
 
-__all__ = ["GateCounts", "GateHistogram", "draw_histogram"]
-
-
-class GateCounts(NamedTuple):
-    """Counts of gate values: ``bins`` (L, B), and (L,) each of ``nan`` and ``outside`` [0, 1]."""
-
-    bins: Tensor
-    nan: Tensor
-    outside: Tensor
+__all__ = ["GateHistogram", "draw_histogram"]
 
 
 class GateHistogram(Metric):
     """Counts the gate values of each layer in fixed bins on [0, 1].
 
     Bins are half-open but for the last, which holds 1.0 too. NaN and what lies outside are
-    counted apart, so that nothing gets lost: for each layer bins, nan and outside add up to the
-    number of values. Fixed edges make layers, epochs and runs comparable.
+    counted apart, so that nothing gets lost: a layer's row adds up to the number of its values.
+    Fixed edges make layers, epochs and runs comparable.
 
     Args:
         layers: names of the layers, L of them.
         bins: number of bins, B.
 
+    Shape:
+        ``compute()`` is (L, B + 2): the bins, then NaN, then what lies outside.
+
     Example:
         >>> histogram = GateHistogram(["layer1.0.se"], bins=4)
         >>> histogram.update(0, torch.tensor([0.1, 0.3, 0.3, 1.0, 2.0, float("nan")]))
-        >>> [count.tolist() for count in histogram.compute()]
-        [[[1, 2, 0, 1]], [1], [1]]
+        >>> histogram.compute().tolist()
+        [[1, 2, 0, 1, 1, 1]]
     """
 
     full_state_update = False
-    bins: Tensor
-    nan: Tensor
-    outside: Tensor
+    counts: Tensor
 
     def __init__(self, layers: Sequence[str], bins: int = 64) -> None:
         super().__init__()
         if bins < 1:
             raise ValueError(f"`bins` (={bins}) must be at least 1.")
         self.layers = tuple(layers)
+        self.bins = bins
         self.edges = np.linspace(0, 1, bins + 1)
-        depth = len(self.layers)
-        for state, shape in (("bins", (depth, bins)), ("nan", (depth,)), ("outside", (depth,))):
-            self.add_state(state, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+        # One tensor, and so one reduction over ranks.
+        zeros = torch.zeros(len(self.layers), bins + 2, dtype=torch.int64)
+        self.add_state("counts", zeros, dist_reduce_fx="sum")
 
     def update(self, layer: int, values: Tensor) -> None:
         """Count the gate values, of any shape, of the layer with this index."""
-        # histc has no kernel for half precision on a CPU, and none on any device that waits.
-        counts = torch.histc(values.float(), self.bins.shape[1], 0, 1).long()
+        # histc drops NaN and what lies outside; it has no kernel for half precision on a CPU.
+        inside = torch.histc(values.float(), self.bins, 0, 1).long()
         nan = values.isnan().sum()
-        self.bins[layer] += counts
-        self.nan[layer] += nan
-        self.outside[layer] += values.numel() - counts.sum() - nan
+        outside = values.numel() - inside.sum() - nan
+        self.counts[layer] += torch.cat([inside, torch.stack([nan, outside])])
 
-    def compute(self) -> GateCounts:
+    def compute(self) -> Tensor:
         """Return the counts, summed over ranks."""
-        return GateCounts(self.bins, self.nan, self.outside)
+        return self.counts
 
 
 def draw_histogram(layers: Sequence[str], counts: np.ndarray, title: str) -> Figure:

@@ -9,9 +9,11 @@ import timm
 import torch
 import wandb
 from pytorch_lightning import Trainer
+from torch import nn
 
 from se_lightning import DigitsDataModule, ExcitationHistogram, ImageClassifier, SEResNetModule
 from se_lightning.loggers import GracefulWandbLogger, finish_wandb
+from se_lightning.models import SqueezeExcitation
 
 
 def trainer(folder, callback, **options):
@@ -74,7 +76,7 @@ def test_nothing_is_counted_in_training_or_in_the_sanity_check(tmp_path):
                 counted.append(gate.training)
 
         def on_sanity_check_end(self, trainer, pl_module):
-            assert not self._histogram.bins.any()
+            assert not self._histogram.counts.any()
 
     model = SEResNetModule(20, ratio=4, in_channels=1)
     data = DigitsDataModule(eval_batch_size=90)
@@ -88,7 +90,7 @@ def test_a_second_epoch_forgets_the_first(tmp_path):
 
     class Spy(ExcitationHistogram):
         def _send(self, trainer, counts):
-            totals.append(counts.bins.sum().item())
+            totals.append(counts.sum().item())
 
     fitted = trainer(tmp_path, Spy(), max_epochs=3, limit_train_batches=1)
     fitted.fit(model, datamodule=DigitsDataModule())
@@ -108,6 +110,17 @@ def test_it_sees_timms_gates_in_any_lightning_module(tmp_path):
     fitted = trainer(tmp_path, callback, limit_val_batches=1)
     fitted.validate(ImageClassifier(net, 10), DigitsDataModule(eval_batch_size=8), verbose=False)
     assert callback.picture.exists()
+
+
+def test_a_single_gate_is_enough(tmp_path, caplog):
+    net = nn.Sequential(SqueezeExcitation(1, 1), nn.Flatten(), nn.Linear(1024, 10))
+    callback = ExcitationHistogram(bins=1)
+    trainer(tmp_path, callback).validate(
+        ImageClassifier(net, 10), DigitsDataModule(), verbose=False
+    )
+    assert callback._counts is None
+    assert callback.picture.exists()
+    assert "NaN" not in caplog.text
 
 
 def test_a_net_without_gates_is_told_and_trains(tmp_path, caplog):
@@ -141,7 +154,7 @@ from se_lightning import ExcitationHistogram, MNISTDataModule, SEResNetModule
 
 class Keep(ExcitationHistogram):
     def _send(self, trainer, counts):
-        self.kept = counts.bins.tolist()
+        self.kept = counts.tolist()
 
 if __name__ == "__main__":
     root, folder, devices = sys.argv[1], sys.argv[2], int(sys.argv[3])
