@@ -61,6 +61,9 @@ def main() -> None:
                 _app()
         finally:
             sweeps.tell_summary()
+    except KeyboardInterrupt:
+        print("se_lightning: interrupted", file=sys.stderr)
+        sys.exit(130)
     except Exception as error:
         if wants_stack or not is_mistake(error):
             sys.excepthook(type(error), error, error.__traceback__)

@@ -56,9 +56,7 @@ def run_job() -> float | None:
     """
     hydra = HydraConfig.get()
     run_dir, sweep_dir = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
-    code = subprocess.run(
-        _command(run_dir), env=_environment(), stdin=subprocess.DEVNULL
-    ).returncode
+    code = _run(_command(run_dir), sweep_dir)
     if code:
         # Written only where the job itself could not: it was killed, or never began.
         lost = {
@@ -75,6 +73,19 @@ def run_job() -> float | None:
             f"job {hydra.job.num} failed: {result['error']}\nAll jobs: {sweep_dir}/summary.md"
         )
     return result["score"]
+
+
+def _run(command: list[str], sweep_dir: Path) -> int:
+    job = subprocess.Popen(command, env=_environment(), stdin=subprocess.DEVNULL)
+    try:
+        return job.wait()
+    except KeyboardInterrupt:  # Ctrl-C: the job has got it too, and says so in its result
+        try:
+            job.wait(timeout=30)
+        finally:
+            job.kill()
+        write_summary(sweep_dir)
+        raise
 
 
 def _command(run_dir: Path) -> list[str]:

@@ -142,3 +142,16 @@ def wandb_history():
         ]
 
     return read
+
+
+@pytest.fixture
+def wandb_run():
+    """Read how a run is called, offline: its name and its group."""
+
+    def read(folder: Path) -> tuple[str, str]:
+        (run_file,) = folder.rglob("run-*.wandb")
+        records = wandb_records(run_file)
+        run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
+        return run.display_name, run.run_group
+
+    return read

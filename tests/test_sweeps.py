@@ -13,13 +13,16 @@ def rows(sweep):
         return list(csv.DictReader(file))
 
 
-def test_each_job_has_the_ranks_that_it_asks_for(cli, short, tmp_path):
+def test_each_job_has_the_ranks_that_it_asks_for(cli, short, tmp_path, wandb_run):
     """In one process the second job would train on half the data, with exit code 0."""
     done = cli("-m", "+model=se_resnet20", "trainer.devices=1,2,1", *short)
     (sweep,) = (tmp_path / "multirun").iterdir()
     assert [row["world size"] for row in rows(sweep)] == ["1", "2", "1"]
     assert [row["status"] for row in rows(sweep)] == ["completed"] * 3
-    assert len(list((tmp_path / "multirun").rglob("run-*.wandb"))) == 3
+    for job, devices in enumerate((1, 2, 1)):
+        name, group = wandb_run(sweep / str(job))
+        assert group == sweep.name
+        assert f"trainer.devices={devices}" in name
     assert (sweep / "summary.md").read_text() in done.stdout
     assert not (tmp_path / "outputs").exists()
 

@@ -3,9 +3,13 @@
 import csv
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 
 
@@ -137,3 +141,24 @@ def test_torchrun_runs_a_multirun_in_its_own_ranks(cli, short, tmp_path):
     assert [result["overrides"][1] for result in results] == ["model.ratio=4", "model.ratio=8"]
     assert "| completed |" in (sweep / "summary.md").read_text()
     assert not (tmp_path / "outputs").exists()
+
+
+def test_ctrl_c_ends_a_multirun_and_leaves_no_process(tmp_path):
+    command = [sys.executable, "-m", "se_lightning", "-m", "model.ratio=4,8", "logger=csv"]
+    command += ["hydra.sweep.dir=sweep"]
+    running = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    started = tmp_path / "sweep" / "0" / "checkpoints"
+    while not started.exists():  # the first epoch has ended
+        assert running.poll() is None
+        time.sleep(0.2)
+    os.killpg(running.pid, signal.SIGINT)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert error.rstrip().endswith("se_lightning: interrupted")
+    assert "Traceback" not in error
+    assert not (tmp_path / "sweep" / "1").exists()
+    assert "interrupted" in (tmp_path / "sweep" / "summary.md").read_text()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(running.pid, 0)

@@ -49,6 +49,8 @@ class ExcitationHistogram(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hook the gates; before a first compiled call, after which a hook would never fire."""
+        if stage not in ("fit", "validate"):
+            return
         gates = find_gates(pl_module)
         if not gates:
             log.info("No squeeze-and-excitation gates in the model: no excitation histograms.")
