@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from se_lightning import ranks, sweeps
 from se_lightning.errors import explain, is_mistake
-from se_lightning.results import RESULT
+from se_lightning.results import RESULT, write_failure
 
 __all__ = ["main"]
 
@@ -103,7 +103,8 @@ def _app(cfg: DictConfig) -> float | None:
             from se_lightning.train import train
 
             return train(cfg)
-        except Exception as error:
+        except BaseException as error:
+            write_failure(run_dir, explain(error))
             if is_mistake(error) and not several and ranks.CHILD not in os.environ:
                 _discard_unused(run_dir)
             raise

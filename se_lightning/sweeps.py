@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from se_lightning.errors import JobError
 from se_lightning.ranks import CHILD, INHERITED
-from se_lightning.results import RESULT, write_result, write_whole
+from se_lightning.results import RESULT, write_failure, write_whole
 
 __all__ = ["run_job", "tell_summary", "write_summary"]
 
@@ -58,14 +58,8 @@ def run_job() -> float | None:
     run_dir, sweep_dir = Path(hydra.runtime.output_dir), Path(hydra.sweep.dir)
     code = _run(_command(run_dir), sweep_dir)
     if code:
-        # Written only where the job itself could not: it was killed, or never began.
-        lost = {
-            "status": "failed",
-            "error": f"the process ended with exit code {code}",
-            "job": hydra.job.num,
-            "overrides": list(hydra.overrides.task),
-        }
-        write_result(run_dir, lost, keep=True)
+        # Kept only where the job itself could not say it: it was killed, or never began.
+        write_failure(run_dir, f"the process ended with exit code {code}")
     result = json.loads((run_dir / RESULT).read_text())
     write_summary(sweep_dir)
     if code:

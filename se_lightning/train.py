@@ -1,6 +1,5 @@
 """A run: instantiate what the config says, do the task, write result.json."""
 
-import contextlib
 import logging
 import os
 import platform
@@ -19,12 +18,11 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from se_lightning import checkpoint, console
-from se_lightning.errors import explain
 from se_lightning.excitation import find_gates
 from se_lightning.loggers import finish_wandb
 from se_lightning.models import hidden_widths
 from se_lightning.ranks import external_rank, is_further_rank
-from se_lightning.results import write_result
+from se_lightning.results import identity, write_result
 
 __all__ = ["train"]
 
@@ -49,15 +47,15 @@ def train(cfg: DictConfig) -> float | None:
         # What is not a training has its weights already.
         ckpt_path = cfg.ckpt_path if _is_fit(cfg) else None
         metrics = instantiate(cfg.task)(trainer, model, datamodule, ckpt_path)
-    except BaseException as error:
-        failure = {"status": "failed", "error": explain(error)}
-        with contextlib.suppress(OSError):  # a full disk must not hide what came before
-            write_result(run_dir, failure | _job(start), keep=True)
+    except BaseException:
         finish_wandb(failed=True)
         raise
     result |= {"status": "completed", "metrics": metrics, "epochs": trainer.current_epoch}
     result |= {"steps": trainer.global_step, "world_size": trainer.world_size}
-    result |= _products(trainer) | _job(start)
+    result |= _products(trainer) | identity()
+    result["wall_time_s"] = round(time.time() - start, 2)
+    result["versions"] = {package: version(package) for package in _PACKAGES}
+    result["versions"]["python"] = platform.python_version()
     if trainer.is_global_zero:
         write_result(run_dir, result)
         _report(result, run_dir)
@@ -164,17 +162,6 @@ def describe(
         "gates": len(find_gates(backbone)),
         "hidden_widths": hidden_widths(backbone),
         "world_size": trainer.world_size,
-    }
-
-
-def _job(start: float) -> dict[str, Any]:
-    hydra = HydraConfig.get()
-    return {
-        "job": None if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num,
-        "overrides": list(hydra.overrides.task),
-        "wall_time_s": round(time.time() - start, 2),
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in _PACKAGES},
     }
 
 
