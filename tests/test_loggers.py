@@ -1,4 +1,10 @@
+import gzip
+import json
 import os
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 import wandb
@@ -56,3 +62,88 @@ def test_further_ranks_start_no_run(tmp_path, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     GracefulWandbLogger(save_dir=str(tmp_path)).experiment.log({"a": 1})
     assert wandb.run is None
+
+
+class Server(BaseHTTPRequestHandler):
+    """As much of a W&B server as a run needs; what it receives is kept in ``rows``."""
+
+    rows: ClassVar[list[dict]] = []
+
+    def do_POST(self):
+        body = self._body()
+        if self.path.endswith("file_stream"):
+            files = json.loads(body).get("files", {})
+            for line in files.get("wandb-history.jsonl", {}).get("content", []):
+                self.rows.append(json.loads(line))
+            return self._answer({"exitcode": None, "limits": {}})
+        query = json.loads(body)["query"]
+        entity = {"id": "e", "entity": "us", "username": "us", "flags": "{}"}
+        project = {"name": "se_lightning", "entity": {"name": "us"}}
+        bucket = {"id": "b", "name": "b", "displayName": "b", "config": "{}"}
+        bucket |= {"historyLineCount": 0, "project": project}
+        if "upsertBucket" in query:
+            return self._answer({"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}})
+        if "createRunFiles" in query:
+            files = {"runID": "b", "uploadHeaders": [], "files": []}
+            return self._answer({"data": {"createRunFiles": files}})
+        return self._answer({"data": {"viewer": {**entity, "teams": {"edges": []}}}})
+
+    def do_PUT(self):
+        self._body()
+        self._answer({})
+
+    def do_GET(self):
+        self._answer({})
+
+    def _body(self):
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        return gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
+
+    def _answer(self, content):
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Keep the console for the tests."""
+
+
+ONLINE = """
+import logging, sys
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+import wandb
+from se_lightning.loggers import GracefulWandbLogger, finish_wandb
+logger = GracefulWandbLogger(save_dir=sys.argv[1])
+histogram = wandb.Histogram(np_histogram=([1, 2], [0, 0.5, 1]))
+logger.log_metrics({"val/acc1": 0.5, "excitation/a": histogram}, step=7)
+finish_wandb(failed=False)
+"""
+
+
+def test_with_a_key_and_a_server_it_is_online(cli, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        done = cli(
+            str(tmp_path),
+            command=[sys.executable, "-c", ONLINE],
+            env={"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40},
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert f"W&B: {url}/us/se_lightning/runs/" in done.stdout
+    (row,) = [row for row in Server.rows if "val/acc1" in row]
+    assert (row["val/acc1"], row["trainer/global_step"]) == (0.5, 7)
+    assert row["excitation/a"]["values"] == [1, 2]
