@@ -134,7 +134,9 @@ class ImageClassifier(LightningModule):
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> None:
         images, labels = batch
-        metrics.update(self(images), labels)
+        logits = self(images)
+        if len(labels):  # a rank without a sample of the last batch takes part all the same
+            metrics.update(logits, labels)
         self.log_dict(metrics, prog_bar=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:  # noqa: D102

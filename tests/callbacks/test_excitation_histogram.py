@@ -153,8 +153,10 @@ from pytorch_lightning import Trainer, seed_everything
 from se_lightning import ExcitationHistogram, MNISTDataModule, SEResNetModule
 
 class Keep(ExcitationHistogram):
+    kept = []
+
     def _send(self, trainer, counts):
-        self.kept = counts.tolist()
+        self.kept.append(counts.tolist())
 
 if __name__ == "__main__":
     root, folder, devices = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -169,8 +171,11 @@ if __name__ == "__main__":
     )
     (val,) = trainer.validate(model, data, verbose=False)
     (test,) = trainer.test(model, data, verbose=False)
+    few = MNISTDataModule("mnist", root, val_size=1)  # rank 1 has none
+    (one,) = trainer.validate(model, few, verbose=False)
     if trainer.is_global_zero:
-        result = {"world": trainer.world_size, "val": val, "test": test, "bins": keep.kept}
+        result = {"world": trainer.world_size, "val": val, "test": test, "one": one}
+        result["bins"], result["bins of one"] = keep.kept
         open(f"{folder}/{devices}.json", "w").write(json.dumps(result))
 """
 
@@ -190,7 +195,8 @@ def test_two_ranks_count_what_one_process_counts(tmp_path, idx_root):
     # A gate next to an edge may fall to its other side: batches differ, and so does rounding.
     assert np.abs(np.subtract(one["bins"], two["bins"])).sum() <= 4
     assert np.sum(one["bins"]) == np.sum(two["bins"])
-    for split in ("val", "test"):
+    assert np.sum(one["bins of one"]) == np.sum(two["bins of one"]) == 3 * (16 + 32 + 64)
+    for split in ("val", "test", "one"):
         assert one[split].keys() == two[split].keys()
         for name, value in one[split].items():
             tolerance = 1e-5 if name.endswith("loss") else 0
