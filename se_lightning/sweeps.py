@@ -5,6 +5,7 @@ would be the whole multirun, once a rank. And what a job leaves behind in its pr
 process group, W&B run) is there for the next. So each job is a command of its own.
 """
 
+import contextlib
 import csv
 import io
 import json
@@ -75,7 +76,8 @@ def _run(command: list[str], sweep_dir: Path) -> int:
         return job.wait()
     except KeyboardInterrupt:  # Ctrl-C: the job has got it too, and says so in its result
         try:
-            job.wait(timeout=30)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                job.wait(timeout=30)
         finally:
             job.kill()
         write_summary(sweep_dir)

@@ -49,6 +49,7 @@ class ExcitationHistogram(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Hook the gates; before a first compiled call, after which a hook would never fire."""
+        self.teardown(trainer, pl_module, stage)  # an earlier run may have ended in an exception
         if stage not in ("fit", "validate"):
             return
         gates = find_gates(pl_module)
@@ -65,6 +66,7 @@ class ExcitationHistogram(Callback):
         for handle in self._handles:
             handle.remove()
         self._handles, self._histogram, self._counts = [], None, None
+        self._recording = False
 
     def _record(self, layer: int, gate: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         if self._recording and self._histogram is not None:

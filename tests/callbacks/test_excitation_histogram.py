@@ -104,6 +104,28 @@ def test_hooks_are_gone_after_the_run(tmp_path):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_run_after_one_that_broke_counts_once(tmp_path):
+    class Breaks(SEResNetModule):
+        broken = True
+
+        def on_validation_batch_end(self, *_):
+            if self.broken and not self.trainer.sanity_checking:
+                raise RuntimeError("broken")
+
+    totals = []
+
+    class Spy(ExcitationHistogram):
+        def _send(self, trainer, counts):
+            totals.append(counts.sum().item())
+
+    model, spy = Breaks(20, ratio=4, in_channels=1), Spy()
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer(tmp_path, spy, limit_train_batches=1).fit(model, datamodule=DigitsDataModule())
+    model.train().broken = False
+    trainer(tmp_path, spy, limit_train_batches=1).fit(model, datamodule=DigitsDataModule())
+    assert totals == [180 * 3 * (16 + 32 + 64)]
+
+
 def test_it_sees_timms_gates_in_any_lightning_module(tmp_path):
     net = timm.create_model("seresnet18", num_classes=10, in_chans=1)
     callback = ExcitationHistogram()
