@@ -1,9 +1,10 @@
 """A quiet, readable console: one line a message, nothing that the user can't act on."""
 
 import logging
-import os
 import re
 import warnings
+
+from se_lightning.ranks import is_further_rank
 
 __all__ = ["Formatter", "quiet"]
 
@@ -44,7 +45,7 @@ def quiet() -> None:
     root = logging.getLogger()
     for handler in root.handlers:
         handler.addFilter(_is_worth_saying)
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+    if is_further_rank():
         root.setLevel(logging.ERROR)
     told = set()
 

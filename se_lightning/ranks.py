@@ -31,11 +31,6 @@ INHERITED = (
 )
 
 
-def is_further_rank() -> bool:
-    """Tell whether this process is not the first one of its run on this machine."""
-    return int(os.environ.get("LOCAL_RANK", "0")) > 0
-
-
 def external_rank() -> int | None:
     """Return this process's rank if torchrun or srun started it as one of several; else None.
 
@@ -43,9 +38,17 @@ def external_rank() -> int | None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return int(os.environ["RANK"])
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ:
+    # As Lightning's SLURMEnvironment has it: in an interactive shell there is but one process.
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    several = int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if several and "SLURM_PROCID" in os.environ and not interactive:
         return int(os.environ["SLURM_PROCID"])
     return None
+
+
+def is_further_rank() -> bool:
+    """Tell whether this process is not the first one of its run."""
+    return (external_rank() or int(os.environ.get("LOCAL_RANK", "0"))) > 0
 
 
 def die_with_parent() -> None:

@@ -51,8 +51,7 @@ def train(cfg: DictConfig) -> float | None:
         finish_wandb(failed=True)
         raise
     result |= {"status": "completed", "metrics": metrics, "epochs": trainer.current_epoch}
-    result |= {"steps": trainer.global_step, "world_size": trainer.world_size}
-    result |= _products(trainer) | identity()
+    result |= {"steps": trainer.global_step} | _products(trainer) | identity()
     result["wall_time_s"] = round(time.time() - start, 2)
     result["versions"] = {package: version(package) for package in _PACKAGES}
     result["versions"]["python"] = platform.python_version()

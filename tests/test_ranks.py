@@ -17,6 +17,7 @@ from se_lightning import ranks
         ({"TORCHELASTIC_RUN_ID": "none", "RANK": "1"}, 1),
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, 3),
         ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "bash"}, None),
         ({"LOCAL_RANK": "1"}, None),
     ],
 )
@@ -24,6 +25,22 @@ def test_ranks_from_outside_are_known(environment, rank, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert ranks.external_rank() == rank
+
+
+@pytest.mark.parametrize(
+    ("environment", "further"),
+    [
+        ({}, False),
+        ({"LOCAL_RANK": "1"}, True),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, True),  # srun sets no LOCAL_RANK
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, False),
+        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "2", "LOCAL_RANK": "0"}, True),  # a second node
+    ],
+)
+def test_further_ranks_are_known_whoever_started_them(environment, further, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.is_further_rank() == further
 
 
 def test_further_external_ranks_write_nowhere_that_stays(monkeypatch):

@@ -50,7 +50,7 @@ class GateHistogram(Metric):
 
     def update(self, layer: int, values: Tensor) -> None:
         """Count the gate values, of any shape, of the layer with this index."""
-        # histc drops NaN and what lies outside; it has no kernel for half precision on a CPU.
+        # histc drops NaN and what lies outside; in half precision its counts would be rounded.
         inside = torch.histc(values.float(), self.bins, 0, 1).long()
         nan = values.isnan().sum()
         outside = values.numel() - inside.sum() - nan

@@ -113,7 +113,7 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         # mean() and not AdaptiveAvgPool2d, which gave NaN under AMP with channels-last
-        # (pytorch/pytorch#43992) and is no faster.
+        # (pytorch/pytorch#43992).
         z = x.mean((2, 3), keepdim=True)
         return x * self.gate(self.fc2(self.act(self.fc1(z))))
 

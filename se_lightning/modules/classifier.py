@@ -41,8 +41,8 @@ class ImageClassifier(LightningModule):
         num_classes: K, at least 2.
         label_smoothing: fraction of the target spread over all classes; in training only.
         decay_norm_bias: False keeps weight decay off biases and norms.
-        channels_last: run in the channels-last memory format: 4 times faster on a CPU with
-            AVX-512, and what tensor cores want.
+        channels_last: run in the channels-last memory format, which tensor cores want; on a CPU
+            with AVX-512 a training step of SE-ResNet-20 took 1.15 times as long without it.
         optimizer: parameters to optimizer, e.g. ``partial(torch.optim.AdamW, lr=1e-3)``. None is
             SGD with Nesterov momentum 0.9, learning rate 0.1 and weight decay 1e-4. Not saved.
         lr_scheduler: optimizer to scheduler. One that takes ``total_steps`` (those of
@@ -187,7 +187,7 @@ class MeanCrossEntropy(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("samples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -197,7 +197,7 @@ class MeanCrossEntropy(Metric):
 
     def compute(self) -> Tensor:
         """Return the mean, in nats."""
-        return (self.total / self.samples).float()
+        return self.total / self.samples
 
 
 def _accuracy(num_classes: int, k: int) -> Metric:

@@ -17,7 +17,6 @@ def test_train_ranks_are_disjoint_and_equally_long(world_size, size):
         for rank in range(world_size)
     ]
     assert len({len(batches) for batches in ranks}) == 1
-    assert ranks[0] is not None
     assert len(TrainBatches(size, 16, seed=0, world_size=world_size)) == len(ranks[0])
     seen = [index for batches in ranks for batch in batches for index in batch]
     assert len(set(seen)) == len(seen)
