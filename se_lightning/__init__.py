@@ -9,25 +9,54 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from se_lightning.callbacks import ExcitationHistogram
-    from se_lightning.data import DigitsDataModule, MNISTDataModule
-    from se_lightning.modules import ImageClassifier, SEResNetModule, SEResNeXtModule
+    from se_lightning.data import DigitsDataModule, FakeDataModule, MNISTDataModule
+    from se_lightning.modules import (
+        ImageClassifier,
+        SEBNInceptionModule,
+        SEDenseNetModule,
+        SEInceptionResNetV2Module,
+        SEInceptionV3Module,
+        SEMobileNetModule,
+        SENestedModule,
+        SENet154Module,
+        SEPreActResNetModule,
+        SEResNetModule,
+        SEResNeXtModule,
+        SEShakeShakeModule,
+        SEShuffleNetModule,
+        SESimpleModule,
+        SEVGG16BNModule,
+        SEWideResNetModule,
+    )
 
 __all__ = [
     "DigitsDataModule",
     "ExcitationHistogram",
+    "FakeDataModule",
     "ImageClassifier",
     "MNISTDataModule",
+    "SEBNInceptionModule",
+    "SEDenseNetModule",
+    "SEInceptionResNetV2Module",
+    "SEInceptionV3Module",
+    "SEMobileNetModule",
+    "SENestedModule",
+    "SENet154Module",
+    "SEPreActResNetModule",
     "SEResNeXtModule",
     "SEResNetModule",
+    "SEShakeShakeModule",
+    "SEShuffleNetModule",
+    "SESimpleModule",
+    "SEVGG16BNModule",
+    "SEWideResNetModule",
 ]
 
-_HOMES = {
+_HOMES = dict.fromkeys(__all__, "modules") | {
     "DigitsDataModule": "data",
     "ExcitationHistogram": "callbacks",
-    "ImageClassifier": "modules",
+    "FakeDataModule": "data",
     "MNISTDataModule": "data",
-    "SEResNeXtModule": "modules",
-    "SEResNetModule": "modules",
 }
 
 # In a checkout the configs lie beside the package and not in it: `se_lightning.conf` is found

@@ -71,8 +71,8 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
     _check_devices(cfg.trainer)
     if _is_fit(cfg):
         datamodule = instantiate(cfg.data, _convert_="all")
-        for key in ("num_classes", "in_channels"):
-            if cfg.model[key] is None:
+        for key in ("num_classes", "in_channels", "image_size"):
+            if key in cfg.model and cfg.model[key] is None:
                 cfg.model[key] = getattr(datamodule, key)
         model = instantiate(cfg.model, _convert_="all")
         if cfg.ckpt_path is not None:

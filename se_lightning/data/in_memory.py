@@ -1,7 +1,6 @@
 """Small images: the whole set as one tensor in memory, a batch at a time."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -69,7 +68,7 @@ class InMemoryDataModule(LightningDataModule):
         ValueError: naming the argument that does not fit.
     """
 
-    image_size: ClassVar[int]
+    image_size: int
     mean: float
     std: float
     in_channels: int = 1
@@ -101,15 +100,17 @@ class InMemoryDataModule(LightningDataModule):
         return len(self.class_names)
 
     def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return ``train``, ``val`` and ``test``: images (N, H, W) uint8 and labels (N,)."""
+        """Return ``train``, ``val`` and ``test``: images (N, [C,] H, W) uint8 and labels (N,)."""
         raise TypeError(f"{type(self).__name__} must define `load`.")
 
     def setup(self, stage: str | None = None) -> None:  # noqa: D102
         if not self._splits:
-            self._splits = {
-                split: (torch.tensor(images).unsqueeze(1), torch.tensor(labels).long())
-                for split, (images, labels) in self.load().items()
-            }
+            for split, (images, labels) in self.load().items():
+                shape = (len(images), self.in_channels, *images.shape[-2:])
+                self._splits[split] = (
+                    torch.tensor(images).view(shape),
+                    torch.tensor(labels).long(),
+                )
 
     def train_dataloader(self) -> DataLoader:
         """Return batches in an order that only (seed, epoch) decides."""

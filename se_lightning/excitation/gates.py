@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from se_lightning.models.gates import SpatialExcitation
+
 __all__ = ["find_gates"]
 
 # A squeeze-and-excitation module is known by its children: two layers and the activation between
@@ -15,6 +17,8 @@ _SHAPES = (
 
 def find_gates(model: nn.Module) -> dict[str, nn.Module]:
     """Return, by the path of each SE module, the submodule whose output is the gate.
+
+    A concurrent gate is two, ``.channel`` and ``.spatial``.
 
     Paths are those of ``named_modules``, in the order of definition, which in the networks of
     this package is the order of depth.
@@ -30,4 +34,6 @@ def find_gates(model: nn.Module) -> dict[str, nn.Module]:
         for *layers, gate in _SHAPES:
             if gate in children and all(layer in children for layer in layers):
                 gates[path] = children[gate]
+        if isinstance(module, SpatialExcitation):
+            gates[path] = module.gate
     return gates

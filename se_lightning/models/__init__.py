@@ -8,24 +8,70 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
-from se_lightning.models import resnet
-from se_lightning.models.gates import Excitation, SqueezeExcitation, hidden_widths
+from se_lightning.models import (
+    bn_inception,
+    densenet,
+    inception,
+    inception_resnet,
+    mobilenet,
+    preact_resnet,
+    resnet,
+    resnext,
+    shake_shake,
+    shufflenet,
+    small,
+    vgg,
+)
+from se_lightning.models.bn_inception import *  # noqa: F403
+from se_lightning.models.densenet import *  # noqa: F403
+from se_lightning.models.gates import (
+    ConcurrentExcitation,
+    SpatialExcitation,
+    SqueezeExcitation,
+    hidden_widths,
+)
+from se_lightning.models.inception import *  # noqa: F403
+from se_lightning.models.inception_resnet import *  # noqa: F403
+from se_lightning.models.mobilenet import *  # noqa: F403
+from se_lightning.models.network import ImageNetwork
+from se_lightning.models.options import Excitation
+from se_lightning.models.preact_resnet import *  # noqa: F403
 from se_lightning.models.resnet import *  # noqa: F403
+from se_lightning.models.resnext import *  # noqa: F403
+from se_lightning.models.shake_shake import *  # noqa: F403
+from se_lightning.models.shufflenet import *  # noqa: F403
+from se_lightning.models.small import *  # noqa: F403
+from se_lightning.models.vgg import *  # noqa: F403
 
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    name: getattr(family, name) for family in (resnet,) for name in family.__all__ if name.islower()
+_FAMILIES = (
+    resnet,
+    resnext,
+    preact_resnet,
+    densenet,
+    inception,
+    bn_inception,
+    inception_resnet,
+    vgg,
+    mobilenet,
+    shufflenet,
+    shake_shake,
+    small,
+)
+_BUILDERS: dict[str, Callable[..., ImageNetwork]] = {
+    name: getattr(family, name) for family in _FAMILIES for name in family.__all__ if name.islower()
 }
 
 __all__ = [
+    "ConcurrentExcitation",
     "Excitation",
+    "ImageNetwork",
+    "SpatialExcitation",
     "SqueezeExcitation",
     "create_model",
     "hidden_widths",
     "list_models",
-    *resnet.__all__,
 ]
+__all__ += [name for family in _FAMILIES for name in family.__all__]
 
 
 def list_models() -> list[str]:
@@ -38,7 +84,7 @@ def list_models() -> list[str]:
     return sorted(_BUILDERS)
 
 
-def create_model(name: str, **options: Any) -> nn.Module:
+def create_model(name: str, **options: Any) -> ImageNetwork:
     """Build a network by name; options are its builder's.
 
     Raises:

@@ -1,73 +1,85 @@
-"""Gates: the squeeze-and-excitation block, and the options that a whole network shares."""
+"""Gates: the squeeze-and-excitation modules."""
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Excitation", "SqueezeExcitation", "hidden_widths", "warn_of_single_units"]
+__all__ = [
+    "ConcurrentExcitation",
+    "SpatialExcitation",
+    "SqueezeExcitation",
+    "hidden_width",
+    "hidden_widths",
+    "one_of",
+    "positive_integer",
+    "warn_of_single_units",
+]
+
+SQUEEZES: dict[str, Callable[[Tensor], Tensor]] = {
+    # mean() and not AdaptiveAvgPool2d, which gave NaN under AMP with channels-last
+    # (pytorch/pytorch#43992).
+    "avg": lambda x: x.mean((2, 3), keepdim=True),
+    "max": lambda x: x.amax((2, 3), keepdim=True),
+    # As timm's add_maxpool has it.
+    "avgmax": lambda x: 0.5 * x.mean((2, 3), keepdim=True) + 0.5 * x.amax((2, 3), keepdim=True),
+    "none": lambda x: x,
+}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "hard-sigmoid": nn.Hardsigmoid,
+}
+MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": torch.add,
+    "max": torch.maximum,
+    "product": torch.mul,
+}
 
 
-def _positive_integer(name: str, value: object) -> None:
+def positive_integer(name: str, value: object) -> None:
+    """Raise a ValueError that names the argument, unless it is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"`{name}` (={value!r}) must be a whole number of at least 1.")
 
 
-@dataclass(frozen=True)
-class Excitation:
-    """The options of a network's gates, checked once and shared by all its blocks.
+def one_of(name: str, value: object, known: Sequence[str] | Mapping[str, Any]) -> None:
+    """Raise a ValueError that names the argument, unless it is one of those known."""
+    if value not in known:
+        raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(known)}.")
+
+
+def hidden_width(channels: int, ratio: float, divisor: int = 1) -> int:
+    """Return the number of hidden units of a gate over ``channels`` channels.
 
     Args:
-        ratio: reduction ratio r; the hidden width is ``max(1, C // r)``. At least 1.
-        gate: ``"channel"`` for squeeze-and-excitation, ``"none"`` for the plain twin.
-        bias: whether the two excitation layers have biases (the released nets do, the ablations
-            of the paper's section 6 do not).
-        divisor: round the hidden width to the nearest multiple, as timm does with 8.
-            1 keeps it exact.
+        channels: C.
+        ratio: reduction ratio r, at least 1; the width is ``max(1, C // r)``.
+        divisor: round the width to the nearest multiple, as timm does with 8; 1 keeps it exact.
 
     Raises:
-        ValueError: for a ratio below 1 or not a number, an unknown gate, a bad divisor.
+        ValueError: naming the argument that does not fit.
 
     Example:
-        >>> Excitation(ratio=16).hidden(64), Excitation(ratio=16, divisor=8).hidden(64)
+        >>> hidden_width(64, 16), hidden_width(64, 16, divisor=8)
         (4, 8)
     """
-
-    ratio: float = 16
-    gate: str = "channel"
-    bias: bool = True
-    divisor: int = 1
-
-    def __post_init__(self) -> None:
-        ratio = self.ratio
-        if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 1 <= ratio < math.inf:
-            raise ValueError(
-                f"`ratio` (={ratio!r}) must be a number of at least 1; the hidden width of a gate "
-                "is C // ratio. The paper uses 16."
-            )
-        if self.gate not in GATES:
-            raise ValueError(f"`gate` (={self.gate!r}) must be one of {', '.join(GATES)}.")
-        _positive_integer("divisor", self.divisor)
-
-    def hidden(self, channels: int) -> int:
-        """Return the number of hidden units of a gate over ``channels`` channels."""
-        if self.divisor == 1:
-            return max(1, int(channels // self.ratio))
-        # timm's rule (make_divisible with round_limit=0): to the nearest multiple, halves up.
-        nearest = int(channels / self.ratio + self.divisor / 2) // self.divisor * self.divisor
-        return max(self.divisor, nearest)
-
-    def build(self, channels: int) -> nn.Module:
-        """Return the gate for a branch of ``channels`` channels; no module at all for "none".
-
-        What is not built has no parameter that DDP could wait for.
-        """
-        kind = GATES[self.gate]
-        if kind is None:
-            return nn.Identity()
-        return kind(channels, self.ratio, bias=self.bias, divisor=self.divisor)
+    if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 1 <= ratio < math.inf:
+        raise ValueError(
+            f"`ratio` (={ratio!r}) must be a number of at least 1; the hidden width of a gate "
+            "is C // ratio. The paper uses 16."
+        )
+    positive_integer("divisor", divisor)
+    if divisor == 1:
+        return max(1, int(channels // ratio))
+    # timm's rule (make_divisible with round_limit=0): to the nearest multiple, halves up.
+    nearest = int(channels / ratio + divisor / 2) // divisor * divisor
+    return max(divisor, nearest)
 
 
 class SqueezeExcitation(nn.Module):
@@ -81,14 +93,17 @@ class SqueezeExcitation(nn.Module):
     Args:
         channels: C.
         ratio: reduction ratio r, at least 1.
+        squeeze: over space: ``"avg"``, ``"max"``, ``"avgmax"`` (the mean of the two), or
+            ``"none"``, which gives each pixel its own excitation (the paper's NoSqueeze).
+        gate_activation: ``"sigmoid"``, ``"tanh"``, ``"relu"`` or ``"hard-sigmoid"``.
         bias: whether the two layers have biases.
         divisor: round the hidden width to a multiple; 1 keeps ``max(1, C // ratio)``.
 
     Shape:
-        (N, C, H, W) to (N, C, H, W).
+        (N, C, H, W) to (N, C, H, W); the gate is (N, C, 1, 1), without a squeeze (N, C, H, W).
 
     Raises:
-        ValueError: for channels, ratio or divisor below 1.
+        ValueError: naming the argument that does not fit.
 
     Example:
         >>> import torch
@@ -100,29 +115,116 @@ class SqueezeExcitation(nn.Module):
     """
 
     def __init__(
-        self, channels: int, ratio: float = 16, *, bias: bool = True, divisor: int = 1
+        self,
+        channels: int,
+        ratio: float = 16,
+        *,
+        squeeze: str = "avg",
+        gate_activation: str = "sigmoid",
+        bias: bool = True,
+        divisor: int = 1,
     ) -> None:
         super().__init__()
-        _positive_integer("channels", channels)
-        hidden = Excitation(ratio, bias=bias, divisor=divisor).hidden(channels)
+        positive_integer("channels", channels)
+        one_of("squeeze", squeeze, SQUEEZES)
+        one_of("gate_activation", gate_activation, ACTIVATIONS)
+        hidden = hidden_width(channels, ratio, divisor)
         self.ratio = ratio
+        self.squeeze = squeeze
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=bias)
         self.act = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
-        self.gate = nn.Sigmoid()
+        self.gate = ACTIVATIONS[gate_activation]()
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        # mean() and not AdaptiveAvgPool2d, which gave NaN under AMP with channels-last
-        # (pytorch/pytorch#43992).
-        z = x.mean((2, 3), keepdim=True)
+        z = SQUEEZES[self.squeeze](x)
         return x * self.gate(self.fc2(self.act(self.fc1(z))))
 
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"squeeze={self.squeeze}"
 
-GATES: dict[str, type[SqueezeExcitation] | None] = {"channel": SqueezeExcitation, "none": None}
+
+class SpatialExcitation(nn.Module):
+    r"""Rescales each pixel by a gate computed from its channels: :math:`x \cdot \sigma(w * x)`.
+
+    Args:
+        channels: C.
+        gate_activation: ``"sigmoid"``, ``"tanh"``, ``"relu"`` or ``"hard-sigmoid"``.
+        bias: whether the 1x1 convolution has a bias.
+
+    Shape:
+        (N, C, H, W) to (N, C, H, W); the gate is (N, 1, H, W).
+
+    Reference:
+        Roy, Navab, Wachinger. Concurrent Spatial and Channel Squeeze & Excitation in Fully
+        Convolutional Networks. arXiv:1803.02579.
+    """
+
+    def __init__(
+        self, channels: int, *, gate_activation: str = "sigmoid", bias: bool = True
+    ) -> None:
+        super().__init__()
+        positive_integer("channels", channels)
+        one_of("gate_activation", gate_activation, ACTIVATIONS)
+        self.conv = nn.Conv2d(channels, 1, 1, bias=bias)
+        self.gate = ACTIVATIONS[gate_activation]()
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x * self.gate(self.conv(x))
+
+
+class ConcurrentExcitation(nn.Module):
+    """Merges the outputs of a channel gate and of a spatial gate over the same input.
+
+    Args:
+        channels: C.
+        ratio: reduction ratio r of the channel gate.
+        merge: ``"sum"``, ``"max"`` or ``"product"`` of the two rescaled maps, element by element.
+        squeeze: of the channel gate.
+        gate_activation: of both gates.
+        bias: whether the layers of both have biases.
+        divisor: of the channel gate's hidden width.
+
+    Shape:
+        (N, C, H, W) to (N, C, H, W).
+
+    Reference:
+        Roy et al., arXiv:1803.02579 (sum), and arXiv:1808.08127, section III (max, product).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        ratio: float = 16,
+        *,
+        merge: str = "sum",
+        squeeze: str = "avg",
+        gate_activation: str = "sigmoid",
+        bias: bool = True,
+        divisor: int = 1,
+    ) -> None:
+        super().__init__()
+        one_of("merge", merge, MERGES)
+        self.merge = merge
+        self.channel = SqueezeExcitation(
+            channels,
+            ratio,
+            squeeze=squeeze,
+            gate_activation=gate_activation,
+            bias=bias,
+            divisor=divisor,
+        )
+        self.spatial = SpatialExcitation(channels, gate_activation=gate_activation, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return MERGES[self.merge](self.channel(x), self.spatial(x))
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"merge={self.merge}"
 
 
 def hidden_widths(model: nn.Module) -> dict[str, int]:
-    """Return the effective number of hidden units of each gate, by module path.
+    """Return the effective number of hidden units of each channel gate, by module path.
 
     Example:
         >>> hidden_widths(nn.Sequential(SqueezeExcitation(64, ratio=16)))

@@ -1,12 +1,24 @@
-"""SE-ResNet and SE-ResNeXt, for ImageNet and for CIFAR."""
+"""SE-ResNet, for ImageNet and for CIFAR; its blocks and net are SE-ResNeXt's too."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Unpack
 
-import torch
 from torch import Tensor, nn
 
-from se_lightning.models.gates import Excitation, warn_of_single_units
+from se_lightning.models.gates import positive_integer
+from se_lightning.models.network import ImageNetwork
+from se_lightning.models.options import PLACEMENTS, Excitation, ResidualGateOptions
+from se_lightning.models.residual import (
+    CEIL_POOL_SIZE,
+    Plan,
+    ResidualUnit,
+    conv1x1,
+    conv3x3,
+    max_pool,
+    plan,
+    stem_conv,
+    tail,
+)
 
 __all__ = [
     "SEResNet",
@@ -19,28 +31,12 @@ __all__ = [
     "se_resnet101",
     "se_resnet110",
     "se_resnet152",
-    "se_resnext50_32x4d",
-    "se_resnext101_32x4d",
+    "se_resnet164",
 ]
 
 
-def _conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(
-        in_channels, out_channels, 3, stride=stride, padding=1, groups=groups, bias=False
-    )
-
-
-def _conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-
-
-def _tail(x: Tensor, norm: nn.Module, se: nn.Module, shortcut: Tensor, act: nn.Module) -> Tensor:
-    """End a residual block: norm, gate, shortcut, ReLU. The one place for a fused operator."""
-    return act(se(norm(x)) + shortcut)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, the second followed by the gate.
+class BasicBlock(ResidualUnit):
+    """Two 3x3 convolutions, the second followed by the gate; an inner gate follows the first.
 
     Shape:
         (N, in_channels, H, W) to (N, width, H / stride, W / stride).
@@ -56,38 +52,50 @@ class BasicBlock(nn.Module):
         excitation: Excitation,
         groups: int = 1,
         group_width: int = 64,
+        stride_in: str = "3x3",
     ) -> None:
         super().__init__()
-        if groups != 1 or group_width != 64:
+        if groups != 1 or group_width != 64 or stride_in != "3x3":
             raise ValueError(
-                f"BasicBlock has no groups (groups={groups}, group_width={group_width}); "
-                "take a depth with bottlenecks (50 and more)."
+                f"BasicBlock has two 3x3 convolutions without groups (cardinality={groups}, "
+                f"group_width={group_width}, stride_in={stride_in!r}); take bottlenecks: a depth "
+                "of 50 and more, or bottleneck=True."
             )
-        self.conv1 = _conv3x3(in_channels, width, stride)
+        self.conv1 = conv3x3(in_channels, width, stride)
         self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _conv3x3(width, width)
+        self.conv2 = conv3x3(width, width)
         self.bn2 = nn.BatchNorm2d(width)
-        self.se = excitation.build(width)
-        self.downsample = _projection(in_channels, width, stride)
+        self.se = self._gate(excitation, in_channels, width, width)
+        self.downsample = projection(in_channels, width, stride)
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.act(self.bn1(self.conv1(x)))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return _tail(self.conv2(out), self.bn2, self.se, shortcut, self.act)
+        out = self.conv1(self.at("pre")(x))
+        out = tail(out, norm=self.bn1, se=self.at("inner"), act=self.act)
+        shortcut = self.at("identity")(x if self.downsample is None else self.downsample(x))
+        out = tail(
+            self.conv2(out),
+            norm=self.bn2,
+            se=self.at("standard"),
+            shortcut=shortcut,
+            act=self.act,
+        )
+        return self.at("post")(out)
 
 
-class Bottleneck(nn.Module):
-    """1x1 down, 3x3 (with the stride and the groups), 1x1 up, followed by the gate.
+class Bottleneck(ResidualUnit):
+    """1x1 down, 3x3 with the groups, 1x1 up, followed by the gate.
 
-    The stride is in the 3x3, as in torchvision and timm; the paper's Caffe release has it in the
-    first 1x1 (https://github.com/hujie-frank/SENet).
+    The stride is in the 3x3, as in torchvision and timm, or in the first 1x1, as in the paper's
+    Caffe release (https://github.com/hujie-frank/SENet).
 
     Shape:
         (N, in_channels, H, W) to (N, 4 * width, H / stride, W / stride).
     """
 
     expansion = 4
+    reduce_first = 1
+    projection_kernel = 1
 
     def __init__(
         self,
@@ -97,52 +105,91 @@ class Bottleneck(nn.Module):
         excitation: Excitation,
         groups: int = 1,
         group_width: int = 64,
+        stride_in: str = "3x3",
     ) -> None:
         super().__init__()
         inner = width * group_width // 64 * groups
+        positive_integer("width * group_width // 64", inner)
+        first = inner // self.reduce_first
         out_channels = width * self.expansion
-        self.conv1 = _conv1x1(in_channels, inner)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = _conv3x3(inner, inner, stride, groups)
+        strides = (stride, 1) if stride_in == "1x1" else (1, stride)
+        self.conv1 = conv1x1(in_channels, first, strides[0])
+        self.bn1 = nn.BatchNorm2d(first)
+        self.conv2 = conv3x3(first, inner, strides[1], groups)
         self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = _conv1x1(inner, out_channels)
+        self.conv3 = conv1x1(inner, out_channels)
         self.bn3 = nn.BatchNorm2d(out_channels)
-        self.se = excitation.build(out_channels)
-        self.downsample = _projection(in_channels, out_channels, stride)
+        self.se = self._gate(excitation, in_channels, inner, out_channels)
+        self.downsample = projection(in_channels, out_channels, stride, self.projection_kernel)
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.act(self.bn1(self.conv1(x)))
-        out = self.act(self.bn2(self.conv2(out)))
-        shortcut = x if self.downsample is None else self.downsample(x)
-        return _tail(self.conv3(out), self.bn3, self.se, shortcut, self.act)
+        out = self.act(self.bn1(self.conv1(self.at("pre")(x))))
+        out = tail(self.conv2(out), norm=self.bn2, se=self.at("inner"), act=self.act)
+        shortcut = self.at("identity")(x if self.downsample is None else self.downsample(x))
+        out = tail(
+            self.conv3(out),
+            norm=self.bn3,
+            se=self.at("standard"),
+            shortcut=shortcut,
+            act=self.act,
+        )
+        return self.at("post")(out)
 
 
-def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+def projection(
+    in_channels: int, out_channels: int, stride: int, kernel: int = 1
+) -> nn.Sequential | None:
+    """Return the shortcut that changes width or size, None where it is the identity."""
     if stride == 1 and in_channels == out_channels:
         return None
-    return nn.Sequential(_conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
+    large = kernel == 3 and stride > 1
+    conv = (conv3x3 if large else conv1x1)(in_channels, out_channels, stride)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
-class SEResNet(nn.Module):
-    """ResNet or ResNeXt with a gate at the end of each residual branch.
+_IMAGENET, _CIFAR = (64, 128, 256, 512), (16, 32, 64)
+RESNETS: dict[int, Plan] = {
+    18: Plan((2, 2, 2, 2), _IMAGENET, False, "imagenet"),
+    34: Plan((3, 4, 6, 3), _IMAGENET, False, "imagenet"),
+    50: Plan((3, 4, 6, 3), _IMAGENET, True, "imagenet"),
+    101: Plan((3, 4, 23, 3), _IMAGENET, True, "imagenet"),
+    152: Plan((3, 8, 36, 3), _IMAGENET, True, "imagenet"),
+    20: Plan((3, 3, 3), _CIFAR, False, "cifar"),
+    32: Plan((5, 5, 5), _CIFAR, False, "cifar"),
+    56: Plan((9, 9, 9), _CIFAR, False, "cifar"),
+    110: Plan((18, 18, 18), _CIFAR, False, "cifar"),
+    164: Plan((18, 18, 18), _CIFAR, True, "cifar"),
+}
+
+
+class SEResNet(ImageNetwork):
+    """ResNet with a gate in each residual unit.
 
     Parameter names are torchvision's, and the gates' are timm's, so that state dicts of both load.
 
     Args:
-        block: :class:`BasicBlock` or :class:`Bottleneck`.
-        layers: number of blocks of each stage.
-        widths: width of each stage before the block's expansion.
+        depth: 18, 34, 50, 101, 152; 20, 32, 56, 110, 164 for small images; or a list, the number
+            of blocks of each stage.
+        widths: width of each stage before the block's expansion; None takes the member's own
+            (for a list, 64 or with the cifar stem 16, and doubled each stage).
+        bottleneck: 1x1-3x3-1x1 blocks that widen by 4, or two 3x3; None takes the member's own
+            (for a list, False).
+        width_factor: k, multiplies all widths but the stem's.
+        stem: ``"imagenet"`` (7x7 with stride 2, then max-pool with stride 2), ``"deep"`` (three
+            3x3 instead of the 7x7) or ``"cifar"`` (3x3 with stride 1); None: the member's own.
+        cardinality: number of groups of the bottlenecks' 3x3 convolutions.
+        group_width: width of a group at a stage width of 64 (ResNeXt's d; 128 with one group is
+            torchvision's wide_resnet50_2).
+        stride_in: ``"3x3"``, or ``"1x1"`` as in the paper's Caffe release: a bottleneck's
+            convolution that has the stride.
+        ceil_pool: the max-pool without padding that rounds its size up, of the same release.
+        dropout: fraction of the pooled features that is dropped in training.
         num_classes: K.
         in_channels: channels of the images.
-        stem: ``"imagenet"`` (7x7 with stride 2, then max-pool with stride 2) or ``"cifar"``
-            (3x3 with stride 1).
-        groups: cardinality of the 3x3 convolutions.
-        group_width: width of a group at a stage width of 64 (ResNeXt's d).
-        ratio: reduction ratio r of the gates, at least 1; hidden width ``max(1, C // r)``.
-        gate: ``"channel"``, or ``"none"`` for the plain twin.
-        se_bias: whether the gates' layers have biases.
-        divisor: round the gates' hidden widths to a multiple; 1 keeps them exact.
+        **gates: ratio, gate, placement, stages, squeeze, gate_activation, merge, se_bias (True),
+            divisor, as in :class:`Excitation`; ratio may be one per stage, ``stages`` lists those
+            with gates, from 1.
 
     Shape:
         (N, in_channels, H, W) to (N, K).
@@ -151,150 +198,121 @@ class SEResNet(nn.Module):
         ValueError: naming the argument that does not fit.
 
     Reference:
-        Hu et al., arXiv:1709.01507; He et al., arXiv:1512.03385; Xie et al., arXiv:1611.05431.
+        Hu et al., arXiv:1709.01507; He et al., arXiv:1512.03385.
     """
+
+    family = "SE-ResNet"
+    published: ClassVar[Mapping[int, Plan]] = RESNETS
+    bottleneck_block: ClassVar[type[Bottleneck]] = Bottleneck
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
-        layers: Sequence[int],
-        widths: Sequence[int] = (64, 128, 256, 512),
+        depth: int | Sequence[int] = 50,
+        widths: Sequence[int] | None = None,
         *,
+        bottleneck: bool | None = None,
+        width_factor: int = 1,
+        stem: str | None = None,
+        cardinality: int = 1,
+        group_width: int = 64,
+        stride_in: str = "3x3",
+        ceil_pool: bool = False,
+        dropout: float = 0.0,
         num_classes: int = 1000,
         in_channels: int = 3,
-        stem: str = "imagenet",
-        groups: int = 1,
-        group_width: int = 64,
-        ratio: float = 16,
-        gate: str = "channel",
-        se_bias: bool = True,
-        divisor: int = 1,
+        **gates: Unpack[ResidualGateOptions],
     ) -> None:
-        super().__init__()
-        if len(layers) != len(widths):
-            raise ValueError(f"`layers` (={layers}) and `widths` (={widths}) differ in length.")
-        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` (={value!r}) must be a whole number of at least 1.")
-        if stem not in ("imagenet", "cifar"):
-            raise ValueError(f"`stem` (={stem!r}) must be one of imagenet, cifar.")
-        excitation = Excitation(ratio, gate, se_bias, divisor)
-
-        channels = widths[0]
-        if stem == "imagenet":
-            self.conv1 = nn.Conv2d(in_channels, channels, 7, stride=2, padding=3, bias=False)
-            self.maxpool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1)
-        else:
-            self.conv1 = _conv3x3(in_channels, channels)
-            self.maxpool = nn.Identity()
+        chosen = plan(self.family, self.published, depth, widths, bottleneck, stem)
+        positive_integer("width_factor", width_factor)
+        positive_integer("cardinality", cardinality)
+        positive_integer("group_width", group_width)
+        if stride_in not in ("3x3", "1x1"):
+            raise ValueError(f"`stride_in` (={stride_in!r}) must be one of 3x3, 1x1.")
+        excitations = Excitation.of_stages(
+            self.family, gates, stages=len(chosen.layers), placements=PLACEMENTS
+        )
+        smallest = CEIL_POOL_SIZE if ceil_pool else 1
+        super().__init__(num_classes, in_channels, min_size=smallest, dropout=dropout)
+        channels = chosen.widths[0] * (2 if chosen.stem == "deep" else 1)
+        self.conv1 = stem_conv(chosen.stem, in_channels, chosen.widths[0])
         self.bn1 = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)
-
-        self.stages = [f"layer{number}" for number in range(1, len(layers) + 1)]
-        for number, (name, depth, width) in enumerate(
-            zip(self.stages, layers, widths, strict=True)
-        ):
+        self.maxpool = max_pool(chosen.stem, ceil_pool)
+        block = self.bottleneck_block if chosen.bottleneck else BasicBlock
+        self.stages = [f"layer{number}" for number in range(1, len(chosen.layers) + 1)]
+        for stage, (count, width) in enumerate(zip(chosen.layers, chosen.widths, strict=True)):
             blocks = []
-            for index in range(depth):
-                stride = 2 if number > 0 and index == 0 else 1
-                blocks.append(block(channels, width, stride, excitation, groups, group_width))
-                channels = width * block.expansion
-            self.add_module(name, nn.Sequential(*blocks))
-
+            for index in range(count):
+                blocks.append(
+                    block(
+                        channels,
+                        width * width_factor,
+                        2 if stage > 0 and index == 0 else 1,
+                        excitations[stage],
+                        cardinality,
+                        group_width,
+                        stride_in,
+                    )
+                )
+                channels = width * width_factor * block.expansion
+            self.add_module(self.stages[stage], nn.Sequential(*blocks))
         self.num_features = channels
-        self.reduction = (4 if stem == "imagenet" else 1) * 2 ** (len(layers) - 1)
+        self.reduction = (1 if chosen.stem == "cifar" else 4) * 2 ** (len(chosen.layers) - 1)
         self.fc: nn.Module = nn.Linear(channels, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        warn_of_single_units(self)
+        self._finish()
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last stage's feature map, (N, num_features, H / reduction, W / reduction)."""
+    def _features(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.act(self.bn1(self.conv1(x))))
         for name in self.stages:
             x = getattr(self, name)(x)
         return x
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Turn a feature map into logits (N, K), or pooled features (N, num_features)."""
-        x = torch.flatten(x.mean((2, 3)), 1)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return self.forward_head(self.forward_features(x))
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one; 0 classes leave the pooled features."""
-        device, dtype = self.conv1.weight.device, self.conv1.weight.dtype
-        self.fc = (
-            nn.Linear(self.num_features, num_classes, device=device, dtype=dtype)
-            if num_classes
-            else nn.Identity()
-        )
-
 
 def se_resnet18(num_classes: int = 1000, **options: Any) -> SEResNet:
     """SE-ResNet-18: 11,778,592 parameters. Options as in :class:`SEResNet`."""
-    return SEResNet(BasicBlock, (2, 2, 2, 2), num_classes=num_classes, **options)
+    return SEResNet(18, num_classes=num_classes, **options)
 
 
 def se_resnet34(num_classes: int = 1000, **options: Any) -> SEResNet:
     """SE-ResNet-34: 21,958,868 parameters. Options as in :class:`SEResNet`."""
-    return SEResNet(BasicBlock, (3, 4, 6, 3), num_classes=num_classes, **options)
+    return SEResNet(34, num_classes=num_classes, **options)
 
 
 def se_resnet50(num_classes: int = 1000, **options: Any) -> SEResNet:
     """SE-ResNet-50: 28,088,024 parameters. Options as in :class:`SEResNet`."""
-    return SEResNet(Bottleneck, (3, 4, 6, 3), num_classes=num_classes, **options)
+    return SEResNet(50, num_classes=num_classes, **options)
 
 
 def se_resnet101(num_classes: int = 1000, **options: Any) -> SEResNet:
     """SE-ResNet-101: 49,326,872 parameters. Options as in :class:`SEResNet`."""
-    return SEResNet(Bottleneck, (3, 4, 23, 3), num_classes=num_classes, **options)
+    return SEResNet(101, num_classes=num_classes, **options)
 
 
 def se_resnet152(num_classes: int = 1000, **options: Any) -> SEResNet:
     """SE-ResNet-152: 66,821,848 parameters. Options as in :class:`SEResNet`."""
-    return SEResNet(Bottleneck, (3, 8, 36, 3), num_classes=num_classes, **options)
-
-
-def se_resnext50_32x4d(num_classes: int = 1000, **options: Any) -> SEResNet:
-    """SE-ResNeXt-50 32x4d: 27,559,896 parameters. Options as in :class:`SEResNet`."""
-    options = {"groups": 32, "group_width": 4, **options}
-    return SEResNet(Bottleneck, (3, 4, 6, 3), num_classes=num_classes, **options)
-
-
-def se_resnext101_32x4d(num_classes: int = 1000, **options: Any) -> SEResNet:
-    """SE-ResNeXt-101 32x4d: 48,955,416 parameters. Options as in :class:`SEResNet`."""
-    options = {"groups": 32, "group_width": 4, **options}
-    return SEResNet(Bottleneck, (3, 4, 23, 3), num_classes=num_classes, **options)
-
-
-def _cifar(depth: int, num_classes: int, options: dict[str, Any]) -> SEResNet:
-    """Build the CIFAR form: three stages of (depth - 2) / 6 basic blocks, 16 to 64 wide."""
-    blocks = (depth - 2) // 6
-    options = {"stem": "cifar", **options}
-    return SEResNet(BasicBlock, (blocks,) * 3, (16, 32, 64), num_classes=num_classes, **options)
+    return SEResNet(152, num_classes=num_classes, **options)
 
 
 def se_resnet20(num_classes: int = 10, **options: Any) -> SEResNet:
     """SE-ResNet-20 for 32x32 images: 274,847 parameters. Options as in :class:`SEResNet`."""
-    return _cifar(20, num_classes, options)
+    return SEResNet(20, num_classes=num_classes, **options)
 
 
 def se_resnet32(num_classes: int = 10, **options: Any) -> SEResNet:
     """SE-ResNet-32 for 32x32 images: 470,861 parameters. Options as in :class:`SEResNet`."""
-    return _cifar(32, num_classes, options)
+    return SEResNet(32, num_classes=num_classes, **options)
 
 
 def se_resnet56(num_classes: int = 10, **options: Any) -> SEResNet:
     """SE-ResNet-56 for 32x32 images: 862,889 parameters. Options as in :class:`SEResNet`."""
-    return _cifar(56, num_classes, options)
+    return SEResNet(56, num_classes=num_classes, **options)
 
 
 def se_resnet110(num_classes: int = 10, **options: Any) -> SEResNet:
     """SE-ResNet-110 for 32x32 images: 1,744,952 parameters. Options as in :class:`SEResNet`."""
-    return _cifar(110, num_classes, options)
+    return SEResNet(110, num_classes=num_classes, **options)
+
+
+def se_resnet164(num_classes: int = 10, **options: Any) -> SEResNet:
+    """SE-ResNet-164 for 32x32 images: 1,906,258 parameters. Options as in :class:`SEResNet`."""
+    return SEResNet(164, num_classes=num_classes, **options)

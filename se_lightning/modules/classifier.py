@@ -29,6 +29,10 @@ class TrainingOptions(TypedDict, total=False):
     lr_scheduler: SchedulerFactory | None
 
 
+# Of an auxiliary classifier's loss, as in torchvision's training reference.
+AUXILIARY_WEIGHT = 0.4
+
+
 class ImageClassifier(LightningModule):
     """Cross-entropy training, with top-1 and (for more than 5 classes) top-5 accuracy.
 
@@ -36,8 +40,9 @@ class ImageClassifier(LightningModule):
     ``test/...`` an epoch; accuracies are micro-averaged fractions over all samples of all ranks.
 
     Args:
-        backbone: (N, C, H, W) images to (N, K) logits. Not a hyper-parameter: give it again to
-            ``load_from_checkpoint``.
+        backbone: (N, C, H, W) images to (N, K) logits; while training it may return a tuple, the
+            logits first, then those of auxiliary classifiers, whose losses count 0.4. Not a
+            hyper-parameter: give it again to ``load_from_checkpoint``.
         num_classes: K, at least 2.
         label_smoothing: fraction of the target spread over all classes; in training only.
         decay_norm_bias: False keeps weight decay off biases and norms.
@@ -104,6 +109,7 @@ class ImageClassifier(LightningModule):
                 f"set `num_classes` to {classes}."
             )
         size, reduction = getattr(data, "image_size", None), getattr(self.backbone, "reduction", 1)
+        self._check_images(getattr(data, "in_channels", None), size)
         if stage == "fit" and size is not None and math.ceil(size / reduction) == 1:
             warnings.warn(
                 f"Images of {size}x{size} pixels leave a last feature map of 1x1: the last stage "
@@ -112,14 +118,43 @@ class ImageClassifier(LightningModule):
                 stacklevel=2,
             )
 
+    def _check_images(self, channels: int | None, size: int | None) -> None:
+        """Refuse images that the network cannot take, before a loader or a rank is started."""
+        wanted = getattr(self.backbone, "in_channels", None)
+        if None not in (channels, wanted) and channels != wanted:
+            raise MisconfigurationException(
+                f"The images have {channels} channels, the network takes {wanted}; set "
+                f"`in_channels` to {channels}."
+            )
+        if size is None:
+            return
+        exact = getattr(self.backbone, "image_size", None)
+        if exact not in (None, size):
+            raise MisconfigurationException(
+                f"The images are {size}x{size} pixels, the network takes {exact}x{exact}; set "
+                f"`image_size` to {size}."
+            )
+        smallest = getattr(self.backbone, "min_size", 1)
+        if size < smallest:
+            raise MisconfigurationException(
+                f"The images are {size}x{size} pixels, the network takes at least "
+                f"{smallest}x{smallest}; take a network for small images (se_resnet20, say)."
+            )
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: D102
         images, labels = batch
-        logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        output = self(images)
+        logits, *auxiliary = output if isinstance(output, tuple) else (output,)
+        loss = self._loss(logits, labels)
+        for more in auxiliary:
+            loss = loss + AUXILIARY_WEIGHT * self._loss(more, labels)
         self.train_acc1.update(logits, labels)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
         self.log("train/acc1", self.train_acc1, on_step=False, on_epoch=True)
         return loss
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: D102
         self._evaluate(batch, self.val_metrics)

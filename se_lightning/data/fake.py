@@ -1,0 +1,79 @@
+"""Random images of any shape: for trying a network out, and for timing it."""
+
+import numpy as np
+
+from se_lightning.data.in_memory import InMemoryDataModule
+from se_lightning.models.gates import positive_integer
+
+__all__ = ["FakeDataModule"]
+
+
+class FakeDataModule(InMemoryDataModule):
+    """Random pixels with random labels, the same in every run; there is nothing to learn.
+
+    Args:
+        size: number of training images; validation and test have a quarter of it each.
+        num_classes: K.
+        in_channels: channels of the images.
+        image_size: side of the images, pixels.
+        batch_size: samples per device in training, at least 2.
+        eval_batch_size: the most samples per device in validation and test.
+        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
+        flip: mirror training images at random.
+        num_workers: worker processes; 0 is fastest, since a batch is one gather.
+        seed: of the training order and the augmentation.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Example:
+        >>> data = FakeDataModule(size=8, image_size=299, batch_size=2)
+        >>> data.setup()
+        >>> next(iter(data.train_dataloader()))[0].shape
+        torch.Size([2, 3, 299, 299])
+    """
+
+    mean = 0.5
+    std = 0.2887  # of a uniform distribution on [0, 1]: 1 / sqrt(12)
+
+    def __init__(
+        self,
+        *,
+        size: int = 64,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        image_size: int = 32,
+        batch_size: int = 8,
+        eval_batch_size: int = 8,
+        crop_padding: int = 0,
+        flip: bool = False,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+        for name, value in {"size": size, **shape}.items():
+            positive_integer(name, value)
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            crop_padding=crop_padding,
+            flip=flip,
+            num_workers=num_workers,
+            seed=seed,
+        )
+        self.size = size
+        self.in_channels = in_channels
+        self.image_size = image_size
+        self.class_names = tuple(map(str, range(num_classes)))
+
+    def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # noqa: D102
+        generator = np.random.default_rng(0)
+        shape = (self.in_channels, self.image_size, self.image_size)
+        part = max(1, self.size // 4)
+        return {
+            split: (
+                generator.integers(0, 256, (size, *shape), dtype=np.uint8),
+                generator.integers(0, self.num_classes, size),
+            )
+            for split, size in {"train": self.size, "val": part, "test": part}.items()
+        }

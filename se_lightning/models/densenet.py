@@ -1,0 +1,303 @@
+"""SE-DenseNet, for ImageNet and for CIFAR."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from se_lightning.models.gates import positive_integer
+from se_lightning.models.network import ImageNetwork
+from se_lightning.models.options import Excitation, StagedGateOptions
+from se_lightning.models.residual import conv1x1, conv3x3, max_pool, stem_conv
+
+__all__ = [
+    "SEDenseNet",
+    "se_densenet40_12",
+    "se_densenet100_12",
+    "se_densenet100_24",
+    "se_densenet121",
+    "se_densenet161",
+    "se_densenet169",
+    "se_densenet201",
+    "se_densenet264",
+    "se_densenet_bc100_12",
+    "se_densenet_bc190_40",
+    "se_densenet_bc250_24",
+]
+
+
+class DenseLayer(nn.Module):
+    """Norm, ReLU, [1x1 to 4k, norm, ReLU,] 3x3 to k; what it makes is appended to its input.
+
+    Shape:
+        (N, C, H, W) to (N, C + growth_rate, H, W).
+    """
+
+    def __init__(self, in_channels: int, growth_rate: int, bottleneck: bool) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.act = nn.ReLU(inplace=True)
+        if bottleneck:
+            self.conv1 = conv1x1(in_channels, 4 * growth_rate)
+            self.norm2: nn.Module | None = nn.BatchNorm2d(4 * growth_rate)
+            self.conv2: nn.Module = conv3x3(4 * growth_rate, growth_rate)
+        else:
+            self.conv1 = conv3x3(in_channels, growth_rate)
+            self.norm2 = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        new = self.conv1(self.act(self.norm1(x)))
+        if self.norm2 is not None:
+            new = self.conv2(self.act(self.norm2(new)))
+        return torch.cat([x, new], 1)
+
+
+class DenseBlock(nn.Sequential):
+    """Dense layers, and a gate on all that they have gathered."""
+
+    def __init__(
+        self, layers: int, in_channels: int, growth_rate: int, bottleneck: bool, gate: nn.Module
+    ) -> None:
+        super().__init__()
+        for index in range(layers):
+            width = in_channels + index * growth_rate
+            layer = DenseLayer(width, growth_rate, bottleneck)
+            self.add_module(f"denselayer{index + 1}", layer)
+        self.add_module("se", gate)
+
+
+class Member(NamedTuple):
+    """A published DenseNet: layers of each block, growth rate k, channels of the stem."""
+
+    layers: tuple[int, ...]
+    growth_rate: int
+    init_features: int | None
+
+
+IMAGENET = {
+    121: Member((6, 12, 24, 16), 32, 64),
+    161: Member((6, 12, 36, 24), 48, 96),
+    169: Member((6, 12, 32, 32), 32, 64),
+    201: Member((6, 12, 48, 32), 32, 64),
+    264: Member((6, 12, 64, 48), 32, 64),
+}
+GATES_AFTER = {"both": (True, True), "block": (True, False), "transition": (False, True)}
+
+
+class SEDenseNet(ImageNetwork):
+    """DenseNet with a gate after each dense block and after each transition.
+
+    These are the places of the Keras seed (titu1994/keras-squeeze-excite-network,
+    se_densenet.py). The seed counts (depth - 4) / 3 layers in a block with bottlenecks too, so
+    that its "100, bottleneck" has twice the layers of DenseNet-BC-100; here a bottleneck layer
+    counts as two, as published. Names are torchvision's.
+
+    Args:
+        depth: 121, 161, 169, 201, 264; with the cifar stem any L of three equal blocks (3n + 4,
+            with bottlenecks 6n + 4); or a list, the number of layers of each block.
+        growth_rate: k, the channels that a layer adds; None takes the member's own (12 for
+            others).
+        bottleneck: a 1x1 to 4k before each 3x3 (DenseNet-B).
+        compression: fraction of the channels that a transition keeps (DenseNet-C); None is 0.5
+            with bottlenecks and 1 without.
+        init_features: channels of the stem; None takes the member's own (2k with bottlenecks or
+            with the imagenet stem, else 16, as published; the seed has 2k always).
+        stem: ``"imagenet"`` or ``"cifar"``; None takes imagenet for a published ImageNet depth
+            and cifar for others.
+        gates_after: ``"both"``, ``"block"`` or ``"transition"``. A stage is a block with the
+            transition that follows it.
+        num_classes: K.
+        in_channels: channels of the images.
+        **gates: ratio, gate, stages, squeeze, gate_activation, merge, se_bias (False), divisor,
+            as in :class:`Excitation`.
+
+    Shape:
+        (N, in_channels, H, W) to (N, K).
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Reference:
+        Huang et al., arXiv:1608.06993.
+    """
+
+    family = "SE-DenseNet"
+    classifier_name = "classifier"
+
+    def __init__(
+        self,
+        depth: int | Sequence[int] = 121,
+        growth_rate: int | None = None,
+        *,
+        bottleneck: bool = True,
+        compression: float | None = None,
+        init_features: int | None = None,
+        stem: str | None = None,
+        gates_after: str = "both",
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        **gates: Unpack[StagedGateOptions],
+    ) -> None:
+        listed = isinstance(depth, Sequence)
+        if stem is None:
+            stem = "imagenet" if not listed and depth in IMAGENET else "cifar"
+        if stem not in ("imagenet", "cifar"):
+            raise ValueError(f"`stem` (={stem!r}) must be one of imagenet, cifar.")
+        layers, own_rate, own_features = _member(depth, stem, bottleneck)
+        growth_rate = own_rate if growth_rate is None else growth_rate
+        positive_integer("growth_rate", growth_rate)
+        if own_features is None:
+            own_features = 2 * growth_rate if bottleneck or stem == "imagenet" else 16
+        channels = own_features if init_features is None else init_features
+        positive_integer("init_features", channels)
+        keep = (0.5 if bottleneck else 1.0) if compression is None else compression
+        if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
+            raise ValueError(
+                f"`compression` (={compression!r}) must be above 0 and at most 1: the fraction of "
+                "channels that a transition keeps."
+            )
+        if gates_after not in GATES_AFTER:
+            raise ValueError(
+                f"`gates_after` (={gates_after!r}) must be one of {', '.join(GATES_AFTER)}."
+            )
+        excitations = Excitation.of_stages(self.family, gates, stages=len(layers), se_bias=False)
+        # Each transition halves and rounds down; the stem of imagenet quarters and rounds up.
+        smallest = 2 ** (len(layers) - 1)
+        super().__init__(
+            num_classes, in_channels, min_size=4 * smallest - 3 if stem == "imagenet" else smallest
+        )
+        self.reduction = (4 if stem == "imagenet" else 1) * smallest
+        after_block, after_transition = GATES_AFTER[gates_after]
+        none = Excitation(gate="none")
+        parts: OrderedDict[str, nn.Module] = OrderedDict()
+        parts["conv0"] = stem_conv(stem, in_channels, channels)
+        if stem == "imagenet":
+            parts |= {
+                "norm0": nn.BatchNorm2d(channels),
+                "relu0": nn.ReLU(inplace=True),
+                "pool0": max_pool(stem),
+            }
+        for stage, (count, excitation) in enumerate(zip(layers, excitations, strict=True), 1):
+            gathered = channels + count * growth_rate
+            gate = (excitation if after_block else none).build(gathered)
+            block = DenseBlock(count, channels, growth_rate, bottleneck, gate)
+            parts[f"denseblock{stage}"] = block
+            channels = gathered
+            if stage < len(layers):
+                kept = int(channels * keep)
+                gate = (excitation if after_transition else none).build(kept)
+                parts[f"transition{stage}"] = _transition(channels, kept, gate)
+                channels = kept
+        # Torchvision's name, whose nets have four blocks.
+        parts["norm5"] = nn.BatchNorm2d(channels)
+        parts["relu5"] = nn.ReLU(inplace=True)
+        self.features = nn.Sequential(parts)
+        self.num_features = channels
+        self.classifier: nn.Module = nn.Linear(channels, num_classes)
+        self._finish()
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+
+def _member(depth: int | Sequence[int], stem: str, bottleneck: bool) -> Member:
+    """Return the published member, or the layers of each block with the usual k and stem."""
+    if not isinstance(depth, Sequence) and stem == "imagenet":
+        if depth not in IMAGENET:
+            raise ValueError(
+                f"There is no SE-DenseNet of depth {depth!r} for ImageNet; there are: "
+                f"{', '.join(map(str, IMAGENET))}. Or list the layers of each block: "
+                "depth=[6, 12, 24, 16]."
+            )
+        return IMAGENET[depth]
+    if not isinstance(depth, Sequence):
+        positive_integer("depth", depth)
+        step = 6 if bottleneck else 3
+        if depth < step + 4 or (depth - 4) % step:
+            raise ValueError(
+                f"`depth` (={depth}) must be {step}n + 4 for three equal blocks "
+                f"{'with' if bottleneck else 'without'} bottlenecks, or a list: [6, 12, 24, 16]."
+            )
+        depth = [(depth - 4) // step] * 3
+    if isinstance(depth, str) or not depth:
+        raise ValueError(f"`depth` (={depth!r}) must be a number, or list one per block.")
+    for count in depth:
+        positive_integer("depth", count)
+    return Member(tuple(depth), 12, None)
+
+
+def _transition(in_channels: int, out_channels: int, gate: nn.Module) -> nn.Sequential:
+    """Norm, ReLU, 1x1, average over 2x2, gate."""
+    positive_integer("channels after a transition", out_channels)
+    return nn.Sequential(
+        OrderedDict(
+            norm=nn.BatchNorm2d(in_channels),
+            relu=nn.ReLU(inplace=True),
+            conv=conv1x1(in_channels, out_channels),
+            pool=nn.AvgPool2d(2, stride=2),
+            se=gate,
+        )
+    )
+
+
+def se_densenet121(num_classes: int = 1000, **options: Any) -> SEDenseNet:
+    """SE-DenseNet-121. Options as in :class:`SEDenseNet`."""
+    return SEDenseNet(121, num_classes=num_classes, **options)
+
+
+def se_densenet161(num_classes: int = 1000, **options: Any) -> SEDenseNet:
+    """SE-DenseNet-161. Options as in :class:`SEDenseNet`."""
+    return SEDenseNet(161, num_classes=num_classes, **options)
+
+
+def se_densenet169(num_classes: int = 1000, **options: Any) -> SEDenseNet:
+    """SE-DenseNet-169. Options as in :class:`SEDenseNet`."""
+    return SEDenseNet(169, num_classes=num_classes, **options)
+
+
+def se_densenet201(num_classes: int = 1000, **options: Any) -> SEDenseNet:
+    """SE-DenseNet-201. Options as in :class:`SEDenseNet`."""
+    return SEDenseNet(201, num_classes=num_classes, **options)
+
+
+def se_densenet264(num_classes: int = 1000, **options: Any) -> SEDenseNet:
+    """SE-DenseNet-264. Options as in :class:`SEDenseNet`."""
+    return SEDenseNet(264, num_classes=num_classes, **options)
+
+
+def se_densenet40_12(num_classes: int = 10, **options: Any) -> SEDenseNet:
+    """SE-DenseNet (L = 40, k = 12) for 32x32 images. Options as in :class:`SEDenseNet`."""
+    options = {"growth_rate": 12, "bottleneck": False, "stem": "cifar", **options}
+    return SEDenseNet(40, num_classes=num_classes, **options)
+
+
+def se_densenet100_12(num_classes: int = 10, **options: Any) -> SEDenseNet:
+    """SE-DenseNet (L = 100, k = 12) for 32x32 images. Options as in :class:`SEDenseNet`."""
+    options = {"growth_rate": 12, "bottleneck": False, "stem": "cifar", **options}
+    return SEDenseNet(100, num_classes=num_classes, **options)
+
+
+def se_densenet100_24(num_classes: int = 10, **options: Any) -> SEDenseNet:
+    """SE-DenseNet (L = 100, k = 24) for 32x32 images. Options as in :class:`SEDenseNet`."""
+    options = {"growth_rate": 24, "bottleneck": False, "stem": "cifar", **options}
+    return SEDenseNet(100, num_classes=num_classes, **options)
+
+
+def se_densenet_bc100_12(num_classes: int = 10, **options: Any) -> SEDenseNet:
+    """SE-DenseNet-BC (L = 100, k = 12) for 32x32 images. Options as in :class:`SEDenseNet`."""
+    options = {"growth_rate": 12, "stem": "cifar", **options}
+    return SEDenseNet(100, num_classes=num_classes, **options)
+
+
+def se_densenet_bc190_40(num_classes: int = 10, **options: Any) -> SEDenseNet:
+    """SE-DenseNet-BC (L = 190, k = 40) for 32x32 images. Options as in :class:`SEDenseNet`."""
+    options = {"growth_rate": 40, "stem": "cifar", **options}
+    return SEDenseNet(190, num_classes=num_classes, **options)
+
+
+def se_densenet_bc250_24(num_classes: int = 10, **options: Any) -> SEDenseNet:
+    """SE-DenseNet-BC (L = 250, k = 24) for 32x32 images. Options as in :class:`SEDenseNet`."""
+    options = {"growth_rate": 24, "stem": "cifar", **options}
+    return SEDenseNet(250, num_classes=num_classes, **options)

@@ -1,0 +1,302 @@
+"""SE-Inception-v3; its mixed block is SE-BN-Inception's too."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from se_lightning.models.network import ImageNetwork, check_images
+from se_lightning.models.options import Excitation, StagedGateOptions
+
+__all__ = ["SEInceptionV3", "se_inception_v3"]
+
+Size = int | tuple[int, int]
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, norm, ReLU; keeps the size at stride 1 unless padding is given."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Size,
+        stride: int = 1,
+        padding: Size | None = None,
+        *,
+        eps: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        if padding is None:
+            height, width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+            padding = (height // 2, width // 2)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False
+        )
+        self.bn = nn.BatchNorm2d(out_channels, eps=eps)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+
+class HalvingPool(nn.Module):
+    """Max over 3x3 with stride 2, from the first pixel on, to half the size rounded up.
+
+    On even sizes that is Caffe's pool without padding; on odd ones Caffe's would be a pixel
+    smaller than the strided convolutions beside it, and could not be concatenated with them.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.pad(x, (0, 2, 0, 2), value=-torch.inf), 3, stride=2)
+
+
+# A branch is a list of steps. A step is a convolution (name, channels, kernel[, stride, padding]),
+# a tuple of such that read the same and are concatenated, or the name of a pool.
+Conv = tuple[Any, ...]
+Branch = Sequence[Conv | str]
+POOLS: dict[str, Callable[[], nn.Module]] = {
+    "avg": lambda: nn.AvgPool2d(3, stride=1, padding=1),
+    "max": lambda: nn.MaxPool2d(3, stride=1, padding=1),
+    "shrink": lambda: nn.MaxPool2d(3, stride=2),
+    "halve": HalvingPool,
+}
+
+
+class Mixed(nn.Module):
+    """Parallel branches over the same input, concatenated, and a gate on the whole.
+
+    Args:
+        in_channels: C.
+        branches: as above.
+        excitation: of the gate.
+        eps: of the norms.
+
+    Shape:
+        (N, C, H, W) to (N, out_channels, H', W').
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        branches: Sequence[Branch],
+        excitation: Excitation,
+        eps: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.paths: list[list[list[str]]] = []
+        self.out_channels = 0
+        for branch in branches:
+            channels = in_channels
+            path: list[list[str]] = []
+            for step in branch:
+                if isinstance(step, str):
+                    self.add_module(step, POOLS[step]())
+                    path.append([step])
+                    continue
+                fork = step if isinstance(step[0], tuple) else (step,)
+                for name, width, kernel, *stride_padding in fork:
+                    conv = ConvNorm(channels, width, kernel, *stride_padding, eps=eps)
+                    self.add_module(name, conv)
+                path.append([conv[0] for conv in fork])
+                channels = sum(conv[1] for conv in fork)
+            self.paths.append(path)
+            self.out_channels += channels
+        self.se = excitation.build(self.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outs = []
+        for path in self.paths:
+            out = x
+            for names in path:
+                parts = [getattr(self, name)(out) for name in names]
+                out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            outs.append(out)
+        return self.se(torch.cat(outs, 1))
+
+
+def _double(width: int, out: int, *stride_padding: int) -> Branch:
+    name = "branch3x3dbl_"
+    return [(name + "1", width, 1), (name + "2", out, 3), (name + "3", out, 3, *stride_padding)]
+
+
+def _mixed_35(pooled: int) -> list[Branch]:
+    """35x35: 1x1, 5x5, two 3x3, and a pool."""
+    return [
+        [("branch1x1", 64, 1)],
+        [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
+        _double(64, 96),
+        ["avg", ("branch_pool", pooled, 1)],
+    ]
+
+
+def _mixed_17(c: int) -> list[Branch]:
+    """17x17: 1x1, a 7x7 in two steps, two 7x7 in four, and a pool."""
+    return [
+        [("branch1x1", 192, 1)],
+        [
+            ("branch7x7_1", c, 1),
+            ("branch7x7_2", c, (1, 7)),
+            ("branch7x7_3", 192, (7, 1)),
+        ],
+        [
+            ("branch7x7dbl_1", c, 1),
+            ("branch7x7dbl_2", c, (7, 1)),
+            ("branch7x7dbl_3", c, (1, 7)),
+            ("branch7x7dbl_4", c, (7, 1)),
+            ("branch7x7dbl_5", 192, (1, 7)),
+        ],
+        ["avg", ("branch_pool", 192, 1)],
+    ]
+
+
+_MIXED_8: list[Branch] = [
+    [("branch1x1", 320, 1)],
+    [
+        ("branch3x3_1", 384, 1),
+        (("branch3x3_2a", 384, (1, 3)), ("branch3x3_2b", 384, (3, 1))),
+    ],
+    [
+        ("branch3x3dbl_1", 448, 1),
+        ("branch3x3dbl_2", 384, 3),
+        (("branch3x3dbl_3a", 384, (1, 3)), ("branch3x3dbl_3b", 384, (3, 1))),
+    ],
+    ["avg", ("branch_pool", 192, 1)],
+]
+_TO_17: list[Branch] = [[("branch3x3", 384, 3, 2, 0)], _double(64, 96, 2, 0), ["shrink"]]
+_TO_8: list[Branch] = [
+    [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3, 2, 0)],
+    [
+        ("branch7x7x3_1", 192, 1),
+        ("branch7x7x3_2", 192, (1, 7)),
+        ("branch7x7x3_3", 192, (7, 1)),
+        ("branch7x7x3_4", 192, 3, 2, 0),
+    ],
+    ["shrink"],
+]
+# Torchvision's name of each mixed block, its stage, its branches.
+_INCEPTION_V3: list[tuple[str, int, list[Branch]]] = [
+    ("Mixed_5b", 1, _mixed_35(32)),
+    ("Mixed_5c", 1, _mixed_35(64)),
+    ("Mixed_5d", 1, _mixed_35(64)),
+    ("Mixed_6a", 2, _TO_17),
+    ("Mixed_6b", 2, _mixed_17(128)),
+    ("Mixed_6c", 2, _mixed_17(160)),
+    ("Mixed_6d", 2, _mixed_17(160)),
+    ("Mixed_6e", 2, _mixed_17(192)),
+    ("Mixed_7a", 3, _TO_8),
+    ("Mixed_7b", 3, _MIXED_8),
+    ("Mixed_7c", 3, _MIXED_8),
+]
+
+
+class AuxiliaryHead(nn.Module):
+    """A classifier on the 17x17 map, for training.
+
+    Shape:
+        (N, C, H, W), at least 17x17, to (N, K).
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(5, stride=3)
+        self.conv0 = ConvNorm(in_channels, 128, 1)
+        self.conv1 = ConvNorm(128, 768, 5, padding=0)
+        self.fc: nn.Module = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.conv1(self.conv0(self.pool(x))).mean((2, 3)))
+
+
+class SEInceptionV3(ImageNetwork):
+    """Inception-v3 with a gate after each of its 11 mixed blocks.
+
+    Names are torchvision's. The norms have a scale, which those of the Keras seed have not.
+
+    Args:
+        aux: also classify the 17x17 map while training; ``forward`` then returns (logits,
+            auxiliary logits) in training mode. Needs images of at least 299x299.
+        dropout: fraction of the pooled features that is dropped in training.
+        num_classes: K.
+        in_channels: channels of the images.
+        **gates: ratio, gate, stages (1: 35x35, 2: 17x17, 3: 8x8), squeeze, gate_activation,
+            merge, se_bias (False), divisor, as in :class:`Excitation`.
+
+    Shape:
+        (N, in_channels, H, W) to (N, K), H and W at least 75.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Reference:
+        Szegedy et al., arXiv:1512.00567; titu1994/keras-squeeze-excite-network, se_inception_v3.py.
+    """
+
+    num_features = 2048
+    reduction = 32
+
+    def __init__(
+        self,
+        *,
+        aux: bool = False,
+        dropout: float = 0.5,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        **gates: Unpack[StagedGateOptions],
+    ) -> None:
+        excitations = Excitation.of_stages("SE-Inception-v3", gates, stages=3, se_bias=False)
+        smallest = 299 if aux else 75
+        super().__init__(num_classes, in_channels, min_size=smallest, dropout=dropout)
+        self.Conv2d_1a_3x3 = ConvNorm(in_channels, 32, 3, 2, 0)
+        self.Conv2d_2a_3x3 = ConvNorm(32, 32, 3, 1, 0)
+        self.Conv2d_2b_3x3 = ConvNorm(32, 64, 3)
+        self.maxpool1 = nn.MaxPool2d(3, stride=2)
+        self.Conv2d_3b_1x1 = ConvNorm(64, 80, 1)
+        self.Conv2d_4a_3x3 = ConvNorm(80, 192, 3, 1, 0)
+        self.maxpool2 = nn.MaxPool2d(3, stride=2)
+        channels = 192
+        for name, stage, branches in _INCEPTION_V3:
+            if name == "Mixed_7a":
+                self.AuxLogits = AuxiliaryHead(channels, num_classes) if aux else None
+            block = Mixed(channels, branches, excitations[stage - 1])
+            self.add_module(name, block)
+            channels = block.out_channels
+        self.fc: nn.Module = nn.Linear(channels, num_classes)
+        self._finish()
+
+    def _run(self, x: Tensor, stages: Sequence[int]) -> Tensor:
+        for name, stage, _ in _INCEPTION_V3:
+            if stage in stages:
+                x = getattr(self, name)(x)
+        return x
+
+    def _to_17(self, x: Tensor) -> Tensor:
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
+        x = self.maxpool2(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(self.maxpool1(x))))
+        return self._run(x, (1, 2))
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self._run(self._to_17(x), (3,))
+
+    def forward(self, x: Tensor) -> Any:
+        """Return logits (N, K); while training with ``aux``, a pair of them."""
+        if self.AuxLogits is None or not self.training:
+            return super().forward(x)
+        check_images(x, self.in_channels, self.min_size)
+        x = self._to_17(x)
+        return self.forward_head(self._run(x, (3,))), self.AuxLogits(x)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier, and the auxiliary one; 0 classes leave the pooled features."""
+        super().reset_classifier(num_classes)
+        if self.AuxLogits is not None and num_classes == 0:
+            self.AuxLogits = None
+        elif self.AuxLogits is not None:
+            self.AuxLogits.fc = self._fresh_classifier(768, num_classes)
+
+
+def se_inception_v3(num_classes: int = 1000, **options: Any) -> SEInceptionV3:
+    """SE-Inception-v3: 25,485,512 parameters. Options as in :class:`SEInceptionV3`."""
+    return SEInceptionV3(num_classes=num_classes, **options)

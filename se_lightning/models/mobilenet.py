@@ -1,0 +1,118 @@
+"""SE-MobileNet (v1)."""
+
+import math
+from typing import Any, Unpack
+
+from torch import Tensor, nn
+
+from se_lightning.models.network import ImageNetwork
+from se_lightning.models.options import Excitation, StagedGateOptions
+from se_lightning.models.residual import conv1x1
+
+__all__ = ["SEMobileNet", "se_mobilenet"]
+
+# Output channels of each block, by resolution; the first of all but the first stage has stride 2.
+_STAGES = ((64,), (128, 128), (256, 256), (512,) * 6, (1024, 1024))
+
+
+class SeparableBlock(nn.Module):
+    """Depthwise 3x3, norm, ReLU6, pointwise 1x1, norm, ReLU6, gate.
+
+    Shape:
+        (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, excitation: Excitation
+    ) -> None:
+        super().__init__()
+        self.conv_dw = nn.Conv2d(
+            in_channels,
+            in_channels,
+            3,
+            stride=stride,
+            padding=1,
+            groups=in_channels,
+            bias=False,
+        )
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv_pw = conv1x1(in_channels, out_channels)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.se = excitation.build(out_channels)
+        self.act = nn.ReLU6(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.bn1(self.conv_dw(x)))
+        return self.se(self.act(self.bn2(self.conv_pw(x))))
+
+
+class SEMobileNet(ImageNetwork):
+    """MobileNet with a gate after each of its 13 pointwise convolutions (after norm and ReLU6).
+
+    The place is not published; with it the parameters are the 4.7 million of the paper's Table 3.
+    Names are timm's.
+
+    Args:
+        alpha: width multiplier; each width is ``int(alpha * width)``.
+        dropout: fraction of the pooled features that is dropped in training.
+        num_classes: K.
+        in_channels: channels of the images.
+        **gates: ratio, gate, stages (1 to 5, by resolution), squeeze, gate_activation, merge,
+            se_bias (False), divisor, as in :class:`Excitation`.
+
+    Shape:
+        (N, in_channels, H, W) to (N, K).
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Reference:
+        Howard et al., arXiv:1704.04861; titu1994/keras-squeeze-excite-network, se_mobilenets.py.
+    """
+
+    reduction = 32
+    classifier_name = "classifier"
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.0,
+        dropout: float = 1e-3,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        **gates: Unpack[StagedGateOptions],
+    ) -> None:
+        numeric = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not numeric or not 1 / 32 <= alpha < math.inf:
+            raise ValueError(
+                f"`alpha` (={alpha!r}) must be a number of at least 1/32: the width multiplier."
+            )
+        excitations = Excitation.of_stages(
+            "SE-MobileNet", gates, stages=len(_STAGES), se_bias=False
+        )
+        super().__init__(num_classes, in_channels, dropout=dropout)
+        channels = int(32 * alpha)
+        self.conv_stem = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU6(inplace=True)
+        stages = []
+        for stage, (widths, excitation) in enumerate(zip(_STAGES, excitations, strict=True)):
+            blocks = []
+            for index, width in enumerate(widths):
+                stride = 2 if stage > 0 and index == 0 else 1
+                scaled = int(width * alpha)
+                blocks.append(SeparableBlock(channels, scaled, stride, excitation))
+                channels = scaled
+            stages.append(nn.Sequential(*blocks))
+        self.blocks = nn.Sequential(*stages)
+        self.num_features = channels
+        self.classifier: nn.Module = nn.Linear(channels, num_classes)
+        self._finish()
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.blocks(self.act(self.bn1(self.conv_stem(x))))
+
+
+def se_mobilenet(num_classes: int = 1000, **options: Any) -> SEMobileNet:
+    """SE-MobileNet 1.0-224: 4,711,720 parameters. Options as in :class:`SEMobileNet`."""
+    return SEMobileNet(num_classes=num_classes, **options)

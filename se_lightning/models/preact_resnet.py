@@ -1,0 +1,314 @@
+"""Pre-activation SE-ResNet and wide SE-ResNet, for ImageNet and for CIFAR."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Unpack
+
+from torch import Tensor, nn
+
+from se_lightning.models.gates import positive_integer
+from se_lightning.models.network import ImageNetwork
+from se_lightning.models.options import PLACEMENTS, Excitation, ResidualGateOptions
+from se_lightning.models.residual import (
+    Plan,
+    ResidualUnit,
+    conv1x1,
+    conv3x3,
+    max_pool,
+    plan,
+    stem_conv,
+    tail,
+)
+from se_lightning.models.resnet import RESNETS
+
+__all__ = [
+    "SEPreActResNet",
+    "SEWideResNet",
+    "se_preact_resnet18",
+    "se_preact_resnet20",
+    "se_preact_resnet32",
+    "se_preact_resnet34",
+    "se_preact_resnet50",
+    "se_preact_resnet56",
+    "se_preact_resnet101",
+    "se_preact_resnet110",
+    "se_preact_resnet152",
+    "se_preact_resnet164",
+    "se_wrn16_8",
+    "se_wrn28_10",
+    "se_wrn40_4",
+]
+
+
+class PreActUnit(ResidualUnit):
+    """Norm, ReLU, convolution, two or three times; the last convolution is followed by the gate.
+
+    A projection reads the pre-activated input, an identity shortcut the input itself. A gate
+    "pre" sits on the branch alone, between the first activation and the first convolution.
+
+    Shape:
+        (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
+    """
+
+    expansion: ClassVar[int]
+    bn1: nn.Module
+    act: nn.Module
+
+    def _shortcut(self, in_channels: int, out_channels: int, stride: int) -> None:
+        same = stride == 1 and in_channels == out_channels
+        self.downsample = None if same else conv1x1(in_channels, out_channels, stride)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.act(self.bn1(x))
+        shortcut = self.at("identity")(x if self.downsample is None else self.downsample(out))
+        out = self._branch(self.at("pre")(out))
+        return self.at("post")(tail(out, se=self.at("standard"), shortcut=shortcut))
+
+
+class PreActBasicBlock(PreActUnit):
+    """Two 3x3 convolutions; an inner gate follows the first."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, width: int, stride: int, excitation: Excitation) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv3x3(in_channels, width, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width)
+        self.se = self._gate(excitation, in_channels, width, width)
+        self._shortcut(in_channels, width, stride)
+        self.act = nn.ReLU(inplace=True)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        x = self.at("inner")(self.conv1(x))
+        return self.conv2(self.act(self.bn2(x)))
+
+
+class PreActBottleneck(PreActUnit):
+    """1x1 down, 3x3 with the stride, 1x1 up; an inner gate follows the 3x3."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, width: int, stride: int, excitation: Excitation) -> None:
+        super().__init__()
+        out_channels = width * self.expansion
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = conv1x1(in_channels, width)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = conv3x3(width, width, stride)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.conv3 = conv1x1(width, out_channels)
+        self.se = self._gate(excitation, in_channels, width, out_channels)
+        self._shortcut(in_channels, out_channels, stride)
+        self.act = nn.ReLU(inplace=True)
+
+    def _branch(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        x = self.at("inner")(self.conv2(self.act(self.bn2(x))))
+        return self.conv3(self.act(self.bn3(x)))
+
+
+class SEPreActResNet(ImageNetwork):
+    """Pre-activation ResNet with a gate at the end of each residual branch.
+
+    The Keras seed's network (titu1994/keras-squeeze-excite-network, se_resnet.py) with what it
+    left out: after the 7x7 stem come a norm and a ReLU, and the classifier has a bias. Strided
+    layers pad evenly on all sides, as torch does; TensorFlow's "same" pads one more at the end.
+    The CIFAR stem has no norm, as published: the first unit begins with one.
+
+    Args:
+        depth: 18, 34, 50, 101, 152; 20, 32, 56, 110, 164 for small images; or a list, the number
+            of units of each stage.
+        widths: width of each stage before the unit's expansion; None takes the member's own
+            (for a list, 64 or with the cifar stem 16, and doubled each stage).
+        bottleneck: 1x1-3x3-1x1 units that widen by 4, or two 3x3; None takes the member's own
+            (for a list, False).
+        width_factor: k, multiplies all widths but the stem's.
+        stem: ``"imagenet"`` or ``"cifar"``; None takes the member's own.
+        literal: the seed to the letter: no norm and ReLU after the stem, no bias in the
+            classifier.
+        num_classes: K.
+        in_channels: channels of the images.
+        **gates: ratio, gate, placement, stages, squeeze, gate_activation, merge, se_bias (False),
+            divisor, as in :class:`Excitation`.
+
+    Shape:
+        (N, in_channels, H, W) to (N, K).
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Reference:
+        He et al., Identity Mappings in Deep Residual Networks, arXiv:1603.05027.
+    """
+
+    family = "pre-activation SE-ResNet"
+    published: ClassVar[Mapping[int, Plan]] = RESNETS
+
+    def __init__(
+        self,
+        depth: int | Sequence[int] = 50,
+        widths: Sequence[int] | None = None,
+        *,
+        bottleneck: bool | None = None,
+        width_factor: int = 1,
+        stem: str | None = None,
+        literal: bool = False,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        **gates: Unpack[ResidualGateOptions],
+    ) -> None:
+        chosen = plan(self.family, self.published, depth, widths, bottleneck, stem)
+        positive_integer("width_factor", width_factor)
+        excitations = Excitation.of_stages(
+            self.family,
+            gates,
+            stages=len(chosen.layers),
+            placements=PLACEMENTS,
+            se_bias=False,
+        )
+        super().__init__(num_classes, in_channels)
+        if chosen.stem not in ("imagenet", "cifar"):
+            raise ValueError(f"`stem` (={chosen.stem!r}) must be one of imagenet, cifar.")
+        channels = chosen.widths[0]
+        self.conv1 = stem_conv(chosen.stem, in_channels, channels)
+        self.bn1: nn.Module = nn.Identity()
+        self.stem_act: nn.Module = nn.Identity()
+        if chosen.stem == "imagenet" and not literal:
+            self.bn1, self.stem_act = nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+        self.maxpool = max_pool(chosen.stem)
+        unit = PreActBottleneck if chosen.bottleneck else PreActBasicBlock
+        self.stages = [f"layer{number}" for number in range(1, len(chosen.layers) + 1)]
+        for stage, (count, width) in enumerate(zip(chosen.layers, chosen.widths, strict=True)):
+            units = []
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                units.append(unit(channels, width * width_factor, stride, excitations[stage]))
+                channels = width * width_factor * unit.expansion
+            self.add_module(self.stages[stage], nn.Sequential(*units))
+        self.num_features = channels
+        self.reduction = (1 if chosen.stem == "cifar" else 4) * 2 ** (len(chosen.layers) - 1)
+        self.norm = nn.BatchNorm2d(channels)
+        self.act = nn.ReLU(inplace=True)
+        self.fc: nn.Module = nn.Linear(channels, num_classes, bias=not literal)
+        self._finish()
+
+    def _features(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.stem_act(self.bn1(self.conv1(x))))
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return self.act(self.norm(x))
+
+
+class SEWideResNet(SEPreActResNet):
+    """Wide ResNet for small images with a gate at the end of each residual branch.
+
+    Args:
+        depth: 6n + 4: three stages of n units of two convolutions.
+        width_factor: k; the stages are 16k, 32k and 64k wide.
+        num_classes: K.
+        in_channels: channels of the images.
+        **gates: ratio, gate, placement, stages, squeeze, gate_activation, merge, se_bias (False),
+            divisor, as in :class:`Excitation`.
+
+    Shape:
+        (N, in_channels, H, W) to (N, K).
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Reference:
+        Zagoruyko and Komodakis, arXiv:1605.07146; Hu et al., arXiv:1709.01507, Tables 4 and 5.
+    """
+
+    family = "wide SE-ResNet"
+
+    def __init__(
+        self,
+        depth: int = 16,
+        width_factor: int = 8,
+        *,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        **gates: Unpack[ResidualGateOptions],
+    ) -> None:
+        positive_integer("depth", depth)
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"`depth` (={depth}) of a wide ResNet must be 6n + 4: 10, 16, 22, ...")
+        super().__init__(
+            [(depth - 4) // 6] * 3,
+            (16, 32, 64),
+            width_factor=width_factor,
+            stem="cifar",
+            num_classes=num_classes,
+            in_channels=in_channels,
+            **gates,
+        )
+
+
+def se_preact_resnet18(num_classes: int = 1000, **options: Any) -> SEPreActResNet:
+    """Pre-activation SE-ResNet-18. Options as in :class:`SEPreActResNet`."""
+    return SEPreActResNet(18, num_classes=num_classes, **options)
+
+
+def se_preact_resnet34(num_classes: int = 1000, **options: Any) -> SEPreActResNet:
+    """Pre-activation SE-ResNet-34. Options as in :class:`SEPreActResNet`."""
+    return SEPreActResNet(34, num_classes=num_classes, **options)
+
+
+def se_preact_resnet50(num_classes: int = 1000, **options: Any) -> SEPreActResNet:
+    """Pre-activation SE-ResNet-50. Options as in :class:`SEPreActResNet`."""
+    return SEPreActResNet(50, num_classes=num_classes, **options)
+
+
+def se_preact_resnet101(num_classes: int = 1000, **options: Any) -> SEPreActResNet:
+    """Pre-activation SE-ResNet-101. Options as in :class:`SEPreActResNet`."""
+    return SEPreActResNet(101, num_classes=num_classes, **options)
+
+
+def se_preact_resnet152(num_classes: int = 1000, **options: Any) -> SEPreActResNet:
+    """Pre-activation SE-ResNet-152. Options as in :class:`SEPreActResNet`."""
+    return SEPreActResNet(152, num_classes=num_classes, **options)
+
+
+def se_preact_resnet20(num_classes: int = 10, **options: Any) -> SEPreActResNet:
+    """Pre-activation SE-ResNet-20 for 32x32 images. Options as in :class:`SEPreActResNet`."""
+    return SEPreActResNet(20, num_classes=num_classes, **options)
+
+
+def se_preact_resnet32(num_classes: int = 10, **options: Any) -> SEPreActResNet:
+    """Pre-activation SE-ResNet-32 for 32x32 images. Options as in :class:`SEPreActResNet`."""
+    return SEPreActResNet(32, num_classes=num_classes, **options)
+
+
+def se_preact_resnet56(num_classes: int = 10, **options: Any) -> SEPreActResNet:
+    """Pre-activation SE-ResNet-56 for 32x32 images. Options as in :class:`SEPreActResNet`."""
+    return SEPreActResNet(56, num_classes=num_classes, **options)
+
+
+def se_preact_resnet110(num_classes: int = 10, **options: Any) -> SEPreActResNet:
+    """Pre-activation SE-ResNet-110 for 32x32 images. Options as in :class:`SEPreActResNet`."""
+    return SEPreActResNet(110, num_classes=num_classes, **options)
+
+
+def se_preact_resnet164(num_classes: int = 10, **options: Any) -> SEPreActResNet:
+    """Pre-activation SE-ResNet-164 for 32x32 images. Options as in :class:`SEPreActResNet`."""
+    return SEPreActResNet(164, num_classes=num_classes, **options)
+
+
+def se_wrn16_8(num_classes: int = 10, **options: Any) -> SEWideResNet:
+    """SE-WRN-16-8 for 32x32 images. Options as in :class:`SEWideResNet`."""
+    return SEWideResNet(16, 8, num_classes=num_classes, **options)
+
+
+def se_wrn28_10(num_classes: int = 10, **options: Any) -> SEWideResNet:
+    """SE-WRN-28-10 for 32x32 images. Options as in :class:`SEWideResNet`."""
+    return SEWideResNet(28, 10, num_classes=num_classes, **options)
+
+
+def se_wrn40_4(num_classes: int = 10, **options: Any) -> SEWideResNet:
+    """SE-WRN-40-4 for 32x32 images. Options as in :class:`SEWideResNet`."""
+    return SEWideResNet(40, 4, num_classes=num_classes, **options)

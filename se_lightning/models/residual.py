@@ -1,0 +1,165 @@
+"""Residual units: the places of their gate, and the one tail that all of them end with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from se_lightning.models.gates import positive_integer
+from se_lightning.models.options import Excitation
+
+__all__ = [
+    "CEIL_POOL_SIZE",
+    "Plan",
+    "ResidualUnit",
+    "conv1x1",
+    "conv3x3",
+    "max_pool",
+    "plan",
+    "stem_conv",
+    "tail",
+]
+
+# Side of the smallest image for a stem whose pool has no padding, pixels.
+CEIL_POOL_SIZE = 3
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Return a 3x3 convolution that keeps the size at stride 1, without a bias."""
+    return nn.Conv2d(
+        in_channels, out_channels, 3, stride=stride, padding=1, groups=groups, bias=False
+    )
+
+
+def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 1x1 convolution without a bias."""
+    return nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
+
+
+def stem_conv(stem: str, in_channels: int, width: int) -> nn.Sequential | nn.Conv2d:
+    """Return a stem's convolutions, up to the norm that follows them.
+
+    Raises:
+        ValueError: for an unknown stem.
+    """
+    if stem == "imagenet":
+        return nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
+    if stem == "cifar":
+        return conv3x3(in_channels, width)
+    if stem != "deep":
+        raise ValueError(f"`stem` (={stem!r}) must be one of imagenet, deep, cifar.")
+    return nn.Sequential(
+        conv3x3(in_channels, width, 2),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        conv3x3(width, width),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        conv3x3(width, 2 * width),
+    )
+
+
+def max_pool(stem: str, ceil_pool: bool = False) -> nn.Module:
+    """Return the pool after a stem; ``ceil_pool`` is the Caffe release's, without padding."""
+    if stem == "cifar":
+        if ceil_pool:
+            raise ValueError("`ceil_pool` needs a stem with a max-pool, which cifar has not.")
+        return nn.Identity()
+    if ceil_pool:
+        return nn.MaxPool2d(3, stride=2, ceil_mode=True)
+    return nn.MaxPool2d(3, stride=2, padding=1)
+
+
+Step = Callable[[Tensor], Tensor]
+
+
+def unchanged(x: Tensor) -> Tensor:
+    """Return x: the step that is not there."""
+    return x
+
+
+def tail(
+    x: Tensor,
+    *,
+    norm: Step = unchanged,
+    se: Step = unchanged,
+    shortcut: Tensor | None = None,
+    act: Step = unchanged,
+) -> Tensor:
+    """End a branch: norm, gate, shortcut, ReLU. The one place for a fused operator."""
+    x = se(norm(x))
+    return act(x if shortcut is None else x + shortcut)
+
+
+class ResidualUnit(nn.Module):
+    """A unit with one gate ``se``, at one of the places of the paper's Figure 5.
+
+    Its forward asks at each place: ``self.at("pre")(x)`` is the gate where that is its place,
+    and x itself where not.
+    """
+
+    se: nn.Module
+    placement: str
+
+    def _gate(
+        self, excitation: Excitation, in_channels: int, inner: int, out_channels: int
+    ) -> nn.Module:
+        """Build the gate as wide as its place is."""
+        self.placement = excitation.placement
+        widths = {"pre": in_channels, "inner": inner}
+        return excitation.build(widths.get(excitation.placement, out_channels))
+
+    def at(self, place: str) -> Step:
+        """Return the gate, if this is its place."""
+        return self.se if self.placement == place else unchanged
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return "" if isinstance(self.se, nn.Identity) else f"placement={self.placement}"
+
+
+class Plan(NamedTuple):
+    """Stages of a residual network: blocks and widths of each, kind of block, stem."""
+
+    layers: Sequence[int]
+    widths: Sequence[int]
+    bottleneck: bool
+    stem: str
+
+
+def plan(
+    family: str,
+    published: Mapping[int, Plan],
+    depth: int | Sequence[int],
+    widths: Sequence[int] | None,
+    bottleneck: bool | None,
+    stem: str | None,
+) -> Plan:
+    """Find the published member, or take the blocks of each stage; what is given goes on top.
+
+    Raises:
+        ValueError: if there is no such member, or the lists do not fit.
+    """
+    if isinstance(depth, Sequence) and not isinstance(depth, str):
+        first = 16 if stem == "cifar" else 64
+        chosen = Plan(depth, [first * 2**n for n in range(len(depth))], False, "imagenet")
+    elif depth in published:
+        chosen = published[depth]
+    else:
+        raise ValueError(
+            f"There is no {family} of depth {depth!r}; there are: "
+            f"{', '.join(map(str, published))}. Or list the blocks of each stage: "
+            "depth=[2, 2, 2, 2]."
+        )
+    given: dict[str, Any] = {"widths": widths, "bottleneck": bottleneck, "stem": stem}
+    chosen = chosen._replace(**{k: v for k, v in given.items() if v is not None})
+    for name, values in (("depth", chosen.layers), ("widths", chosen.widths)):
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise ValueError(f"`{name}` (={values!r}) must list a number per stage.")
+        for value in values:
+            positive_integer(name, value)
+    if len(chosen.layers) != len(chosen.widths):
+        raise ValueError(
+            f"`depth` (={list(chosen.layers)}) and `widths` (={list(chosen.widths)}) must be of "
+            "the same length, one number a stage."
+        )
+    return chosen

@@ -1,0 +1,205 @@
+"""SE-Shake-Shake, for CIFAR."""
+
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from se_lightning.models.gates import positive_integer
+from se_lightning.models.network import ImageNetwork
+from se_lightning.models.options import Excitation, ResidualGateOptions
+from se_lightning.models.residual import ResidualUnit, conv1x1, conv3x3, tail
+
+__all__ = ["SEShakeShake", "se_shake_shake26_2x96d", "se_shake_shake29_2x4x64d"]
+
+
+def shake(first: Tensor, second: Tensor, backward: str) -> Tensor:
+    """Mix two branches by a random share per image; gradients go back by another one.
+
+    Args:
+        first: (N, C, H, W).
+        second: the same.
+        backward: ``"shake"`` for another random share, ``"even"`` for halves.
+    """
+    shares = first.new_empty(2, len(first), 1, 1, 1).uniform_()
+    back = shares[1] if backward == "shake" else 0.5
+    # The value is that of the first line, the gradient that of the second.
+    forward = torch.lerp(second, first, shares[0])
+    mixed = back * first + (1 - back) * second
+    return mixed + (forward - mixed).detach()
+
+
+class SkipConnection(nn.Module):
+    """ReLU, then two 1x1 on every stride-th pixel, the second a pixel further; norm.
+
+    Shape:
+        (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv1x1(in_channels, out_channels // 2, stride)
+        self.conv2 = conv1x1(in_channels, out_channels - out_channels // 2, stride)
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(x)
+        shifted = F.pad(x[:, :, 1:, 1:], (0, 1, 0, 1))
+        return self.bn(torch.cat([self.conv1(x), self.conv2(shifted)], 1))
+
+
+def _branch(in_channels: int, width: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ReLU(),
+        conv3x3(in_channels, width, stride),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        conv3x3(width, width),
+        nn.BatchNorm2d(width),
+    )
+
+
+def _grouped_branch(in_channels: int, width: int, stride: int, groups: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.ReLU(),
+        conv1x1(in_channels, width),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        conv3x3(width, width, stride, groups),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        conv1x1(width, width),
+        nn.BatchNorm2d(width),
+    )
+
+
+class ShakeUnit(ResidualUnit):
+    """Two branches, mixed at random while training and evenly after; gate; shortcut.
+
+    Shape:
+        (N, in_channels, H, W) to (N, width, H / stride, W / stride).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        width: int,
+        stride: int,
+        cardinality: int | None,
+        backward: str,
+        excitation: Excitation,
+    ) -> None:
+        super().__init__()
+        self.backward = backward
+        branches = [
+            _branch(in_channels, width, stride)
+            if cardinality is None
+            else _grouped_branch(in_channels, width, stride, cardinality)
+            for _ in range(2)
+        ]
+        self.branch1, self.branch2 = branches
+        self.se = self._gate(excitation, in_channels, width, width)
+        same = stride == 1 and in_channels == width
+        self.downsample = None if same else SkipConnection(in_channels, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.at("identity")(x if self.downsample is None else self.downsample(x))
+        entry = self.at("pre")(x)
+        first, second = self.branch1(entry), self.branch2(entry)
+        mixed = shake(first, second, self.backward) if self.training else 0.5 * (first + second)
+        return self.at("post")(tail(mixed, se=self.at("standard"), shortcut=shortcut))
+
+    def extra_repr(self) -> str:
+        return ", ".join(filter(None, [f"backward={self.backward}", super().extra_repr()]))
+
+
+class SEShakeShake(ImageNetwork):
+    """Shake-Shake with one gate in each unit, on the mixture of its two branches.
+
+    Args:
+        depth: 6n + 2 for three stages of n units, with cardinality 9n + 2.
+        width: of a branch in the first stage (of each group there, with cardinality).
+        cardinality: None for branches of two 3x3; a number for branches 1x1, grouped 3x3, 1x1.
+        backward: share of the first branch in the gradient: ``"shake"`` draws one for itself
+            (Shake-Shake-Image), ``"even"`` is one half (Shake-Even-Image).
+        num_classes: K.
+        in_channels: channels of the images.
+        **gates: ratio, gate, placement (all but "inner", since there are two branches), stages,
+            squeeze, gate_activation, merge, se_bias (False), divisor, as in :class:`Excitation`.
+
+    Shape:
+        (N, in_channels, H, W) to (N, K).
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Reference:
+        Gastaldi, arXiv:1705.07485; Hu et al., arXiv:1709.01507, Tables 4 and 5.
+    """
+
+    reduction = 4
+
+    def __init__(
+        self,
+        depth: int = 26,
+        width: int = 96,
+        *,
+        cardinality: int | None = None,
+        backward: str = "shake",
+        num_classes: int = 10,
+        in_channels: int = 3,
+        **gates: Unpack[ResidualGateOptions],
+    ) -> None:
+        positive_integer("depth", depth)
+        positive_integer("width", width)
+        if cardinality is not None:
+            positive_integer("cardinality", cardinality)
+        step = 6 if cardinality is None else 9
+        if depth < step + 2 or (depth - 2) % step:
+            raise ValueError(f"`depth` (={depth}) must be {step}n + 2 for three equal stages.")
+        if backward not in ("shake", "even"):
+            raise ValueError(f"`backward` (={backward!r}) must be one of shake, even.")
+        excitations = Excitation.of_stages(
+            "SE-Shake-Shake",
+            gates,
+            stages=3,
+            placements=("standard", "pre", "post", "identity"),
+            se_bias=False,
+        )
+        super().__init__(num_classes, in_channels)
+        channels = 16 if cardinality is None else 64
+        self.conv1 = conv3x3(in_channels, channels)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.stages = ["layer1", "layer2", "layer3"]
+        for stage, excitation in enumerate(excitations):
+            out_channels = width * (cardinality or 1) * 2**stage
+            units = []
+            for index in range((depth - 2) // step):
+                stride = 2 if stage > 0 and index == 0 else 1
+                units.append(
+                    ShakeUnit(channels, out_channels, stride, cardinality, backward, excitation)
+                )
+                channels = out_channels
+            self.add_module(self.stages[stage], nn.Sequential(*units))
+        self.num_features = channels
+        self.act = nn.ReLU(inplace=True)
+        self.fc: nn.Module = nn.Linear(channels, num_classes)
+        self._finish()
+
+    def _features(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x))
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return self.act(x)
+
+
+def se_shake_shake26_2x96d(num_classes: int = 10, **options: Any) -> SEShakeShake:
+    """SE-Shake-Shake 26 2x96d: 26,289,690 parameters. Options as in :class:`SEShakeShake`."""
+    return SEShakeShake(num_classes=num_classes, **options)
+
+
+def se_shake_shake29_2x4x64d(num_classes: int = 100, **options: Any) -> SEShakeShake:
+    """SE-Shake-Even 29 2x4x64d, for CIFAR-100. Options as in :class:`SEShakeShake`."""
+    options = {"width": 64, "cardinality": 4, "backward": "even", **options}
+    return SEShakeShake(29, num_classes=num_classes, **options)

@@ -1,0 +1,136 @@
+"""SE-ShuffleNet (v1)."""
+
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from se_lightning.models.network import ImageNetwork
+from se_lightning.models.options import Excitation, StagedGateOptions
+from se_lightning.models.residual import conv3x3, max_pool, tail
+
+__all__ = ["SEShuffleNet", "se_shufflenet"]
+
+# Output channels of the first stage by number of groups (the paper's Table 1); the next double.
+_WIDTHS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
+_UNITS = (4, 8, 4)
+
+
+class ShuffleUnit(nn.Module):
+    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1, norm, gate; added to the shortcut.
+
+    With stride 2 the shortcut is an average pool, and the two are concatenated.
+
+    Shape:
+        (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        groups: int,
+        first_groups: int,
+        excitation: Excitation,
+    ) -> None:
+        super().__init__()
+        self.groups = groups
+        # The bottleneck is a quarter of the unit's width, and the branch what the shortcut leaves.
+        inner = out_channels // 4
+        branch = out_channels - in_channels if stride == 2 else out_channels
+        self.conv1 = nn.Conv2d(in_channels, inner, 1, groups=first_groups, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, groups=inner, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, branch, 1, groups=groups, bias=False)
+        self.bn3 = nn.BatchNorm2d(branch)
+        self.se = excitation.build(branch)
+        self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = shuffle(self.act(self.bn1(self.conv1(x))), self.groups)
+        out = self.conv3(self.bn2(self.conv2(out)))
+        if self.pool is None:
+            return tail(out, norm=self.bn3, se=self.se, shortcut=x, act=self.act)
+        out = tail(out, norm=self.bn3, se=self.se)
+        return self.act(torch.cat([self.pool(x), out], 1))
+
+
+def shuffle(x: Tensor, groups: int) -> Tensor:
+    """Interleave the channels of the groups."""
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+class SEShuffleNet(ImageNetwork):
+    """ShuffleNet 1x with a gate at the end of each unit's branch.
+
+    The place is not published; with it three groups have the 2.4 million parameters of the
+    paper's Table 3.
+
+    Args:
+        groups: of the 1x1 convolutions: 1, 2, 3, 4 or 8, which also sets the widths.
+        num_classes: K.
+        in_channels: channels of the images.
+        **gates: ratio, gate, stages (1 to 3), squeeze, gate_activation, merge, se_bias (False),
+            divisor, as in :class:`Excitation`.
+
+    Shape:
+        (N, in_channels, H, W) to (N, K).
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Reference:
+        Zhang et al., arXiv:1707.01083; Hu et al., arXiv:1709.01507, Table 3.
+    """
+
+    reduction = 32
+
+    def __init__(
+        self,
+        *,
+        groups: int = 3,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        **gates: Unpack[StagedGateOptions],
+    ) -> None:
+        if groups not in _WIDTHS:
+            raise ValueError(
+                f"`groups` (={groups!r}) must be one of {', '.join(map(str, _WIDTHS))}."
+            )
+        excitations = Excitation.of_stages(
+            "SE-ShuffleNet", gates, stages=len(_UNITS), se_bias=False
+        )
+        super().__init__(num_classes, in_channels)
+        self.conv1 = conv3x3(in_channels, 24, 2)
+        self.bn1 = nn.BatchNorm2d(24)
+        self.act = nn.ReLU(inplace=True)
+        self.maxpool = max_pool("imagenet")
+        channels = 24
+        self.stages = [f"stage{number}" for number in range(1, len(_UNITS) + 1)]
+        for stage, (count, excitation) in enumerate(zip(_UNITS, excitations, strict=True)):
+            width = _WIDTHS[groups] * 2**stage
+            units = []
+            for index in range(count):
+                # The very first 1x1 reads 24 channels, too few to group.
+                first = 1 if stage == 0 and index == 0 else groups
+                stride = 2 if index == 0 else 1
+                units.append(ShuffleUnit(channels, width, stride, groups, first, excitation))
+                channels = width
+            self.add_module(self.stages[stage], nn.Sequential(*units))
+        self.num_features = channels
+        self.fc: nn.Module = nn.Linear(channels, num_classes)
+        self._finish()
+
+    def _features(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.act(self.bn1(self.conv1(x))))
+        for name in self.stages:
+            x = getattr(self, name)(x)
+        return x
+
+
+def se_shufflenet(num_classes: int = 1000, **options: Any) -> SEShuffleNet:
+    """SE-ShuffleNet 1x (g = 3). Options as in :class:`SEShuffleNet`."""
+    return SEShuffleNet(num_classes=num_classes, **options)

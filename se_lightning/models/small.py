@@ -1,0 +1,169 @@
+"""The small networks for MNIST."""
+
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from se_lightning.models.gates import positive_integer
+from se_lightning.models.network import ImageNetwork
+from se_lightning.models.options import Excitation, GateOptions, StagedGateOptions
+from se_lightning.models.residual import tail
+
+__all__ = ["SENested", "SESimple", "se_nested", "se_simple", "se_simple_residual"]
+
+
+class SESimple(ImageNetwork):
+    """3x3 convolution to 32, ReLU, gate, 1x1 convolution to 1, ReLU, dense.
+
+    The Keras MNIST seed, whose code drops the dense layer at the end; here it is there. At
+    28x28x1 with 10 classes it has 320 + 1,024 + 33 + 7,850 = 9,227 parameters.
+
+    Args:
+        residual: add the gate's input to its output.
+        image_size: side of the images, pixels: the dense layer reads each of them.
+        num_classes: K.
+        in_channels: channels of the images.
+        **gates: ratio (2), gate, squeeze, gate_activation, merge, se_bias (False), divisor, as in
+            :class:`Excitation`.
+
+    Shape:
+        (N, in_channels, image_size, image_size) to (N, K).
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+
+    num_features = 1
+    reduction = 1
+
+    def __init__(
+        self,
+        *,
+        residual: bool = False,
+        image_size: int = 28,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        **gates: Unpack[GateOptions],
+    ) -> None:
+        (excitation,) = Excitation.of_stages("se_simple", {"ratio": 2, **gates}, se_bias=False)
+        positive_integer("image_size", image_size)
+        super().__init__(num_classes, in_channels, image_size=image_size)
+        self.residual = residual
+        self.pixels = image_size**2
+        self.conv1 = nn.Conv2d(in_channels, 32, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.se = excitation.build(32)
+        self.conv2 = nn.Conv2d(32, 1, 1)
+        self.fc: nn.Module = nn.Linear(self.head_hidden_size, num_classes)
+        self._finish()
+
+    @property
+    def head_hidden_size(self) -> int:  # noqa: D102
+        return self.pixels
+
+    def _features(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv1(x))
+        x = tail(x, se=self.se, shortcut=x if self.residual else None)
+        return self.act(self.conv2(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Turn the map into logits (N, K), or its pixels (N, image_size ** 2)."""
+        x = torch.flatten(x, 1)
+        return x if pre_logits else self.fc(x)
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"residual={self.residual}"
+
+
+class NestedUnit(nn.Module):
+    """A whole residual unit, a gate on its output, and a second projection around both.
+
+    Shape:
+        (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, excitation: Excitation
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.downsample = _projection(in_channels, out_channels, stride)
+        self.se = excitation.build(out_channels)
+        self.outer = _projection(in_channels, out_channels, stride)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.act(self.bn1(self.conv1(x))))
+        out = tail(out, norm=self.bn2, shortcut=self.downsample(x), act=self.act)
+        return tail(out, se=self.se, shortcut=self.outer(x), act=self.act)
+
+
+def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride=stride), nn.BatchNorm2d(out_channels)
+    )
+
+
+class SENested(ImageNetwork):
+    """Three nested units, 16, 32 and 64 wide, after a 3x3 convolution.
+
+    The form of the PyTorch seed: the gate, whose layers have biases, sits on the output of a
+    whole residual unit, and a second projection shortcut is added around it; convolutions have
+    biases too. The widths are ours, for images of 28x28.
+
+    Args:
+        num_classes: K.
+        in_channels: channels of the images.
+        **gates: ratio (2), gate, stages (1 to 3, a unit each), squeeze, gate_activation, merge,
+            se_bias (True), divisor, as in :class:`Excitation`.
+
+    Shape:
+        (N, in_channels, H, W) to (N, K).
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+
+    num_features = 64
+    reduction = 4
+
+    def __init__(
+        self,
+        *,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        **gates: Unpack[StagedGateOptions],
+    ) -> None:
+        excitations = Excitation.of_stages("se_nested", {"ratio": 2, **gates}, stages=3)
+        super().__init__(num_classes, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.act = nn.ReLU(inplace=True)
+        self.layer1 = NestedUnit(16, 16, 1, excitations[0])
+        self.layer2 = NestedUnit(16, 32, 2, excitations[1])
+        self.layer3 = NestedUnit(32, 64, 2, excitations[2])
+        self.fc: nn.Module = nn.Linear(self.num_features, num_classes)
+        self._finish()
+
+    def _features(self, x: Tensor) -> Tensor:
+        x = self.act(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+
+def se_simple(num_classes: int = 10, **options: Any) -> SESimple:
+    """The smallest SE net for MNIST: 9,227 parameters. Options as in :class:`SESimple`."""
+    return SESimple(num_classes=num_classes, **options)
+
+
+def se_simple_residual(num_classes: int = 10, **options: Any) -> SESimple:
+    """The smallest SE net, with the gate's input added to its output. Options: `SESimple`."""
+    return SESimple(num_classes=num_classes, **{"residual": True, **options})
+
+
+def se_nested(num_classes: int = 10, **options: Any) -> SENested:
+    """Gates on whole residual units, for MNIST. Options as in :class:`SENested`."""
+    return SENested(num_classes=num_classes, **options)

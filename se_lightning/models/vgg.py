@@ -1,0 +1,95 @@
+"""SE-VGG-16 with batch normalisation."""
+
+from collections import OrderedDict
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from se_lightning.models.network import ImageNetwork
+from se_lightning.models.options import Excitation, StagedGateOptions
+
+__all__ = ["SEVGG16BN", "se_vgg16_bn"]
+
+# Width and number of the convolutions of each stage, which a pool ends.
+_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+
+
+class SEVGG16BN(ImageNetwork):
+    """VGG-16 with batch normalisation and a gate after each of its 13 ReLUs.
+
+    Names are torchvision's; the gate is ``se`` beside its ReLU.
+
+    Args:
+        dropout: fraction of the two hidden layers' units that is dropped in training.
+        num_classes: K.
+        in_channels: channels of the images.
+        **gates: ratio, gate, stages (1 to 5, each ends with a pool), squeeze, gate_activation,
+            merge, se_bias (False), divisor, as in :class:`Excitation`.
+
+    Shape:
+        (N, in_channels, H, W) to (N, K), H and W at least 32.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Reference:
+        Simonyan and Zisserman, arXiv:1409.1556; Hu et al., arXiv:1709.01507, Table 2.
+    """
+
+    num_features = 512
+    reduction = 32
+    classifier_name = "classifier.6"
+    head_hidden_size = 4096
+
+    def __init__(
+        self,
+        *,
+        dropout: float = 0.5,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        **gates: Unpack[StagedGateOptions],
+    ) -> None:
+        excitations = Excitation.of_stages("SE-VGG-16", gates, stages=len(_STAGES), se_bias=False)
+        super().__init__(num_classes, in_channels, min_size=32)
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for (width, count), excitation in zip(_STAGES, excitations, strict=True):
+            for _ in range(count):
+                gated = OrderedDict(act=nn.ReLU(inplace=True), se=excitation.build(width))
+                layers += [
+                    nn.Conv2d(channels, width, 3, padding=1),
+                    nn.BatchNorm2d(width),
+                    nn.Sequential(gated),
+                ]
+                channels = width
+            layers.append(nn.MaxPool2d(2, stride=2))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Sequential(
+            nn.Linear(512 * 7 * 7, self.head_hidden_size),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(self.head_hidden_size, self.head_hidden_size),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout),
+            nn.Linear(self.head_hidden_size, num_classes),
+        )
+        self._finish()
+        for module in self.classifier:
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01)
+                nn.init.zeros_(module.bias)
+
+    def _features(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Turn a feature map into logits (N, K), or the last hidden layer's output (N, 4096)."""
+        x = torch.flatten(F.adaptive_avg_pool2d(x, 7), 1)
+        return self.classifier[:-1](x) if pre_logits else self.classifier(x)
+
+
+def se_vgg16_bn(num_classes: int = 1000, **options: Any) -> SEVGG16BN:
+    """SE-VGG-16-BN: 138,592,296 parameters. Options as in :class:`SEVGG16BN`."""
+    return SEVGG16BN(num_classes=num_classes, **options)
