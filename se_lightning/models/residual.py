@@ -82,12 +82,16 @@ def tail(
     x: Tensor,
     *,
     norm: Step = unchanged,
+    gate_act: Step = unchanged,
     se: Step = unchanged,
     shortcut: Tensor | None = None,
     act: Step = unchanged,
 ) -> Tensor:
-    """End a branch: norm, gate, shortcut, ReLU. The one place for a fused operator."""
-    x = se(norm(x))
+    """End a branch: norm, gate, shortcut, ReLU. The one place for a fused operator.
+
+    ``gate_act`` is the ReLU that some ports have between norm and gate.
+    """
+    x = se(gate_act(norm(x)))
     return act(x if shortcut is None else x + shortcut)
 
 

@@ -53,6 +53,7 @@ class BasicBlock(ResidualUnit):
         groups: int = 1,
         group_width: int = 64,
         stride_in: str = "3x3",
+        relu_before_gate: bool = False,
     ) -> None:
         super().__init__()
         if groups != 1 or group_width != 64 or stride_in != "3x3":
@@ -68,6 +69,7 @@ class BasicBlock(ResidualUnit):
         self.se = self._gate(excitation, in_channels, width, width)
         self.downsample = projection(in_channels, width, stride)
         self.act = nn.ReLU(inplace=True)
+        self.gate_act = nn.ReLU(inplace=True) if relu_before_gate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(self.at("pre")(x))
@@ -76,6 +78,7 @@ class BasicBlock(ResidualUnit):
         out = tail(
             self.conv2(out),
             norm=self.bn2,
+            gate_act=self.gate_act,
             se=self.at("standard"),
             shortcut=shortcut,
             act=self.act,
@@ -106,6 +109,7 @@ class Bottleneck(ResidualUnit):
         groups: int = 1,
         group_width: int = 64,
         stride_in: str = "3x3",
+        relu_before_gate: bool = False,
     ) -> None:
         super().__init__()
         inner = width * group_width // 64 * groups
@@ -122,6 +126,7 @@ class Bottleneck(ResidualUnit):
         self.se = self._gate(excitation, in_channels, inner, out_channels)
         self.downsample = projection(in_channels, out_channels, stride, self.projection_kernel)
         self.act = nn.ReLU(inplace=True)
+        self.gate_act = nn.ReLU(inplace=True) if relu_before_gate else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act(self.bn1(self.conv1(self.at("pre")(x))))
@@ -130,6 +135,7 @@ class Bottleneck(ResidualUnit):
         out = tail(
             self.conv3(out),
             norm=self.bn3,
+            gate_act=self.gate_act,
             se=self.at("standard"),
             shortcut=shortcut,
             act=self.act,
@@ -184,6 +190,8 @@ class SEResNet(ImageNetwork):
         stride_in: ``"3x3"``, or ``"1x1"`` as in the paper's Caffe release: a bottleneck's
             convolution that has the stride.
         ceil_pool: the max-pool without padding that rounds its size up, of the same release.
+        relu_before_gate: a ReLU between the last norm and the gate, as timm's legacy_seresnet18
+            and 34 have it.
         dropout: fraction of the pooled features that is dropped in training.
         num_classes: K.
         in_channels: channels of the images.
@@ -217,6 +225,7 @@ class SEResNet(ImageNetwork):
         group_width: int = 64,
         stride_in: str = "3x3",
         ceil_pool: bool = False,
+        relu_before_gate: bool = False,
         dropout: float = 0.0,
         num_classes: int = 1000,
         in_channels: int = 3,
@@ -252,6 +261,7 @@ class SEResNet(ImageNetwork):
                         cardinality,
                         group_width,
                         stride_in,
+                        relu_before_gate,
                     )
                 )
                 channels = width * width_factor * block.expansion

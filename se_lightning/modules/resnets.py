@@ -30,6 +30,8 @@ class SEResNetModule(ImageClassifier):
         stem: ``"imagenet"``, ``"deep"`` or ``"cifar"``; None takes the member's own.
         stride_in: ``"3x3"``, or ``"1x1"`` as in the paper's Caffe release.
         ceil_pool: the max-pool of the same release.
+        relu_before_gate: a ReLU between the last norm and the gate, as timm's legacy_seresnet18
+            and 34 have it.
         **options: the gates' (ratio, gate, placement, stages, squeeze, gate_activation, merge,
             se_bias, divisor; see :class:`se_lightning.models.Excitation`) and the training's
             (see :class:`ImageClassifier`).
@@ -56,6 +58,7 @@ class SEResNetModule(ImageClassifier):
         stem: str | None = None,
         stride_in: str = "3x3",
         ceil_pool: bool = False,
+        relu_before_gate: bool = False,
         **options: Unpack[ResidualOptions],
     ) -> None:
         training, gates = split(options)
@@ -67,6 +70,7 @@ class SEResNetModule(ImageClassifier):
             stem=stem,
             stride_in=stride_in,
             ceil_pool=ceil_pool,
+            relu_before_gate=relu_before_gate,
             num_classes=num_classes,
             in_channels=in_channels,
             **gates,

@@ -1,0 +1,201 @@
+"""Copied random weights, equal outputs: against torchvision and timm, run as they are."""
+
+import re
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from se_lightning.models import SEDenseNet, SEResNet, create_model
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    """Give every parameter and statistic a value at which a mix-up would show."""
+    generator = torch.Generator().manual_seed(0)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                fan = tensor[0].numel() if tensor.ndim > 1 else 25
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) / fan**0.5)
+        for norm in norms:
+            norm.weight.abs_().add_(0.5)
+            norm.running_var.abs_().add_(0.5)
+    return model.eval()
+
+
+def assert_equal_outputs(model, oracle, pixels):
+    x = torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours, theirs = model.eval()(x), oracle(x)
+    assert theirs.std() > 1e-3, "the outputs say nothing"
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "pixels"),
+    [
+        ("se_resnet18", "resnet18", 96),
+        ("se_resnet50", "resnet50", 96),
+        ("se_resnet101", "resnet101", 96),
+        ("se_resnext50_32x4d", "resnext50_32x4d", 96),
+        ("se_resnext101_64x4d", "resnext101_64x4d", 96),
+        ("se_densenet121", "densenet121", 96),
+        ("se_densenet161", "densenet161", 96),
+        ("se_densenet169", "densenet169", 96),
+        ("se_densenet201", "densenet201", 96),
+        ("se_vgg16_bn", "vgg16_bn", 64),
+    ],
+)
+def test_gate_none_equals_torchvision(ours, theirs, pixels):
+    oracle = randomise(torchvision.models.get_model(theirs))
+    model = create_model(ours, gate="none")
+    assert list(model.state_dict()) == list(oracle.state_dict())
+    model.load_state_dict(oracle.state_dict(), strict=True)
+    assert_equal_outputs(model, oracle, pixels)
+
+
+def test_gate_none_equals_torchvisions_wide_resnet50():
+    oracle = randomise(torchvision.models.wide_resnet50_2())
+    model = SEResNet(50, group_width=128, gate="none")
+    model.load_state_dict(oracle.state_dict(), strict=True)
+    assert_equal_outputs(model, oracle, 64)
+
+
+def test_densenet264_has_the_shape_of_torchvisions_class():
+    with torch.device("meta"):
+        oracle = torchvision.models.DenseNet(32, (6, 12, 64, 48), 64)
+        model = SEDenseNet(264, gate="none")
+    theirs = {key: tensor.shape for key, tensor in oracle.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in model.state_dict().items()} == theirs
+
+
+@pytest.mark.parametrize("aux", [False, True])
+def test_gate_none_equals_torchvisions_inception_v3(aux):
+    oracle = torchvision.models.inception_v3(aux_logits=aux, init_weights=False)
+    model = create_model("se_inception_v3", gate="none", aux=aux)
+    assert list(model.state_dict()) == list(randomise(oracle).state_dict())
+    model.load_state_dict(oracle.state_dict(), strict=True)
+    if not aux:
+        assert_equal_outputs(model, oracle, 107)
+        return
+    for network in (model, oracle):
+        network.train()
+        network.get_submodule("drop" if network is model else "dropout").p = 0.0
+    x = torch.randn(2, 3, 299, 299)
+    with torch.no_grad():
+        for mine, other in zip(model(x), oracle(x), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "pixels"),
+    [
+        ("se_inception_resnet_v2", "inception_resnet_v2", 107),
+        ("se_mobilenet", "mobilenetv1_100", 96),
+    ],
+)
+def test_gate_none_equals_timm(ours, theirs, pixels):
+    oracle = randomise(timm.create_model(theirs))
+    model = create_model(ours, gate="none")
+    assert list(model.state_dict()) == list(oracle.state_dict())
+    model.load_state_dict(oracle.state_dict(), strict=True)
+    assert_equal_outputs(model, oracle, pixels)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        ("se_resnet18", "seresnet18", {"divisor": 8}),
+        ("se_resnet34", "seresnet34", {"divisor": 8}),
+        ("se_resnet50", "seresnet50", {}),
+        ("se_resnet101", "seresnet101", {}),
+        ("se_resnet152", "seresnet152", {}),
+        ("se_resnext50_32x4d", "seresnext50_32x4d", {}),
+        ("se_resnext101_32x4d", "seresnext101_32x4d", {}),
+        ("se_resnext101_64x4d", "seresnext101_64x4d", {}),
+        ("senet154", "senet154", {}),
+    ],
+)
+def test_keys_and_outputs_equal_timms(ours, theirs, options):
+    oracle = randomise(timm.create_model(theirs))
+    model = create_model(ours, **options)
+    assert list(model.state_dict()) == list(oracle.state_dict())
+    model.load_state_dict(oracle.state_dict(), strict=True)
+    assert_equal_outputs(model, oracle, 96)
+
+
+def from_legacy(key: str) -> str:
+    """Return our name of a parameter of timm's legacy_* (and of Cadene's port)."""
+    stem = {"conv1": "conv1.0", "bn1": "conv1.1", "conv2": "conv1.3", "bn2": "conv1.4"}
+    stem |= {"conv3": "conv1.6", "bn3": "bn1"}
+    key = re.sub(r"^layer0\.(\w+)", lambda found: stem[found[1]], key)
+    return key.replace(".se_module.", ".se.").replace("last_linear.", "fc.")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "options"),
+    [
+        ("se_resnet18", "legacy_seresnet18", {"relu_before_gate": True}),
+        ("se_resnet34", "legacy_seresnet34", {"relu_before_gate": True}),
+        ("se_resnet50", "legacy_seresnet50", {"stride_in": "1x1"}),
+        ("se_resnet101", "legacy_seresnet101", {"stride_in": "1x1"}),
+        ("se_resnet152", "legacy_seresnet152", {"stride_in": "1x1"}),
+        ("se_resnext50_32x4d", "legacy_seresnext50_32x4d", {}),
+        ("se_resnext101_32x4d", "legacy_seresnext101_32x4d", {}),
+        ("senet154", "legacy_senet154", {}),
+    ],
+)
+def test_the_caffe_releases_form_equals_timms_legacy_nets(ours, theirs, options):
+    oracle = randomise(timm.create_model(theirs))
+    model = create_model(ours, ceil_pool=True, **options)
+    state = oracle.state_dict()
+    if ours == "senet154":
+        state = {from_legacy(key): tensor for key, tensor in state.items()}
+    else:
+        state = {from_legacy(key.removeprefix("layer0.")): tensor for key, tensor in state.items()}
+    model.load_state_dict(state, strict=True)
+    assert_equal_outputs(model, oracle, 96)
+    if options:  # the silent trap: the same shapes with the stride in the 3x3
+        other = create_model(ours, ceil_pool=True)
+        other.load_state_dict(state, strict=True)
+        with pytest.raises(AssertionError, match="not close"):
+            assert_equal_outputs(other, oracle, 96)
+
+
+# arXiv:1709.01507, Table 2: 1e9 multiply-adds at 224 pixels, plain and with gates.
+@pytest.mark.parametrize(
+    ("name", "options", "plain", "gated"),
+    [
+        ("se_resnet50", {"stride_in": "1x1"}, 3.86, 3.87),
+        ("se_resnet101", {"stride_in": "1x1"}, 7.58, 7.60),
+        ("se_resnet152", {"stride_in": "1x1"}, 11.30, 11.32),
+        ("se_resnext50_32x4d", {}, 4.24, 4.25),
+        ("se_resnext101_32x4d", {}, 7.99, 8.00),
+        ("se_vgg16_bn", {}, 15.47, 15.48),
+    ],
+)
+def test_multiply_adds_are_within_a_percent_of_the_papers(name, options, plain, gated):
+    counted = multiply_adds(name, 224, **options)
+    assert multiply_adds(name, 224, gate="none", **options) == pytest.approx(plain, rel=0.01)
+    assert counted == pytest.approx(gated, rel=0.01)
+
+
+def test_no_squeeze_costs_what_the_paper_says():
+    """Table 16: 4.27 against 3.87 with the squeeze, of SE-ResNet-50."""
+    caffe = {"stride_in": "1x1", "se_bias": False}
+    added = multiply_adds("se_resnet50", 224, squeeze="none", **caffe)
+    assert added == pytest.approx(4.27, rel=0.01)
+
+
+def multiply_adds(name, pixels, **options) -> float:
+    """Count a forward pass's, 1e9: torch's own counter over convolutions and matrix products."""
+    with torch.device("meta"):
+        model = create_model(name, **options).eval()
+        counter = FlopCounterMode(display=False)
+        with counter:
+            model(torch.empty(1, 3, pixels, pixels))
+    return counter.get_total_flops() / 2 / 1e9
