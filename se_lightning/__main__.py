@@ -22,7 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from se_lightning import ranks, sweeps
+from se_lightning import points, ranks, sweeps
 from se_lightning.errors import explain, is_mistake
 from se_lightning.results import RESULT, write_failure
 
@@ -44,7 +44,7 @@ GROUPS = (
 # Of these, those that take entries of the user's own.
 OPEN = ("callbacks", "logger", "experiment")
 # The other top-level keys.
-VALUES = ("seed", "ckpt_path")
+VALUES = ("seed", "ckpt_path", "jobs")
 
 
 def main() -> None:
@@ -56,6 +56,7 @@ def main() -> None:
     try:
         _refuse_missing_configs()
         _refuse_used_directories(sys.argv)
+        points.refuse_equal_networks(sys.argv)
         try:
             with _hydra_raises("1"):
                 _app()
@@ -162,7 +163,7 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
     ]
     shipped = loader.load_configuration(composed.job.config_name, choices, run_mode=RunMode.RUN)
     _refuse_others(cfg, (*GROUPS, *VALUES))
-    for group in set(GROUPS) - set(OPEN):
+    for group in {*GROUPS, "jobs"} - set(OPEN):
         node = cfg.get(group)
         if isinstance(node, DictConfig) and node.get("_target_") == shipped[group].get("_target_"):
             _refuse_others(node, shipped[group], f"{group}.")

@@ -14,6 +14,7 @@ FLOORS |= {
     "errors": 3,
     "console": 3,
     "ranks": 3,
+    "points": 4,
     "sweeps": 4,
     "train": 4,
     "__main__": 4,

@@ -151,7 +151,7 @@ def plan(
     else:
         raise ValueError(
             f"There is no {family} of depth {depth!r}; there are: "
-            f"{', '.join(map(str, published))}. Or list the blocks of each stage: "
+            f"{', '.join(map(str, sorted(published)))}. Or list the blocks of each stage: "
             "depth=[2, 2, 2, 2]."
         )
     given: dict[str, Any] = {"widths": widths, "bottleneck": bottleneck, "stem": stem}

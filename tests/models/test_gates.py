@@ -7,25 +7,99 @@ from torch import nn
 from torchvision.ops import SqueezeExcitation as TorchvisionSE
 
 from se_lightning.models.gates import (
-    Excitation,
+    ConcurrentExcitation,
+    SpatialExcitation,
     SqueezeExcitation,
+    hidden_width,
     hidden_widths,
     warn_of_single_units,
 )
+from se_lightning.models.options import Excitation
+
+# Two channels of 2x2 pixels: means 2.5 and 0.5, maxima 4 and 1.
+X = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, 1.0]]]])
 
 
-def test_a_two_by_two_example_worked_by_hand():
-    se = SqueezeExcitation(2, ratio=2)
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def worked(**options) -> SqueezeExcitation:
+    """Return a gate with the hidden unit relu(z1 - 2 z2 + 0.5) = h and pre-gates 2h, 1 - h."""
+    se = SqueezeExcitation(2, ratio=2, **options)
     with torch.no_grad():
         se.fc1.weight.copy_(torch.tensor([1.0, -2.0]).view(1, 2, 1, 1))
         se.fc1.bias.fill_(0.5)
         se.fc2.weight.copy_(torch.tensor([2.0, -1.0]).view(2, 1, 1, 1))
         se.fc2.bias.copy_(torch.tensor([0.0, 1.0]))
-    x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, 1.0]]]])
-    # Means 2.5 and 0.5; hidden unit relu(2.5 - 1 + 0.5) = 2; gates sigma(4) and sigma(-1).
-    sigma = [1 / (1 + math.exp(-4)), 1 / (1 + math.exp(1))]
-    expected = x * torch.tensor(sigma).view(1, 2, 1, 1)
-    torch.testing.assert_close(se(x), expected)
+    return se
+
+
+@pytest.mark.parametrize(
+    ("squeeze", "h"),
+    [
+        ("avg", 2.5 - 2 * 0.5 + 0.5),  # 2
+        ("max", 4 - 2 * 1 + 0.5),  # 2.5
+        ("avgmax", 3.25 - 2 * 0.75 + 0.5),  # 2.25
+    ],
+)
+def test_each_squeeze_worked_by_hand(squeeze, h):
+    expected = X * torch.tensor([sigmoid(2 * h), sigmoid(1 - h)]).view(1, 2, 1, 1)
+    torch.testing.assert_close(worked(squeeze=squeeze)(X), expected)
+
+
+def test_no_squeeze_worked_by_hand():
+    # Pixel by pixel, relu(x1 - 2 x2 + 0.5): 0 (of -0.5), 2.5, 3.5, 2.5.
+    h = [[0.0, 2.5], [3.5, 2.5]]
+    first = [[sigmoid(2 * value) for value in row] for row in h]
+    second = [[sigmoid(1 - value) for value in row] for row in h]
+    expected = X * torch.tensor([first, second])
+    torch.testing.assert_close(worked(squeeze="none")(X), expected)
+
+
+@pytest.mark.parametrize(
+    ("activation", "gates"),
+    [
+        ("sigmoid", (sigmoid(4), sigmoid(-1))),
+        ("tanh", (math.tanh(4), math.tanh(-1))),
+        ("relu", (4.0, 0.0)),
+        ("hard-sigmoid", (1.0, (-1 + 3) / 6)),  # relu6(x + 3) / 6
+    ],
+)
+def test_each_activation_worked_by_hand(activation, gates):
+    expected = X * torch.tensor(gates).view(1, 2, 1, 1)
+    torch.testing.assert_close(worked(gate_activation=activation)(X), expected)
+
+
+def spatial(gate: nn.Module) -> None:
+    """Set the spatial pre-gate to x1 - x2 - 1: -1, 1, 2, 2."""
+    with torch.no_grad():
+        gate.conv.weight.copy_(torch.tensor([1.0, -1.0]).view(1, 2, 1, 1))
+        gate.conv.bias.fill_(-1.0)
+
+
+SPATIAL = torch.tensor([[sigmoid(-1), sigmoid(1)], [sigmoid(2), sigmoid(2)]])
+
+
+def test_the_spatial_gate_worked_by_hand():
+    gate = SpatialExcitation(2)
+    spatial(gate)
+    torch.testing.assert_close(gate(X), X * SPATIAL)
+
+
+@pytest.mark.parametrize("merge", ["sum", "max", "product"])
+def test_each_merge_worked_by_hand(merge):
+    gate = ConcurrentExcitation(2, ratio=2, merge=merge)
+    gate.channel.load_state_dict(worked().state_dict())
+    spatial(gate.spatial)
+    by_channel = X * torch.tensor([sigmoid(4), sigmoid(-1)]).view(1, 2, 1, 1)
+    by_pixel = X * SPATIAL
+    expected = {
+        "sum": by_channel + by_pixel,
+        "max": torch.where(by_channel > by_pixel, by_channel, by_pixel),
+        "product": by_channel * by_pixel,
+    }
+    torch.testing.assert_close(gate(X), expected[merge])
 
 
 @pytest.mark.parametrize("oracle", ["timm", "torchvision"])
@@ -37,33 +111,74 @@ def test_it_equals_the_block_of_timm_and_of_torchvision(oracle):
     torch.testing.assert_close(ours(x), theirs(x))
 
 
+def test_avgmax_equals_timms():
+    ours = SqueezeExcitation(64, ratio=8, squeeze="avgmax")
+    theirs = SEModule(64, rd_channels=8, add_maxpool=True)
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(3, 64, 5, 7)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
 @pytest.mark.parametrize("channels", [16, 64, 256, 1056, 2048])
 @pytest.mark.parametrize("ratio", [1, 2, 4, 16, 32, 2.5])
 def test_hidden_widths(channels, ratio):
-    assert Excitation(ratio).hidden(channels) == max(1, math.floor(channels / ratio))
+    assert hidden_width(channels, ratio) == max(1, math.floor(channels / ratio))
     timms = make_divisible(channels / ratio, 8, round_limit=0.0)
-    assert Excitation(ratio, divisor=8).hidden(channels) == timms
+    assert hidden_width(channels, ratio, divisor=8) == timms
 
 
-def test_without_biases_only_the_weights_are_left():
-    se = SqueezeExcitation(64, ratio=16, bias=False)
-    assert sum(parameter.numel() for parameter in se.parameters()) == 2 * 64 * 4
+@pytest.mark.parametrize(
+    ("gate", "count"),
+    [
+        ("channel", 2 * 64 * 4),
+        ("spatial", 64),  # the Keras seed: + C
+        ("concurrent", 2 * 64 * 4 + 64),
+        ("none", 0),
+    ],
+)
+def test_parameters_without_biases(gate, count):
+    built = Excitation(ratio=16, gate=gate, se_bias=False).build(64)
+    assert sum(parameter.numel() for parameter in built.parameters()) == count
 
 
-def test_no_gate_is_no_parameter():
-    assert list(Excitation(gate="none").build(64).parameters()) == []
+def test_the_options_reach_the_gate():
+    gate = Excitation(4, "concurrent", "max", "tanh", "product", False, 8).build(64)
+    assert isinstance(gate, ConcurrentExcitation)
+    assert (gate.merge, gate.channel.squeeze) == ("product", "max")
+    assert gate.channel.fc1.out_channels == 16
+    assert isinstance(gate.channel.gate, nn.Tanh)
+    assert isinstance(gate.spatial.gate, nn.Tanh)
+    assert gate.channel.fc1.bias is gate.spatial.conv.bias is None
 
 
 @pytest.mark.parametrize("ratio", [0, -1, 0.5, "abc", None, True, math.nan, math.inf])
 def test_a_wrong_ratio_is_refused_by_name(ratio):
     with pytest.raises(ValueError, match=r"`ratio` \(="):
         Excitation(ratio)
+    with pytest.raises(ValueError, match=r"`ratio` \(="):
+        SqueezeExcitation(64, ratio)
 
 
-@pytest.mark.parametrize(("option", "value"), [("gate", "foo"), ("divisor", 0), ("divisor", 1.5)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("gate", "foo"), ("divisor", 0), ("divisor", 1.5), ("squeeze", "min"), ("merge", "mean")],
+)
 def test_a_wrong_option_is_refused_by_name(option, value):
     with pytest.raises(ValueError, match=f"`{option}` "):
         Excitation(**{option: value})
+
+
+def test_a_fresh_spatial_gate_is_not_saturated():
+    """With He's fan-out, one channel's, its pre-gates would spread over +-30 at 512 channels."""
+    from se_lightning.models import SEResNet
+
+    torch.manual_seed(0)
+    model = SEResNet([1], [512], gate="spatial", stem="cifar")
+    gate = model.layer1[0].se
+    values = []
+    gate.gate.register_forward_hook(lambda module, inputs, output: values.append(output))
+    model(torch.randn(2, 3, 8, 8))
+    assert 0.05 < values[0].quantile(0.1) < values[0].quantile(0.9) < 0.95
 
 
 def test_single_hidden_units_are_told_once_by_name():

@@ -1,150 +1,239 @@
+"""Placements, stages and custom members of the residual families."""
+
 import pytest
-import timm
 import torch
-import torchvision
 from torch import nn
 
 from se_lightning import models
-from se_lightning.models import SqueezeExcitation, create_model, list_models
+from se_lightning.models import SEPreActResNet, SEResNet, SEResNeXt, create_model, hidden_widths
+from se_lightning.models.options import PLACEMENTS, Excitation
+from se_lightning.models.preact_resnet import PreActBasicBlock, PreActBottleneck
+from se_lightning.models.resnet import BasicBlock, Bottleneck
 
 
 def parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def randomise(model: nn.Module) -> nn.Module:
-    """Give every parameter and statistic a value at which a mix-up would show."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                scale = 0.05 if tensor.ndim > 1 else 0.2
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) * scale)
-                if name.endswith(("running_var", "bn1.weight", "bn2.weight", "bn3.weight")):
-                    tensor.abs_().add_(0.5)
-    return model.eval()
-
-
-# facts: timm 1.0.31's and the official prototxts' totals; torchvision's for the plain twins;
-# without SE biases the Keras zoo's counts (SE-ResNet-50, -101). CIFAR: imgclsmob's printed counts.
-COUNTS = {
-    "se_resnet18": (11_778_592, 11_776_552, 11_689_512),
-    "se_resnet34": (21_958_868, 21_954_856, 21_797_672),
-    "se_resnet50": (28_088_024, 28_071_976, 25_557_032),
-    "se_resnet101": (49_326_872, 49_292_328, 44_549_160),
-    "se_resnet152": (66_821_848, 66_770_984, 60_192_808),
-    "se_resnext50_32x4d": (27_559_896, 27_543_848, 25_028_904),
-    "se_resnext101_32x4d": (48_955_416, 48_920_872, 44_177_704),
-    "se_resnet20": (274_847, 274_490, 272_474),
-    "se_resnet32": (470_861, 470_266, 466_906),  # by the closed form below
-    "se_resnet56": (862_889, 861_818, 855_770),
-    "se_resnet110": (1_744_952, 1_742_810, 1_730_714),
-}
-
-
-@pytest.mark.filterwarnings("ignore:ratio=16 leaves one hidden unit")  # the published r of CIFAR
-@pytest.mark.parametrize("name", list_models())
-def test_parameter_counts_are_the_published_ones(name):
-    biased, unbiased, plain = COUNTS[name]
+def added(name="se_resnet50", **options) -> int:
+    """Count what the gates add, without biases unless said."""
     with torch.device("meta"):
-        assert parameters(create_model(name, ratio=16)) == biased
-        assert parameters(create_model(name, ratio=16, se_bias=False)) == unbiased
-        assert parameters(create_model(name, gate="none")) == plain
-
-
-@pytest.mark.parametrize("depth", [20, 32, 56, 110])
-def test_cifar_nets_follow_the_closed_form(depth):
-    blocks, stages = (depth - 2) // 6, (16, 32, 64)
-    total = 3 * 3 * 3 * 16 + 2 * 16 + 64 * 10 + 10
-    for stage, width in enumerate(stages):
-        before = stages[max(stage - 1, 0)]
-        total += 9 * (before + (2 * blocks - 1) * width) * width + 2 * 2 * blocks * width
-        total += (before * width + 2 * width) if stage else 0
-        total += blocks * (2 * width * (width // 4) + width + width // 4)
-    with torch.device("meta"):
-        assert parameters(create_model(f"se_resnet{depth}", ratio=4)) == total
+        gated = create_model(name, **{"se_bias": False, **options})
+        return parameters(gated) - parameters(create_model(name, gate="none"))
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("se_resnet18", 11_779_624), ("se_resnet34", 21_960_416)]
+    ("stages", "count"), [([1], 24_576), ([2], 131_072), ([3], 786_432), ([4], 1_572_864)]
 )
-def test_divisor_8_gives_timms_counts(name, count):
+def test_what_each_stage_adds(stages, count):
+    """2 / r * N * C ** 2 of arXiv:1709.01507, section 4; the paper's SE_2 is stage 1."""
+    assert added(stages=stages) == count
+    assert added(stages=stages) == added(stages=tuple(stages), placement="post")
+
+
+def test_no_stage_is_no_gate():
+    assert added(stages=[]) == 0
+    assert added(stages=[1, 2, 3, 4]) == added() == 2_514_944
     with torch.device("meta"):
-        assert parameters(create_model(name, divisor=8)) == count
+        model = create_model("se_resnet50", stages=[2, 4])
+    assert {path.split(".")[0] for path in hidden_widths(model)} == {"layer2", "layer4"}
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "options"),
+    ("placement", "count"),
     [
-        ("se_resnet18", "seresnet18", {"divisor": 8}),
-        ("se_resnet50", "seresnet50", {}),
-        ("se_resnext50_32x4d", "seresnext50_32x4d", {}),
+        ("standard", 2_514_944),
+        ("pre", 1_991_168),  # the first blocks see the stage before
+        ("post", 2_514_944),
+        ("identity", 2_514_944),
+        ("inner", 157_184),  # Table 15: 25.8M with the norms' statistics
     ],
 )
-def test_keys_and_outputs_equal_timms(ours, theirs, options):
-    oracle = randomise(timm.create_model(theirs))
-    model = create_model(ours, **options).eval()
-    assert list(model.state_dict()) == list(oracle.state_dict())
-    model.load_state_dict(oracle.state_dict(), strict=True)
-    x = torch.randn(2, 3, 96, 96)
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), oracle(x), rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(model.forward_features(x), oracle.forward_features(x))
+def test_what_each_placement_adds_to_se_resnet50(placement, count):
+    assert added(placement=placement) == count
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"), [("se_resnet50", "resnet50"), ("se_resnext50_32x4d", "resnext50_32x4d")]
-)
-def test_gate_none_equals_torchvision(ours, theirs):
-    oracle = randomise(torchvision.models.get_model(theirs))
-    model = create_model(ours, gate="none").eval()
-    model.load_state_dict(oracle.state_dict(), strict=True)
-    x = torch.randn(2, 3, 96, 96)
-    with torch.no_grad():
-        torch.testing.assert_close(model(x), oracle(x), rtol=1e-5, atol=1e-5)
+def test_a_ratio_per_stage():
+    with torch.device("meta"):
+        model = create_model("se_resnet50", ratio=[2, 4, 8, 16])
+    widths = hidden_widths(model)
+    firsts = [widths[f"layer{stage}.0.se"] for stage in (1, 2, 3, 4)]
+    assert firsts == [256 // 2, 512 // 4, 1024 // 8, 2048 // 16]
 
 
-DEEP = ("se_resnet101", "se_resnet152", "se_resnext101_32x4d")
+class Tripled(nn.Module):
+    """Stands where a gate stands, and shows where that is."""
+
+    def forward(self, x):
+        return 3 * x
 
 
-@pytest.mark.filterwarnings("ignore:ratio=16 leaves one hidden unit")
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in DEEP else ()) for n in list_models()]
-)
-def test_every_gate_fires_once_and_every_parameter_learns(name):
-    model = create_model(name, num_classes=3, in_channels=2)
-    calls = {}
-    for path, module in model.named_modules():
-        if isinstance(module, SqueezeExcitation):
-            calls[path] = 0
-
-            def count(*_, path=path):
-                calls[path] += 1
-
-            module.gate.register_forward_hook(count)
+def tripled(kind, placement, stride=2):
+    """Build a unit whose gate triples, and the steps of its branch and shortcut."""
+    torch.manual_seed(0)
+    unit = kind(8, 4, stride, Excitation(placement=placement)).eval()
+    unit.se = Tripled()
+    for module in unit.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, 0.1, 0.5)  # keeps the single hidden units alive
-    for path in calls:
-        nn.init.uniform_(model.get_submodule(path).fc1.weight, 0.01, 0.1)
-    logits = model(torch.randn(4, 2, 64, 64))
-    assert logits.shape == (4, 3)
-    logits.square().sum().backward()
-    assert set(calls.values()) == {1}
-    still = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert still == []
+            for tensor in (module.weight, module.bias, module.running_mean):
+                nn.init.uniform_(tensor, -0.5, 1.0)
+    return unit
 
 
-def test_head_features_and_a_new_classifier():
-    model = create_model("se_resnet20", ratio=4)
-    features = model.forward_features(torch.randn(2, 3, 32, 32))
-    assert features.shape == (2, model.num_features, 32 // model.reduction, 32 // model.reduction)
-    pooled = model.forward_head(features, pre_logits=True)
-    torch.testing.assert_close(pooled, nn.AdaptiveAvgPool2d(1)(features).flatten(1))
-    model.reset_classifier(7)
-    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
-    model.reset_classifier(0)
-    assert model(torch.randn(2, 3, 32, 32)).shape == (2, 64)
+def at(place, placement):
+    return 3 if place == placement else 1
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("kind", [BasicBlock, Bottleneck])
+def test_where_the_gate_is_in_a_post_activation_unit(kind, placement):
+    """Figure 5 of the paper, written down step by step."""
+    unit = tripled(kind, placement)
+    x = torch.randn(2, 8, 6, 6)
+    entry = at("pre", placement) * x
+    if kind is BasicBlock:
+        first = torch.relu(at("inner", placement) * unit.bn1(unit.conv1(entry)))
+        last = unit.bn2(unit.conv2(first))
+    else:
+        first = torch.relu(unit.bn1(unit.conv1(entry)))
+        middle = torch.relu(at("inner", placement) * unit.bn2(unit.conv2(first)))
+        last = unit.bn3(unit.conv3(middle))
+    shortcut = at("identity", placement) * unit.downsample(x)
+    total = torch.relu(at("standard", placement) * last + shortcut)
+    torch.testing.assert_close(unit(x), at("post", placement) * total)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("kind", [PreActBasicBlock, PreActBottleneck])
+def test_where_the_gate_is_in_a_pre_activation_unit(kind, placement):
+    unit = tripled(kind, placement)
+    x = torch.randn(2, 8, 6, 6)
+    activated = torch.relu(unit.bn1(x))
+    first = unit.conv1(at("pre", placement) * activated)
+    if kind is PreActBasicBlock:
+        last = unit.conv2(torch.relu(unit.bn2(at("inner", placement) * first)))
+    else:
+        middle = at("inner", placement) * unit.conv2(torch.relu(unit.bn2(first)))
+        last = unit.conv3(torch.relu(unit.bn3(middle)))
+    shortcut = at("identity", placement) * unit.downsample(activated)
+    total = at("standard", placement) * last + shortcut
+    torch.testing.assert_close(unit(x), at("post", placement) * total)
+
+
+def test_a_pre_activation_unit_of_the_same_width_keeps_its_input():
+    unit = PreActBasicBlock(4, 4, 1, Excitation(gate="none")).eval()
+    nn.init.zeros_(unit.conv2.weight)
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(unit(x), x)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("name", ["se_resnet20", "se_preact_resnet20", "se_resnext29_8x64d"])
+def test_every_placement_trains(name, placement):
+    model = create_model(name, ratio=4, placement=placement, gate="concurrent")
+    model(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_shake_shake_and_inception_resnet_have_no_inner_place():
+    for name in ("se_shake_shake26_2x96d", "se_inception_resnet_v2"):
+        with pytest.raises(ValueError, match=r"`placement` \(='inner'\) must be one of standard"):
+            create_model(name, placement="inner")
+
+
+def test_stride_in_the_first_1x1():
+    ours, paper = SEResNet(50), SEResNet(50, stride_in="1x1")
+    block, release = ours.layer2[0], paper.layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
+    assert (release.conv1.stride, release.conv2.stride) == ((2, 2), (1, 1))
+
+
+@pytest.mark.parametrize("net", [SEResNet, SEPreActResNet])
+@pytest.mark.parametrize(("bottleneck", "expansion"), [(False, 1), (True, 4)])
+def test_custom_lists(net, bottleneck, expansion):
+    model = net(
+        [1, 2, 1, 1, 2], [8, 12, 20, 24, 40], bottleneck=bottleneck, width_factor=2,
+        num_classes=5, ratio=[1, 2, 4, 8, 16], stages=[1, 5],
+    )  # fmt: skip
+    assert model.num_features == 40 * 2 * expansion
+    assert model.reduction == 64
+    assert set(hidden_widths(model).values()) == {16 * expansion, 80 * expansion // 16}
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_the_seeds_101_had_two_blocks_too_many():
+    """[3, 6, 23, 3] of the Keras seed, executed: 49,909,312 parameters."""
+    with torch.device("meta"):
+        model = SEPreActResNet([3, 6, 23, 3], bottleneck=True, literal=True)
+    assert parameters(model) == 49_909_312
+
+
+def test_custom_groups():
+    model = SEResNeXt([1, 1], [16, 32], cardinality=4, group_width=32, stem="cifar", num_classes=3)
+    assert [model.layer1[0].conv2.groups, model.layer2[0].conv2.out_channels] == [4, 64]
+    assert model(torch.randn(2, 3, 8, 8)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("builder", "options", "message"),
+    [
+        ("se_resnet20", {"stem": "big"}, "`stem`"),
+        ("se_preact_resnet18", {"stem": "deep"}, "`stem`"),
+        ("se_resnet20", {"num_classes": 0}, "`num_classes`"),
+        ("se_resnet20", {"in_channels": 1.5}, "`in_channels`"),
+        ("se_resnet50", {"stride_in": "5x5"}, "`stride_in`"),
+        ("se_resnet18", {"stride_in": "1x1"}, "BasicBlock .* take bottlenecks"),
+        ("se_resnet18", {"cardinality": 2}, "BasicBlock .* take bottlenecks"),
+        ("se_resnet20", {"ceil_pool": True}, "`ceil_pool`"),
+        ("se_resnet50", {"width_factor": 0}, "`width_factor`"),
+        ("se_resnet50", {"widths": [64]}, "`depth` .* and `widths`"),
+        ("se_resnet50", {"widths": [64, 0, 1, 1]}, "`widths`"),
+        ("se_resnet50", {"ratio": [1, 2]}, "one per stage, of which there are 4"),
+        ("se_resnet50", {"ratio": [1, 2, 3, 0]}, r"`ratio` \(=0\)"),
+        ("se_resnet50", {"stages": [0]}, r"`stages` .* from 1 to 4"),
+        ("se_resnet50", {"stages": [5]}, r"`stages` .* from 1 to 4"),
+        ("se_resnet50", {"stages": "all"}, r"`stages` .* from 1 to 4"),
+        ("se_resnet50", {"stages": 1}, r"`stages` .* from 1 to 4"),
+        ("se_resnet50", {"placement": "inside"}, "`placement` .* one of standard, pre, post"),
+        ("se_resnet50", {"growth_rate": 3}, "SE-ResNet has no option `growth_rate`"),
+        ("se_resnet50", {"merge": "max"}, "`merge` .* gate='concurrent' only"),
+        ("se_resnet50", {"gate": "spatial", "squeeze": "max"}, "`squeeze`"),
+        ("se_resnet50", {"se_bias": "no"}, "`se_bias`"),
+        ("se_resnet50", {"divisor": 0}, "`divisor`"),
+        ("se_wrn16_8", {"placement": "x"}, "`placement`"),
+        ("se_densenet121", {"compression": 0}, "`compression`"),
+        ("se_densenet121", {"growth_rate": 0}, "`growth_rate`"),
+        ("se_densenet121", {"gates_after": "all"}, "`gates_after`"),
+        ("se_mobilenet", {"alpha": 0}, "`alpha`"),
+        ("se_mobilenet", {"alpha": "wide"}, "`alpha`"),
+        ("se_shufflenet", {"groups": 5}, "`groups` .* one of 1, 2, 3, 4, 8"),
+        ("se_shake_shake26_2x96d", {"backward": "odd"}, "`backward`"),
+        ("se_simple", {"image_size": 0}, "`image_size`"),
+        ("se_simple", {"ratio": [2]}, "must be one number: the network has no stages"),
+        ("se_simple", {"stages": [1]}, "no option `stages`"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(builder, options, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(builder, **options)
+
+
+@pytest.mark.parametrize(
+    ("net", "arguments", "message"),
+    [
+        (models.SEResNet, (19,), "There is no SE-ResNet of depth 19; there are: 18, 34, 50"),
+        (models.SEResNet, ([],), "`depth`"),
+        (models.SEResNet, ([2, 0],), "`depth`"),
+        (models.SEResNet, ("50",), "There is no SE-ResNet of depth '50'"),
+        (models.SEWideResNet, (17,), "6n [+] 4"),
+        (models.SEDenseNet, (122,), "`depth` .* 6n [+] 4"),
+        (models.SEDenseNet, ([6, -1],), "`depth`"),
+        (models.SEShakeShake, (27,), "6n [+] 2"),
+    ],
+)
+def test_a_wrong_depth_is_refused(net, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        net(*arguments)
 
 
 def test_an_unknown_name_gets_the_nearest_names():
@@ -152,20 +241,8 @@ def test_an_unknown_name_gets_the_nearest_names():
         create_model("se_resnet5")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"stem": "big"}, "`stem`"),
-        ({"num_classes": 0}, "`num_classes`"),
-        ({"in_channels": 1.5}, "`in_channels`"),
-        ({"ratio": 0}, "`ratio`"),
-    ],
-)
-def test_a_wrong_option_is_refused_by_name(options, message):
-    with pytest.raises(ValueError, match=message):
-        create_model("se_resnet20", **options)
-
-
-def test_groups_need_bottlenecks():
-    with pytest.raises(ValueError, match="BasicBlock has no groups"):
-        models.se_resnet18(groups=2)
+def test_pooled_features_are_the_mean_over_space():
+    model = create_model("se_resnet20", ratio=4)
+    features = model.forward_features(torch.randn(2, 3, 32, 32))
+    pooled = model.forward_head(features, pre_logits=True)
+    torch.testing.assert_close(pooled, nn.AdaptiveAvgPool2d(1)(features).flatten(1))

@@ -166,18 +166,14 @@ def test_a_last_map_of_one_pixel_is_told(tmp_path):
     [
         ({"num_classes": 1}, "`num_classes`"),
         ({"label_smoothing": 1.0}, "`label_smoothing`"),
-        ({"depth": 19}, r"no se_resnet19; there are: se_resnet101, .*se_resnet20"),
+        ({"depth": 19}, r"no SE-ResNet of depth 19; there are: 18, 20, .*152"),
         ({"ratio": 0}, "`ratio`"),
+        ({"ratoi": 4}, "SE-ResNet has no option `ratoi`. .* ratio, gate"),
     ],
 )
 def test_a_wrong_option_is_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         SEResNetModule(**{"depth": 20, "ratio": 4, **options})
-
-
-def test_resnext_names_its_members():
-    with pytest.raises(ValueError, match=r"no se_resnext50_8x4d; there are: se_resnext101_32x4d"):
-        SEResNeXtModule(50, cardinality=8)
 
 
 def test_channels_last_changes_the_layout_and_not_the_result():
