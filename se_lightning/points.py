@@ -4,6 +4,7 @@ A ratio that a divisor rounds away, or that the gate has no use for, compares a 
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,9 +85,7 @@ def _compare(points: list[dict[str, Any]]) -> None:
         first, other_text = seen.setdefault(key, (job, text))
         if other_text != text:
             other = json.loads(other_text)
-            differing = sorted(
-                k for k in {*model, *other} if str(model.get(k)) != str(other.get(k))
-            )
+            differing = [k for k in {**other, **model} if str(model.get(k)) != str(other.get(k))]
             sides = (" ".join(f"model.{k}={m.get(k)}" for k in differing) for m in (other, model))
             raise ValueError(
                 f"Jobs {first} and {job} of this multirun train the same network{network[1]}: "
@@ -106,7 +105,8 @@ def _network(model: dict[str, Any]) -> tuple[str, str] | None:
         return None  # whose printed structure may leave something out
     filled = {k: _SHAPE[k] if v is None and k in _SHAPE else v for k, v in model.items()}
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the job itself says them
             network = instantiate(DictConfig(filled), _convert_="all").backbone
     except Exception:
         return None  # the job itself will say what is wrong with it

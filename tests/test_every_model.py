@@ -1,0 +1,56 @@
+"""Every name trains from the command line, at the shape of its data set."""
+
+import inspect
+import sys
+
+import pytest
+
+from se_lightning import __main__ as command_line
+from se_lightning import models
+from se_lightning.models import list_models
+
+# Each of these takes 4.5 to 10 seconds on two cores.
+HEAVY = (
+    "se_densenet264",
+    "se_densenet_bc190_40",
+    "se_inception_resnet_v2",
+    "se_preact_resnet101",
+    "se_preact_resnet152",
+    "se_resnet152",
+    "se_resnext101_64x4d",
+    "se_vgg16_bn",
+    "senet154",
+)
+
+
+def shape_of(name: str) -> tuple[int, int, int]:
+    """Return classes, channels and side of the images that a network is published for."""
+    classes = inspect.signature(getattr(models, name)).parameters["num_classes"].default
+    if name in ("se_simple", "se_simple_residual", "se_nested"):
+        return classes, 1, 28
+    if classes < 1000:
+        return classes, 3, 32
+    return classes, 3, 299 if "inception_" in name and "bn" not in name else 224
+
+
+@pytest.mark.filterwarnings("ignore")  # a user sees them; two steps of two samples deserve them
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in HEAVY else ()) for n in list_models()]
+)
+def test_two_batches_from_the_command_line(name, tmp_path, monkeypatch, result):
+    classes, channels, size = shape_of(name)
+    monkeypatch.chdir(tmp_path)
+    arguments = (
+        f"model={name} data=fake data.num_classes={classes} data.in_channels={channels} "
+        f"data.image_size={size} data.size=4 data.batch_size=2 data.eval_batch_size=1 "
+        "trainer.max_epochs=1 trainer.accelerator=cpu logger=csv "
+        "callbacks.checkpoint=null lr_scheduler=constant"
+    )
+    monkeypatch.setattr(sys, "argv", ["se_lightning", *arguments.split()])
+    command_line.main()
+    found = result(tmp_path)
+    assert (found["status"], found["steps"]) == ("completed", 2)
+    assert found["model"] == name
+    assert found["gates"] > 0
+    assert 0 <= found["metrics"]["test/acc1"] <= 1
+    assert (next(tmp_path.rglob("excitation")) / "histogram.png").is_file()
