@@ -186,7 +186,7 @@ def _greet(result: dict[str, Any]) -> None:
 def _report(result: dict[str, Any], run_dir: Path) -> None:
     accuracy = result["metrics"].get("test/acc1")
     lines = {
-        "test accuracy": accuracy and f"{100 * accuracy:.2f} %",
+        "test accuracy": None if accuracy is None else f"{100 * accuracy:.2f} %",
         "run directory": str(run_dir),
         "picture": result["picture"],
     }

@@ -1,17 +1,21 @@
 """Every command of README.md runs; `.ci/run` runs the two set-up blocks literally."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from se_lightning.models import create_model, list_models
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"\| `((?:python -m se_lightning|torchrun) .*?)` \|", README)
-# On a machine of 2 cores eight processes take minutes, as do runs of six jobs.
-SLOW = ("trainer.devices=8", "seed=0,1,2", "torchrun")
+# On a machine of 2 cores eight processes take minutes, as do runs of several jobs.
+SLOW = ("trainer.devices=8", "seed=0,1,2", "torchrun", "placement=", "gate=channel,spatial")
 
 
 def blocks(language: str) -> list[str]:
@@ -36,7 +40,7 @@ def test_the_set_up_commands_are_what_ci_runs():
 
 
 def test_the_table_of_commands_is_found():
-    assert len(COMMANDS) == 10
+    assert len(COMMANDS) == 15
 
 
 @pytest.mark.parametrize(
@@ -48,7 +52,7 @@ def test_the_table_of_commands_is_found():
 )
 @pytest.mark.timeout(600)
 def test_a_command_runs(command, cli, short, fashion, tmp_path):
-    words = command.replace("RUN_DIR", "old").replace("=DIR", f"={fashion}").split()
+    words = shlex.split(command.replace("RUN_DIR", "old").replace("=DIR", f"={fashion}"))
     if words[0] == "torchrun":
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     else:
@@ -59,6 +63,23 @@ def test_a_command_runs(command, cli, short, fashion, tmp_path):
     done = cli(*words[1:], *ends, command=start)
     if ends:
         assert "test accuracy" in done.stdout
+
+
+def test_the_table_of_networks_has_every_name_and_its_counts():
+    rows = re.findall(r"^\| (`se.*?) \| `(\w+)` \| ([\d,]+) \|$", README, re.MULTILINE)
+    named = set()
+    for family, example, count in rows:
+        stem = ""
+        for word in re.findall(r"`([^`]+)`", family):
+            found = re.fullmatch(r"([a-z_0-9]*?)(?:\{(.*)\})?", word)
+            stem = found[1] if found[1].startswith("se") else stem
+            ends = found[2].split(",") if found[2] else [""]
+            first = stem if found[1].startswith("se") else re.sub(r"\d+$", "", stem) + found[1]
+            named |= {first + end for end in ends}
+        with torch.device("meta"):
+            model = create_model(example)
+        assert sum(p.numel() for p in model.parameters()) == int(count.replace(",", "")), example
+    assert sorted(named) == list_models()
 
 
 def test_the_python_block_runs(cli, tmp_path):

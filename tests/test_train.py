@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from se_lightning import train
 
 
 def one(folder: Path, pattern: str) -> Path:
@@ -73,6 +76,22 @@ def test_two_processes_train_se_resnet50_with_a_plus(cli, short, result, tmp_pat
     assert len(list(tmp_path.rglob("run-*.wandb"))) == 1
     assert done.stdout.count("leave a last feature map of 1x1") == 1
     assert done.stdout.count("test accuracy") == 1
+
+
+def test_two_processes_train_a_net_with_gates_in_one_stage(cli, short, result, tmp_path):
+    """DDP waits for every parameter: what is switched off must not be there."""
+    gates = ("model.gate=concurrent", "model.stages=[2]", "model.placement=pre")
+    cli("trainer.devices=2", *gates, *short, "logger=csv")
+    report = result(tmp_path)
+    # Three units of stage 2, the first of which sees 16 channels; two gates each.
+    assert (report["world_size"], report["gates"]) == (2, 6)
+    assert list(report["hidden_widths"].values()) == [4, 8, 8]
+
+
+def test_an_accuracy_of_zero_is_told(caplog, tmp_path):
+    with caplog.at_level(logging.INFO):
+        train._report({"metrics": {"test/acc1": 0.0}, "picture": None}, tmp_path)
+    assert "test accuracy  0.00 %" in caplog.text
 
 
 def test_more_processes_than_cores_are_told(cli, short, tmp_path, result):

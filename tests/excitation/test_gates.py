@@ -23,6 +23,17 @@ def test_ours_in_the_order_of_depth():
     ]  # fmt: skip
 
 
+def test_spatial_and_concurrent_gates():
+    gates, values = fired(se_resnet20(ratio=4, gate="concurrent", stages=[1]), pixels=16)
+    paths = [f"layer1.{n}.se.{kind}" for n in range(3) for kind in ("channel", "spatial")]
+    assert list(gates) == paths
+    assert values["layer1.0.se.channel"].shape == (2, 16, 1, 1)
+    assert values["layer1.0.se.spatial"].shape == (2, 1, 16, 16)
+    assert list(find_gates(se_resnet20(gate="spatial", stages=[3]))) == [
+        "layer3.0.se", "layer3.1.se", "layer3.2.se",
+    ]  # fmt: skip
+
+
 def test_the_plain_twin_has_none():
     assert find_gates(se_resnet20(gate="none")) == {}
 
