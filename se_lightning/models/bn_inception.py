@@ -93,9 +93,7 @@ class SEBNInception(ImageNetwork):
 
     def _features(self, x: Tensor) -> Tensor:
         x = self.pool2(self.conv2(self.conv2_reduce(self.pool1(self.conv1(x)))))
-        for name, *_ in _BN_INCEPTION:
-            x = getattr(self, name)(x)
-        return x
+        return self._run([name for name, *_ in _BN_INCEPTION], x)
 
 
 def se_bn_inception(num_classes: int = 1000, **options: Any) -> SEBNInception:

@@ -266,19 +266,16 @@ class SEInceptionV3(ImageNetwork):
         self.fc: nn.Module = nn.Linear(channels, num_classes)
         self._finish()
 
-    def _run(self, x: Tensor, stages: Sequence[int]) -> Tensor:
-        for name, stage, _ in _INCEPTION_V3:
-            if stage in stages:
-                x = getattr(self, name)(x)
-        return x
-
     def _to_17(self, x: Tensor) -> Tensor:
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.maxpool2(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(self.maxpool1(x))))
-        return self._run(x, (1, 2))
+        return self._run([name for name, stage, _ in _INCEPTION_V3 if stage < 3], x)
+
+    def _to_8(self, x: Tensor) -> Tensor:
+        return self._run([name for name, stage, _ in _INCEPTION_V3 if stage == 3], x)
 
     def _features(self, x: Tensor) -> Tensor:
-        return self._run(self._to_17(x), (3,))
+        return self._to_8(self._to_17(x))
 
     def forward(self, x: Tensor) -> Any:
         """Return logits (N, K); while training with ``aux``, a pair of them."""
@@ -286,7 +283,7 @@ class SEInceptionV3(ImageNetwork):
             return super().forward(x)
         check_images(x, self.in_channels, self.min_size)
         x = self._to_17(x)
-        return self.forward_head(self._run(x, (3,))), self.AuxLogits(x)
+        return self.forward_head(self._to_8(x)), self.AuxLogits(x)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier, and the auxiliary one; 0 classes leave the pooled features."""

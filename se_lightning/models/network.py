@@ -1,5 +1,7 @@
 """What all networks share: images in, a feature map, logits out."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -74,6 +76,12 @@ class ImageNetwork(nn.Module):
 
     def _features(self, x: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def _run(self, names: Sequence[str], x: Tensor) -> Tensor:
+        """Run submodules one after the other."""
+        for name in names:
+            x = getattr(self, name)(x)
+        return x
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last feature map, (N, num_features, about H / reduction, W / reduction)."""

@@ -15,6 +15,7 @@ from se_lightning.models.residual import (
     conv3x3,
     max_pool,
     plan,
+    stack,
     stem_conv,
     tail,
 )
@@ -49,7 +50,6 @@ class PreActUnit(ResidualUnit):
         (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
     """
 
-    expansion: ClassVar[int]
     bn1: nn.Module
     act: nn.Module
 
@@ -69,8 +69,6 @@ class PreActUnit(ResidualUnit):
 
 class PreActBasicBlock(PreActUnit):
     """Two 3x3 convolutions; an inner gate follows the first."""
-
-    expansion = 1
 
     def __init__(self, in_channels: int, width: int, stride: int, excitation: Excitation) -> None:
         super().__init__()
@@ -180,15 +178,13 @@ class SEPreActResNet(ImageNetwork):
         if chosen.stem == "imagenet" and not literal:
             self.bn1, self.stem_act = nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         self.maxpool = max_pool(chosen.stem)
-        unit = PreActBottleneck if chosen.bottleneck else PreActBasicBlock
+        unit: type[PreActUnit] = PreActBottleneck if chosen.bottleneck else PreActBasicBlock
         self.stages = [f"layer{number}" for number in range(1, len(chosen.layers) + 1)]
         for stage, (count, width) in enumerate(zip(chosen.layers, chosen.widths, strict=True)):
-            units = []
-            for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
-                units.append(unit(channels, width * width_factor, stride, excitations[stage]))
-                channels = width * width_factor * unit.expansion
-            self.add_module(self.stages[stage], nn.Sequential(*units))
+            width *= width_factor
+            layer = stack(unit, count, channels, width, 2 if stage else 1, excitations[stage])
+            self.add_module(self.stages[stage], layer)
+            channels = width * unit.expansion
         self.num_features = channels
         self.reduction = (1 if chosen.stem == "cifar" else 4) * 2 ** (len(chosen.layers) - 1)
         self.norm = nn.BatchNorm2d(channels)
@@ -198,9 +194,7 @@ class SEPreActResNet(ImageNetwork):
 
     def _features(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.stem_act(self.bn1(self.conv1(x))))
-        for name in self.stages:
-            x = getattr(self, name)(x)
-        return self.act(self.norm(x))
+        return self.act(self.norm(self._run(self.stages, x)))
 
 
 class SEWideResNet(SEPreActResNet):

@@ -1,7 +1,7 @@
 """Residual units: the places of their gate, and the one tail that all of them end with."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,6 +16,8 @@ __all__ = [
     "conv3x3",
     "max_pool",
     "plan",
+    "projection",
+    "stack",
     "stem_conv",
     "tail",
 ]
@@ -70,6 +72,17 @@ def max_pool(stem: str, ceil_pool: bool = False) -> nn.Module:
     return nn.MaxPool2d(3, stride=2, padding=1)
 
 
+def projection(
+    in_channels: int, out_channels: int, stride: int, kernel: int = 1
+) -> nn.Sequential | None:
+    """Return the shortcut that changes width or size, with its norm; None for the identity."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    large = kernel == 3 and stride > 1
+    conv = (conv3x3 if large else conv1x1)(in_channels, out_channels, stride)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+
+
 Step = Callable[[Tensor], Tensor]
 
 
@@ -102,6 +115,7 @@ class ResidualUnit(nn.Module):
     and x itself where not.
     """
 
+    expansion: ClassVar[int] = 1  # of the unit's width, at its output
     se: nn.Module
     placement: str
 
@@ -119,6 +133,24 @@ class ResidualUnit(nn.Module):
 
     def extra_repr(self) -> str:  # noqa: D102
         return "" if isinstance(self.se, nn.Identity) else f"placement={self.placement}"
+
+
+def stack(
+    unit: type[ResidualUnit], count: int, in_channels: int, width: int, stride: int, *options: Any
+) -> nn.Sequential:
+    """Stack the units of a stage, of which the first changes width and size.
+
+    Args:
+        unit: made as ``unit(in_channels, width, stride, *options)``.
+        count: number of units.
+        in_channels: channels that the stage reads.
+        width: of each unit, before its expansion.
+        stride: of the first unit.
+        *options: what all units are given.
+    """
+    out_channels = width * unit.expansion
+    first = unit(in_channels, width, stride, *options)
+    return nn.Sequential(first, *(unit(out_channels, width, 1, *options) for _ in range(count - 1)))
 
 
 class Plan(NamedTuple):

@@ -16,6 +16,8 @@ from se_lightning.models.residual import (
     conv3x3,
     max_pool,
     plan,
+    projection,
+    stack,
     stem_conv,
     tail,
 )
@@ -41,8 +43,6 @@ class BasicBlock(ResidualUnit):
     Shape:
         (N, in_channels, H, W) to (N, width, H / stride, W / stride).
     """
-
-    expansion = 1
 
     def __init__(
         self,
@@ -143,17 +143,6 @@ class Bottleneck(ResidualUnit):
         return self.at("post")(out)
 
 
-def projection(
-    in_channels: int, out_channels: int, stride: int, kernel: int = 1
-) -> nn.Sequential | None:
-    """Return the shortcut that changes width or size, None where it is the identity."""
-    if stride == 1 and in_channels == out_channels:
-        return None
-    large = kernel == 3 and stride > 1
-    conv = (conv3x3 if large else conv1x1)(in_channels, out_channels, stride)
-    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
-
-
 _IMAGENET, _CIFAR = (64, 128, 256, 512), (16, 32, 64)
 RESNETS: dict[int, Plan] = {
     18: Plan((2, 2, 2, 2), _IMAGENET, False, "imagenet"),
@@ -247,25 +236,15 @@ class SEResNet(ImageNetwork):
         self.bn1 = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)
         self.maxpool = max_pool(chosen.stem, ceil_pool)
-        block = self.bottleneck_block if chosen.bottleneck else BasicBlock
+        block: type[ResidualUnit] = self.bottleneck_block if chosen.bottleneck else BasicBlock
         self.stages = [f"layer{number}" for number in range(1, len(chosen.layers) + 1)]
+        options = cardinality, group_width, stride_in, relu_before_gate
         for stage, (count, width) in enumerate(zip(chosen.layers, chosen.widths, strict=True)):
-            blocks = []
-            for index in range(count):
-                blocks.append(
-                    block(
-                        channels,
-                        width * width_factor,
-                        2 if stage > 0 and index == 0 else 1,
-                        excitations[stage],
-                        cardinality,
-                        group_width,
-                        stride_in,
-                        relu_before_gate,
-                    )
-                )
-                channels = width * width_factor * block.expansion
-            self.add_module(self.stages[stage], nn.Sequential(*blocks))
+            width *= width_factor
+            stride = 2 if stage else 1
+            layer = stack(block, count, channels, width, stride, excitations[stage], *options)
+            self.add_module(self.stages[stage], layer)
+            channels = width * block.expansion
         self.num_features = channels
         self.reduction = (1 if chosen.stem == "cifar" else 4) * 2 ** (len(chosen.layers) - 1)
         self.fc: nn.Module = nn.Linear(channels, num_classes)
@@ -273,9 +252,7 @@ class SEResNet(ImageNetwork):
 
     def _features(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.act(self.bn1(self.conv1(x))))
-        for name in self.stages:
-            x = getattr(self, name)(x)
-        return x
+        return self._run(self.stages, x)
 
 
 def se_resnet18(num_classes: int = 1000, **options: Any) -> SEResNet:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from se_lightning.models.gates import positive_integer
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, ResidualGateOptions
-from se_lightning.models.residual import ResidualUnit, conv1x1, conv3x3, tail
+from se_lightning.models.residual import ResidualUnit, conv1x1, conv3x3, stack, tail
 
 __all__ = ["SEShakeShake", "se_shake_shake26_2x96d", "se_shake_shake29_2x4x64d"]
 
@@ -86,9 +86,9 @@ class ShakeUnit(ResidualUnit):
         in_channels: int,
         width: int,
         stride: int,
+        excitation: Excitation,
         cardinality: int | None,
         backward: str,
-        excitation: Excitation,
     ) -> None:
         super().__init__()
         self.backward = backward
@@ -174,24 +174,25 @@ class SEShakeShake(ImageNetwork):
         self.stages = ["layer1", "layer2", "layer3"]
         for stage, excitation in enumerate(excitations):
             out_channels = width * (cardinality or 1) * 2**stage
-            units = []
-            for index in range((depth - 2) // step):
-                stride = 2 if stage > 0 and index == 0 else 1
-                units.append(
-                    ShakeUnit(channels, out_channels, stride, cardinality, backward, excitation)
-                )
-                channels = out_channels
-            self.add_module(self.stages[stage], nn.Sequential(*units))
+            layer = stack(
+                ShakeUnit,
+                (depth - 2) // step,
+                channels,
+                out_channels,
+                2 if stage else 1,
+                excitation,
+                cardinality,
+                backward,
+            )
+            self.add_module(self.stages[stage], layer)
+            channels = out_channels
         self.num_features = channels
         self.act = nn.ReLU(inplace=True)
         self.fc: nn.Module = nn.Linear(channels, num_classes)
         self._finish()
 
     def _features(self, x: Tensor) -> Tensor:
-        x = self.bn1(self.conv1(x))
-        for name in self.stages:
-            x = getattr(self, name)(x)
-        return self.act(x)
+        return self.act(self._run(self.stages, self.bn1(self.conv1(x))))
 
 
 def se_shake_shake26_2x96d(num_classes: int = 10, **options: Any) -> SEShakeShake:

@@ -126,9 +126,7 @@ class SEShuffleNet(ImageNetwork):
 
     def _features(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.act(self.bn1(self.conv1(x))))
-        for name in self.stages:
-            x = getattr(self, name)(x)
-        return x
+        return self._run(self.stages, x)
 
 
 def se_shufflenet(num_classes: int = 1000, **options: Any) -> SEShuffleNet:

@@ -221,7 +221,7 @@ def test_a_wrong_option_is_refused_by_name(builder, options, message):
 @pytest.mark.parametrize(
     ("net", "arguments", "message"),
     [
-        (models.SEResNet, (19,), "There is no SE-ResNet of depth 19; there are: 18, 34, 50"),
+        (models.SEResNet, (19,), "There is no SE-ResNet of depth 19; there are: 18, 20, 32"),
         (models.SEResNet, ([],), "`depth`"),
         (models.SEResNet, ([2, 0],), "`depth`"),
         (models.SEResNet, ("50",), "There is no SE-ResNet of depth '50'"),
