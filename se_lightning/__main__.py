@@ -19,8 +19,9 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from se_lightning import points, ranks, sweeps
 from se_lightning.errors import explain, is_mistake
@@ -176,14 +177,26 @@ def _suggestion(error: Exception) -> str:
         began = Path(__file__).with_name("train.py") in within
         return "" if began else "\nRuns are written there: choose a folder with hydra.run.dir=DIR."
     missing = re.match(r"Could not override '([^'@]+)'", str(error))
-    if missing is None:
-        return ""
+    return _nearest_key(missing[1]) if missing else ""
+
+
+def _nearest_key(missing: str) -> str:
+    """Offer the nearest key of the chosen options' configs, or else name those of its group."""
+    choices = [a for a in sys.argv if a.partition("=")[0] in GROUPS and "," not in a]
     with hydra.initialize_config_module("se_lightning.conf", version_base="1.3"):
-        composed = hydra.compose("train")
-    plain = {group: composed.get(group) for group in (*GROUPS, *VALUES)}
-    known = [f"{group}.{key}" for group, node in plain.items() if node for key in node]
-    near = difflib.get_close_matches(missing[1], [*plain, *known], n=1)
-    return f"\nDid you mean `{near[0]}`?" if near else ""
+        try:
+            composed = hydra.compose("train", choices)
+        except HydraException:
+            return ""  # of a config folder of the user's own
+    group, _, key = missing.rpartition(".")
+    node = composed if not group else OmegaConf.select(composed, group)
+    keys = map(str, node) if isinstance(node, DictConfig) else ()
+    known = [name for name in keys if not name.startswith("_")]
+    prefix = f"{group}." if group else ""
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        return f"\nDid you mean `{prefix}{near[0]}`?"
+    return f"\n`{group}` has: {', '.join(known)}." if known and group else ""
 
 
 def _discard_unused(run_dir: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from zipfile import BadZipFile
 
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, LightningModule
 
 from se_lightning import data, modules
 from se_lightning.modules import ImageClassifier
@@ -57,7 +57,7 @@ def check_fits(checkpoint: dict[str, Any], model: ImageClassifier, path: str | P
     """Check that the checkpoint's weights are those of this network.
 
     Raises:
-        ValueError: naming the first parameter that differs.
+        ValueError: naming the first parameter that differs, or the options that do.
     """
     theirs = {key: tuple(tensor.shape) for key, tensor in checkpoint["state_dict"].items()}
     ours = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -69,6 +69,30 @@ def check_fits(checkpoint: dict[str, Any], model: ImageClassifier, path: str | P
             f"{key}, {theirs.get(key, 'absent')} there and {ours.get(key, 'absent')} here. Give "
             "model=... as it was trained."
         )
+    _check_structure(checkpoint, model, path)
+
+
+def _check_structure(checkpoint: dict[str, Any], model: ImageClassifier, path: str | Path) -> None:
+    """Compare what shapes do not tell: where a stride or a gate is, what a gate squeezes."""
+    name = checkpoint["se_lightning"]["module"]
+    if name == "ImageClassifier" or name not in modules.__all__:
+        return  # only its own code knows that network
+    trained = checkpoint[LightningModule.CHECKPOINT_HYPER_PARAMS_KEY]
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when it was built
+        twin: ImageClassifier = getattr(modules, name)(**trained)
+    if repr(twin.backbone) == repr(model.backbone):
+        return
+    there, here = ({k: repr(v) for k, v in given.items()} for given in (trained, model.hparams))
+    differing = ", ".join(
+        f"{key}={there.get(key, 'its default')} there and {here.get(key, 'its default')} here"
+        for key in {**there, **here}
+        if there.get(key) != here.get(key)
+    )
+    raise ValueError(
+        f"{path} is of another network, though its weights have the same shapes: {differing}. Give "
+        "model=... as it was trained."
+    )
 
 
 def model_from(checkpoint: dict[str, Any], path: str | Path) -> ImageClassifier:

@@ -47,7 +47,7 @@ def refuse_equal_networks(argv: list[str]) -> None:
 
 
 def _points(arguments: Any) -> Iterator[dict[str, Any]]:
-    """Compose the config of each job, as Hydra's own sweeper will."""
+    """Compose the config of each job, by the same functions by which Hydra will."""
     searched = []
     if arguments.config_dir:
         searched.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]")

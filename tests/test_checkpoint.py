@@ -23,7 +23,7 @@ def save(model, path, data=None):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    model = SEResNetModule(20, ratio=8, in_channels=1)
+    model = SEResNetModule(20, ratio=8, in_channels=1, placement="standard")
     return save(model, tmp_path_factory.mktemp("saved") / "net.ckpt"), model
 
 
@@ -48,6 +48,18 @@ def test_weights_of_another_network_are_refused_by_the_first_difference(saved):
         check_fits(checkpoint, other, path)
     with pytest.raises(ValueError, match=r"se\.fc1\.weight, .* there and absent here"):
         check_fits(checkpoint, SEResNetModule(20, gate="none", in_channels=1), path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("placement", "post"), ("squeeze", "max"), ("gate_activation", "tanh")]
+)
+def test_another_network_of_the_same_shapes_is_refused_by_its_option(saved, option, value):
+    path, _ = saved
+    other = SEResNetModule(20, ratio=8, in_channels=1, **{option: value})
+    with pytest.raises(ValueError, match=rf"same shapes: .*{option}=.* there and '{value}' here"):
+        check_fits(read_checkpoint(path), other, path)
+    same = SEResNetModule([3, 3, 3], ratio=8, in_channels=1, stem="cifar")
+    check_fits(read_checkpoint(path), same, path)
 
 
 class Code:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor, nn
 
-from se_lightning.models.gates import positive_integer
+from se_lightning.models.gates import boolean, one_of, positive_integer
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, StagedGateOptions
 from se_lightning.models.residual import conv1x1, conv3x3, max_pool, stem_conv
@@ -73,7 +73,7 @@ class Member(NamedTuple):
 
     layers: tuple[int, ...]
     growth_rate: int
-    init_features: int | None
+    init_features: int
 
 
 IMAGENET = {
@@ -140,79 +140,68 @@ class SEDenseNet(ImageNetwork):
         in_channels: int = 3,
         **gates: Unpack[StagedGateOptions],
     ) -> None:
-        listed = isinstance(depth, Sequence)
+        boolean("bottleneck", bottleneck)
+        one_of("gates_after", gates_after, GATES_AFTER)
         if stem is None:
+            listed = isinstance(depth, Sequence)
             stem = "imagenet" if not listed and depth in IMAGENET else "cifar"
-        if stem not in ("imagenet", "cifar"):
-            raise ValueError(f"`stem` (={stem!r}) must be one of imagenet, cifar.")
-        layers, own_rate, own_features = _member(depth, stem, bottleneck)
-        growth_rate = own_rate if growth_rate is None else growth_rate
-        positive_integer("growth_rate", growth_rate)
-        if own_features is None:
-            own_features = 2 * growth_rate if bottleneck or stem == "imagenet" else 16
-        channels = own_features if init_features is None else init_features
-        positive_integer("init_features", channels)
+        one_of("stem", stem, ("imagenet", "cifar"))
+        member = _member(depth, stem, bottleneck, growth_rate, init_features)
         keep = (0.5 if bottleneck else 1.0) if compression is None else compression
         if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
             raise ValueError(
                 f"`compression` (={compression!r}) must be above 0 and at most 1: the fraction of "
                 "channels that a transition keeps."
             )
-        if gates_after not in GATES_AFTER:
-            raise ValueError(
-                f"`gates_after` (={gates_after!r}) must be one of {', '.join(GATES_AFTER)}."
-            )
-        excitations = Excitation.of_stages(self.family, gates, stages=len(layers), se_bias=False)
+        stages = len(member.layers)
+        excitations = Excitation.of_stages(self.family, gates, stages=stages, se_bias=False)
         # Each transition halves and rounds down; the stem of imagenet quarters and rounds up.
-        smallest = 2 ** (len(layers) - 1)
-        super().__init__(
-            num_classes, in_channels, min_size=4 * smallest - 3 if stem == "imagenet" else smallest
-        )
-        self.reduction = (4 if stem == "imagenet" else 1) * smallest
-        after_block, after_transition = GATES_AFTER[gates_after]
-        none = Excitation(gate="none")
+        halved = 2 ** (stages - 1)
+        smallest = 4 * halved - 3 if stem == "imagenet" else halved
+        super().__init__(num_classes, in_channels, min_size=smallest)
+        self.reduction = (4 if stem == "imagenet" else 1) * halved
         parts: OrderedDict[str, nn.Module] = OrderedDict()
-        parts["conv0"] = stem_conv(stem, in_channels, channels)
+        parts["conv0"] = stem_conv(stem, in_channels, member.init_features)
         if stem == "imagenet":
-            parts |= {
-                "norm0": nn.BatchNorm2d(channels),
-                "relu0": nn.ReLU(inplace=True),
-                "pool0": max_pool(stem),
-            }
-        for stage, (count, excitation) in enumerate(zip(layers, excitations, strict=True), 1):
-            gathered = channels + count * growth_rate
-            gate = (excitation if after_block else none).build(gathered)
-            block = DenseBlock(count, channels, growth_rate, bottleneck, gate)
-            parts[f"denseblock{stage}"] = block
-            channels = gathered
-            if stage < len(layers):
-                kept = int(channels * keep)
-                gate = (excitation if after_transition else none).build(kept)
-                parts[f"transition{stage}"] = _transition(channels, kept, gate)
-                channels = kept
+            parts["norm0"] = nn.BatchNorm2d(member.init_features)
+            parts["relu0"] = nn.ReLU(inplace=True)
+            parts["pool0"] = max_pool(stem)
+        blocks, self.num_features = _blocks(member, bottleneck, keep, gates_after, excitations)
+        parts |= blocks
         # Torchvision's name, whose nets have four blocks.
-        parts["norm5"] = nn.BatchNorm2d(channels)
+        parts["norm5"] = nn.BatchNorm2d(self.num_features)
         parts["relu5"] = nn.ReLU(inplace=True)
         self.features = nn.Sequential(parts)
-        self.num_features = channels
-        self.classifier: nn.Module = nn.Linear(channels, num_classes)
+        self.classifier: nn.Module = nn.Linear(self.num_features, num_classes)
         self._finish()
 
     def _features(self, x: Tensor) -> Tensor:
         return self.features(x)
 
 
-def _member(depth: int | Sequence[int], stem: str, bottleneck: bool) -> Member:
-    """Return the published member, or the layers of each block with the usual k and stem."""
-    if not isinstance(depth, Sequence) and stem == "imagenet":
+def _member(
+    depth: int | Sequence[int],
+    stem: str,
+    bottleneck: bool,
+    growth_rate: int | None,
+    init_features: int | None,
+) -> Member:
+    """Find the published member, or take the layers of each block; what is given goes on top."""
+    if isinstance(depth, Sequence):
+        if isinstance(depth, str) or not depth:
+            raise ValueError(f"`depth` (={depth!r}) must be a number, or list one per block.")
+        layers = tuple(depth)
+    elif stem == "imagenet":
         if depth not in IMAGENET:
             raise ValueError(
                 f"There is no SE-DenseNet of depth {depth!r} for ImageNet; there are: "
                 f"{', '.join(map(str, IMAGENET))}. Or list the layers of each block: "
                 "depth=[6, 12, 24, 16]."
             )
-        return IMAGENET[depth]
-    if not isinstance(depth, Sequence):
+        layers, own_rate, own_features = IMAGENET[depth]
+        growth_rate = own_rate if growth_rate is None else growth_rate
+        init_features = own_features if init_features is None else init_features
+    else:
         positive_integer("depth", depth)
         step = 6 if bottleneck else 3
         if depth < step + 4 or (depth - 4) % step:
@@ -220,17 +209,46 @@ def _member(depth: int | Sequence[int], stem: str, bottleneck: bool) -> Member:
                 f"`depth` (={depth}) must be {step}n + 4 for three equal blocks "
                 f"{'with' if bottleneck else 'without'} bottlenecks, or a list: [6, 12, 24, 16]."
             )
-        depth = [(depth - 4) // step] * 3
-    if isinstance(depth, str) or not depth:
-        raise ValueError(f"`depth` (={depth!r}) must be a number, or list one per block.")
-    for count in depth:
+        layers = ((depth - 4) // step,) * 3
+    for count in layers:
         positive_integer("depth", count)
-    return Member(tuple(depth), 12, None)
+    growth_rate = 12 if growth_rate is None else growth_rate
+    positive_integer("growth_rate", growth_rate)
+    if init_features is None:
+        init_features = 2 * growth_rate if bottleneck or stem == "imagenet" else 16
+    positive_integer("init_features", init_features)
+    return Member(layers, growth_rate, init_features)
+
+
+def _blocks(
+    member: Member,
+    bottleneck: bool,
+    keep: float,
+    gates_after: str,
+    excitations: Sequence[Excitation],
+) -> tuple[dict[str, nn.Module], int]:
+    """Build blocks and transitions with their gates; return them and their output's channels."""
+    parts: dict[str, nn.Module] = {}
+    channels = member.init_features
+    none = Excitation(gate="none")
+    after_block, after_transition = GATES_AFTER[gates_after]
+    for stage, (count, excitation) in enumerate(zip(member.layers, excitations, strict=True), 1):
+        gathered = channels + count * member.growth_rate
+        gate = (excitation if after_block else none).build(gathered)
+        block = DenseBlock(count, channels, member.growth_rate, bottleneck, gate)
+        parts[f"denseblock{stage}"] = block
+        channels = gathered
+        if stage < len(member.layers):
+            kept = int(channels * keep)
+            positive_integer("channels after a transition", kept)
+            gate = (excitation if after_transition else none).build(kept)
+            parts[f"transition{stage}"] = _transition(channels, kept, gate)
+            channels = kept
+    return parts, channels
 
 
 def _transition(in_channels: int, out_channels: int, gate: nn.Module) -> nn.Sequential:
     """Norm, ReLU, 1x1, average over 2x2, gate."""
-    positive_integer("channels after a transition", out_channels)
     return nn.Sequential(
         OrderedDict(
             norm=nn.BatchNorm2d(in_channels),

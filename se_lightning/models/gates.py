@@ -13,6 +13,8 @@ __all__ = [
     "ConcurrentExcitation",
     "SpatialExcitation",
     "SqueezeExcitation",
+    "boolean",
+    "fraction",
     "hidden_width",
     "hidden_widths",
     "one_of",
@@ -46,6 +48,18 @@ def positive_integer(name: str, value: object) -> None:
     """Raise a ValueError that names the argument, unless it is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"`{name}` (={value!r}) must be a whole number of at least 1.")
+
+
+def boolean(name: str, value: object) -> None:
+    """Raise a ValueError that names the argument, unless it is true or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` (={value!r}) must be true or false.")
+
+
+def fraction(name: str, value: object) -> None:
+    """Raise a ValueError that names the argument, unless it is a number from 0 to below 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"`{name}` (={value!r}) must be a number from 0 to below 1.")
 
 
 def one_of(name: str, value: object, known: Sequence[str] | Mapping[str, Any]) -> None:

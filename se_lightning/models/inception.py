@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from se_lightning.models.gates import boolean
 from se_lightning.models.network import ImageNetwork, check_images
 from se_lightning.models.options import Excitation, StagedGateOptions
 
@@ -247,6 +248,7 @@ class SEInceptionV3(ImageNetwork):
         **gates: Unpack[StagedGateOptions],
     ) -> None:
         excitations = Excitation.of_stages("SE-Inception-v3", gates, stages=3, se_bias=False)
+        boolean("aux", aux)
         smallest = 299 if aux else 75
         super().__init__(num_classes, in_channels, min_size=smallest, dropout=dropout)
         self.Conv2d_1a_3x3 = ConvNorm(in_channels, 32, 3, 2, 0)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from se_lightning.models.gates import positive_integer, warn_of_single_units
+from se_lightning.models.gates import fraction, positive_integer, warn_of_single_units
 
 __all__ = ["ImageNetwork", "check_images"]
 
@@ -64,6 +64,7 @@ class ImageNetwork(nn.Module):
         super().__init__()
         positive_integer("num_classes", num_classes)
         positive_integer("in_channels", in_channels)
+        fraction("dropout", dropout)
         self.in_channels = in_channels
         self.min_size = min_size
         self.image_size = image_size

@@ -13,6 +13,7 @@ from se_lightning.models.gates import (
     ConcurrentExcitation,
     SpatialExcitation,
     SqueezeExcitation,
+    boolean,
     hidden_width,
     one_of,
 )
@@ -97,8 +98,7 @@ class Excitation:
         one_of("gate_activation", self.gate_activation, ACTIVATIONS)
         one_of("merge", self.merge, MERGES)
         one_of("placement", self.placement, PLACEMENTS)
-        if not isinstance(self.se_bias, bool):
-            raise ValueError(f"`se_bias` (={self.se_bias!r}) must be true or false.")
+        boolean("se_bias", self.se_bias)
         if self.gate == "spatial" and self.squeeze != "avg":
             raise ValueError(
                 f"`squeeze` (={self.squeeze!r}) is of channel and concurrent gates; a spatial one "

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
-from se_lightning.models.gates import positive_integer
+from se_lightning.models.gates import boolean, one_of, positive_integer
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import PLACEMENTS, Excitation, ResidualGateOptions
 from se_lightning.models.residual import (
@@ -161,6 +161,8 @@ class SEPreActResNet(ImageNetwork):
     ) -> None:
         chosen = plan(self.family, self.published, depth, widths, bottleneck, stem)
         positive_integer("width_factor", width_factor)
+        boolean("literal", literal)
+        one_of("stem", chosen.stem, ("imagenet", "cifar"))
         excitations = Excitation.of_stages(
             self.family,
             gates,
@@ -169,8 +171,6 @@ class SEPreActResNet(ImageNetwork):
             se_bias=False,
         )
         super().__init__(num_classes, in_channels)
-        if chosen.stem not in ("imagenet", "cifar"):
-            raise ValueError(f"`stem` (={chosen.stem!r}) must be one of imagenet, cifar.")
         channels = chosen.widths[0]
         self.conv1 = stem_conv(chosen.stem, in_channels, channels)
         self.bn1: nn.Module = nn.Identity()

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from se_lightning.models.gates import positive_integer
+from se_lightning.models.gates import boolean, positive_integer
 from se_lightning.models.options import Excitation
 
 __all__ = [
@@ -193,6 +193,7 @@ def plan(
             raise ValueError(f"`{name}` (={values!r}) must list a number per stage.")
         for value in values:
             positive_integer(name, value)
+    boolean("bottleneck", chosen.bottleneck)
     if len(chosen.layers) != len(chosen.widths):
         raise ValueError(
             f"`depth` (={list(chosen.layers)}) and `widths` (={list(chosen.widths)}) must be of "

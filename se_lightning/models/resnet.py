@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
-from se_lightning.models.gates import positive_integer
+from se_lightning.models.gates import boolean, one_of, positive_integer
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import PLACEMENTS, Excitation, ResidualGateOptions
 from se_lightning.models.residual import (
@@ -224,8 +224,9 @@ class SEResNet(ImageNetwork):
         positive_integer("width_factor", width_factor)
         positive_integer("cardinality", cardinality)
         positive_integer("group_width", group_width)
-        if stride_in not in ("3x3", "1x1"):
-            raise ValueError(f"`stride_in` (={stride_in!r}) must be one of 3x3, 1x1.")
+        one_of("stride_in", stride_in, ("3x3", "1x1"))
+        boolean("ceil_pool", ceil_pool)
+        boolean("relu_before_gate", relu_before_gate)
         excitations = Excitation.of_stages(
             self.family, gates, stages=len(chosen.layers), placements=PLACEMENTS
         )

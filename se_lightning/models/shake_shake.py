@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from se_lightning.models.gates import positive_integer
+from se_lightning.models.gates import one_of, positive_integer
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, ResidualGateOptions
 from se_lightning.models.residual import ResidualUnit, conv1x1, conv3x3, stack, tail
@@ -158,8 +158,7 @@ class SEShakeShake(ImageNetwork):
         step = 6 if cardinality is None else 9
         if depth < step + 2 or (depth - 2) % step:
             raise ValueError(f"`depth` (={depth}) must be {step}n + 2 for three equal stages.")
-        if backward not in ("shake", "even"):
-            raise ValueError(f"`backward` (={backward!r}) must be one of shake, even.")
+        one_of("backward", backward, ("shake", "even"))
         excitations = Excitation.of_stages(
             "SE-Shake-Shake",
             gates,

@@ -5,7 +5,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from se_lightning.models.gates import positive_integer
+from se_lightning.models.gates import boolean, positive_integer
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, GateOptions, StagedGateOptions
 from se_lightning.models.residual import tail
@@ -48,6 +48,7 @@ class SESimple(ImageNetwork):
     ) -> None:
         (excitation,) = Excitation.of_stages("se_simple", {"ratio": 2, **gates}, se_bias=False)
         positive_integer("image_size", image_size)
+        boolean("residual", residual)
         super().__init__(num_classes, in_channels, image_size=image_size)
         self.residual = residual
         self.pixels = image_size**2

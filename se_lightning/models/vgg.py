@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from se_lightning.models.gates import fraction
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, StagedGateOptions
 
@@ -52,6 +53,7 @@ class SEVGG16BN(ImageNetwork):
         **gates: Unpack[StagedGateOptions],
     ) -> None:
         excitations = Excitation.of_stages("SE-VGG-16", gates, stages=len(_STAGES), se_bias=False)
+        fraction("dropout", dropout)
         super().__init__(num_classes, in_channels, min_size=32)
         layers: list[nn.Module] = []
         channels = in_channels
