@@ -40,7 +40,7 @@ def refuse_equal_networks(argv: list[str]) -> None:
         points = list(_points(arguments))
     except (HydraException, OmegaConfBaseException):
         return  # Hydra says it, in its own words
-    models = {json.dumps(point["model"], sort_keys=True, default=str) for point in points}
+    models = {json.dumps(point.get("model"), sort_keys=True, default=str) for point in points}
     if len(models) < 2 or any(point["jobs"]["allow_equal"] for point in points):
         return
     _compare(points)
@@ -73,8 +73,9 @@ def _compare(points: list[dict[str, Any]]) -> None:
     networks: dict[str, tuple[str, str] | None] = {}
     seen: dict[tuple[str, str], tuple[int, str]] = {}
     for job, point in enumerate(points):
-        model = {key: value for key, value in point["model"].items() if key not in training}
-        rest = point | {"model": {key: point["model"].get(key) for key in training}}
+        options = point.get("model") or {}
+        model = {key: value for key, value in options.items() if key not in training}
+        rest = point | {"model": {key: options.get(key) for key in training}}
         text = json.dumps(model, sort_keys=True, default=str)
         if text not in networks:
             networks[text] = _network(model)
