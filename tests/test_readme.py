@@ -15,7 +15,14 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"\| `((?:python -m se_lightning|torchrun) .*?)` \|", README)
 # On a machine of 2 cores eight processes take minutes, as do runs of several jobs.
-SLOW = ("trainer.devices=8", "seed=0,1,2", "torchrun", "placement=", "gate=channel,spatial")
+SLOW = (
+    "trainer.devices=8",
+    "seed=0,1,2",
+    "torchrun",
+    "placement=",
+    "stages=",
+    "gate=channel,spatial",
+)
 
 
 def blocks(language: str) -> list[str]:
