@@ -115,7 +115,7 @@ class SENet154(SEResNet):
 
 
 def se_resnext29_8x64d(num_classes: int = 10, **options: Any) -> SEResNeXt:
-    """SE-ResNeXt-29 8x64d for 32x32 images: COUNT parameters. Options: :class:`SEResNeXt`."""
+    """SE-ResNeXt-29 8x64d for 32x32 images: 34,948,506 parameters. Options: :class:`SEResNeXt`."""
     options = {"cardinality": 8, "group_width": 64, **options}
     return SEResNeXt(29, num_classes=num_classes, **options)
 
@@ -131,7 +131,7 @@ def se_resnext101_32x4d(num_classes: int = 1000, **options: Any) -> SEResNeXt:
 
 
 def se_resnext101_64x4d(num_classes: int = 1000, **options: Any) -> SEResNeXt:
-    """SE-ResNeXt-101 64x4d: COUNT parameters. Options as in :class:`SEResNeXt`."""
+    """SE-ResNeXt-101 64x4d: 88,232,984 parameters. Options as in :class:`SEResNeXt`."""
     options = {"cardinality": 64, **options}
     return SEResNeXt(101, num_classes=num_classes, **options)
 

@@ -1,6 +1,7 @@
 """What holds for every network of the family, each against a published or worked-out number."""
 
 import inspect
+import re
 
 import pytest
 import torch
@@ -219,6 +220,16 @@ def test_parameters_are_the_published_ones_at_every_ratio(name):
             assert parameters(built(name, ratio=ratio, se_bias=True)) == without + biases
             assert parameters(built(name, ratio=16)) == without + biases * (name in BIASED)
     assert list(models.hidden_widths(built(name, ratio=32)).values()) == hidden
+
+
+@pytest.mark.filterwarnings("ignore:ratio=.* leaves one hidden unit")
+@pytest.mark.parametrize("name", list_models())
+def test_the_docstring_says_the_count(name):
+    said = re.search(r"([\d,]+) parameters", getattr(models, name).__doc__)
+    if said is None:
+        assert "parameters" not in getattr(models, name).__doc__
+        return
+    assert parameters(built(name)) == int(said[1].replace(",", ""))
 
 
 # Published totals with gates, as they are printed.
