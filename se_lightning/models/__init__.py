@@ -21,6 +21,7 @@ from se_lightning.models import (
     shufflenet,
     small,
     vgg,
+    wide_resnet,
 )
 from se_lightning.models.bn_inception import *  # noqa: F403
 from se_lightning.models.densenet import *  # noqa: F403
@@ -42,11 +43,13 @@ from se_lightning.models.shake_shake import *  # noqa: F403
 from se_lightning.models.shufflenet import *  # noqa: F403
 from se_lightning.models.small import *  # noqa: F403
 from se_lightning.models.vgg import *  # noqa: F403
+from se_lightning.models.wide_resnet import *  # noqa: F403
 
 _FAMILIES = (
     resnet,
     resnext,
     preact_resnet,
+    wide_resnet,
     densenet,
     inception,
     bn_inception,

@@ -4,13 +4,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
-import torch
 from torch import Tensor, nn
 
+from se_lightning.models.dense_block import DenseBlock, transition
 from se_lightning.models.gates import boolean, one_of, positive_integer
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, StagedGateOptions
-from se_lightning.models.residual import conv1x1, conv3x3, max_pool, stem_conv
+from se_lightning.models.residual import max_pool, stem_conv
 
 __all__ = [
     "SEDenseNet",
@@ -26,46 +26,6 @@ __all__ = [
     "se_densenet_bc190_40",
     "se_densenet_bc250_24",
 ]
-
-
-class DenseLayer(nn.Module):
-    """Norm, ReLU, [1x1 to 4k, norm, ReLU,] 3x3 to k; what it makes is appended to its input.
-
-    Shape:
-        (N, C, H, W) to (N, C + growth_rate, H, W).
-    """
-
-    def __init__(self, in_channels: int, growth_rate: int, bottleneck: bool) -> None:
-        super().__init__()
-        self.norm1 = nn.BatchNorm2d(in_channels)
-        self.act = nn.ReLU(inplace=True)
-        if bottleneck:
-            self.conv1 = conv1x1(in_channels, 4 * growth_rate)
-            self.norm2: nn.Module | None = nn.BatchNorm2d(4 * growth_rate)
-            self.conv2: nn.Module = conv3x3(4 * growth_rate, growth_rate)
-        else:
-            self.conv1 = conv3x3(in_channels, growth_rate)
-            self.norm2 = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        new = self.conv1(self.act(self.norm1(x)))
-        if self.norm2 is not None:
-            new = self.conv2(self.act(self.norm2(new)))
-        return torch.cat([x, new], 1)
-
-
-class DenseBlock(nn.Sequential):
-    """Dense layers, and a gate on all that they have gathered."""
-
-    def __init__(
-        self, layers: int, in_channels: int, growth_rate: int, bottleneck: bool, gate: nn.Module
-    ) -> None:
-        super().__init__()
-        for index in range(layers):
-            width = in_channels + index * growth_rate
-            layer = DenseLayer(width, growth_rate, bottleneck)
-            self.add_module(f"denselayer{index + 1}", layer)
-        self.add_module("se", gate)
 
 
 class Member(NamedTuple):
@@ -242,22 +202,9 @@ def _blocks(
             kept = int(channels * keep)
             positive_integer("channels after a transition", kept)
             gate = (excitation if after_transition else none).build(kept)
-            parts[f"transition{stage}"] = _transition(channels, kept, gate)
+            parts[f"transition{stage}"] = transition(channels, kept, gate)
             channels = kept
     return parts, channels
-
-
-def _transition(in_channels: int, out_channels: int, gate: nn.Module) -> nn.Sequential:
-    """Norm, ReLU, 1x1, average over 2x2, gate."""
-    return nn.Sequential(
-        OrderedDict(
-            norm=nn.BatchNorm2d(in_channels),
-            relu=nn.ReLU(inplace=True),
-            conv=conv1x1(in_channels, out_channels),
-            pool=nn.AvgPool2d(2, stride=2),
-            se=gate,
-        )
-    )
 
 
 def se_densenet121(num_classes: int = 1000, **options: Any) -> SEDenseNet:

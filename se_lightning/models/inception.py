@@ -1,121 +1,15 @@
-"""SE-Inception-v3; its mixed block is SE-BN-Inception's too."""
+"""SE-Inception-v3."""
 
-from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from se_lightning.models.gates import boolean
+from se_lightning.models.mixed import Branch, ConvNorm, Mixed
 from se_lightning.models.network import ImageNetwork, check_images
 from se_lightning.models.options import Excitation, StagedGateOptions
 
 __all__ = ["SEInceptionV3", "se_inception_v3"]
-
-Size = int | tuple[int, int]
-
-
-class ConvNorm(nn.Module):
-    """Convolution without bias, norm, ReLU; keeps the size at stride 1 unless padding is given."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: Size,
-        stride: int = 1,
-        padding: Size | None = None,
-        *,
-        eps: float = 1e-3,
-    ) -> None:
-        super().__init__()
-        if padding is None:
-            height, width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-            padding = (height // 2, width // 2)
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel, stride=stride, padding=padding, bias=False
-        )
-        self.bn = nn.BatchNorm2d(out_channels, eps=eps)
-        self.act = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))
-
-
-class HalvingPool(nn.Module):
-    """Max over 3x3 with stride 2, from the first pixel on, to half the size rounded up.
-
-    On even sizes that is Caffe's pool without padding; on odd ones Caffe's would be a pixel
-    smaller than the strided convolutions beside it, and could not be concatenated with them.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.pad(x, (0, 2, 0, 2), value=-torch.inf), 3, stride=2)
-
-
-# A branch is a list of steps. A step is a convolution (name, channels, kernel[, stride, padding]),
-# a tuple of such that read the same and are concatenated, or the name of a pool.
-Conv = tuple[Any, ...]
-Branch = Sequence[Conv | str]
-POOLS: dict[str, Callable[[], nn.Module]] = {
-    "avg": lambda: nn.AvgPool2d(3, stride=1, padding=1),
-    "max": lambda: nn.MaxPool2d(3, stride=1, padding=1),
-    "shrink": lambda: nn.MaxPool2d(3, stride=2),
-    "halve": HalvingPool,
-}
-
-
-class Mixed(nn.Module):
-    """Parallel branches over the same input, concatenated, and a gate on the whole.
-
-    Args:
-        in_channels: C.
-        branches: as above.
-        excitation: of the gate.
-        eps: of the norms.
-
-    Shape:
-        (N, C, H, W) to (N, out_channels, H', W').
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        branches: Sequence[Branch],
-        excitation: Excitation,
-        eps: float = 1e-3,
-    ) -> None:
-        super().__init__()
-        self.paths: list[list[list[str]]] = []
-        self.out_channels = 0
-        for branch in branches:
-            channels = in_channels
-            path: list[list[str]] = []
-            for step in branch:
-                if isinstance(step, str):
-                    self.add_module(step, POOLS[step]())
-                    path.append([step])
-                    continue
-                fork = step if isinstance(step[0], tuple) else (step,)
-                for name, width, kernel, *stride_padding in fork:
-                    conv = ConvNorm(channels, width, kernel, *stride_padding, eps=eps)
-                    self.add_module(name, conv)
-                path.append([conv[0] for conv in fork])
-                channels = sum(conv[1] for conv in fork)
-            self.paths.append(path)
-            self.out_channels += channels
-        self.se = excitation.build(self.out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        outs = []
-        for path in self.paths:
-            out = x
-            for names in path:
-                parts = [getattr(self, name)(out) for name in names]
-                out = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-            outs.append(out)
-        return self.se(torch.cat(outs, 1))
 
 
 def _double(width: int, out: int, *stride_padding: int) -> Branch:

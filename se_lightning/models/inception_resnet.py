@@ -6,7 +6,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from se_lightning.models.inception import ConvNorm, Size
+from se_lightning.models.mixed import ConvNorm, Size
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, ResidualGateOptions
 from se_lightning.models.residual import ResidualUnit, tail

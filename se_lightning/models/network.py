@@ -1,5 +1,6 @@
 """What all networks share: images in, a feature map, logits out."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,7 @@ def check_images(x: Tensor, in_channels: int, min_size: int, image_size: int | N
         )
 
 
-class ImageNetwork(nn.Module):
+class ImageNetwork(nn.Module, ABC):
     """Images to logits in two steps, with timm's names for them.
 
     A family defines ``_features``, sets ``num_features`` (channels of the last feature map),
@@ -75,8 +76,9 @@ class ImageNetwork(nn.Module):
         """Number of features that the classifier reads."""
         return self.num_features
 
+    @abstractmethod
     def _features(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Return the last feature map."""
 
     def _run(self, names: Sequence[str], x: Tensor) -> Tensor:
         """Run submodules one after the other."""

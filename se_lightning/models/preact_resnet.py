@@ -1,5 +1,6 @@
-"""Pre-activation SE-ResNet and wide SE-ResNet, for ImageNet and for CIFAR."""
+"""Pre-activation SE-ResNet, for ImageNet and for CIFAR."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
@@ -9,6 +10,7 @@ from se_lightning.models.gates import boolean, one_of, positive_integer
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import PLACEMENTS, Excitation, ResidualGateOptions
 from se_lightning.models.residual import (
+    RESNETS,
     Plan,
     ResidualUnit,
     conv1x1,
@@ -19,11 +21,9 @@ from se_lightning.models.residual import (
     stem_conv,
     tail,
 )
-from se_lightning.models.resnet import RESNETS
 
 __all__ = [
     "SEPreActResNet",
-    "SEWideResNet",
     "se_preact_resnet18",
     "se_preact_resnet20",
     "se_preact_resnet32",
@@ -34,13 +34,10 @@ __all__ = [
     "se_preact_resnet110",
     "se_preact_resnet152",
     "se_preact_resnet164",
-    "se_wrn16_8",
-    "se_wrn28_10",
-    "se_wrn40_4",
 ]
 
 
-class PreActUnit(ResidualUnit):
+class PreActUnit(ResidualUnit, ABC):
     """Norm, ReLU, convolution, two or three times; the last convolution is followed by the gate.
 
     A projection reads the pre-activated input, an identity shortcut the input itself. A gate
@@ -57,8 +54,9 @@ class PreActUnit(ResidualUnit):
         same = stride == 1 and in_channels == out_channels
         self.downsample = None if same else conv1x1(in_channels, out_channels, stride)
 
+    @abstractmethod
     def _branch(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Run the branch, after its first norm and ReLU, to its last convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act(self.bn1(x))
@@ -197,52 +195,6 @@ class SEPreActResNet(ImageNetwork):
         return self.act(self.norm(self._run(self.stages, x)))
 
 
-class SEWideResNet(SEPreActResNet):
-    """Wide ResNet for small images with a gate at the end of each residual branch.
-
-    Args:
-        depth: 6n + 4: three stages of n units of two convolutions.
-        width_factor: k; the stages are 16k, 32k and 64k wide.
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, placement, stages, squeeze, gate_activation, merge, se_bias (False),
-            divisor, as in :class:`Excitation`.
-
-    Shape:
-        (N, in_channels, H, W) to (N, K).
-
-    Raises:
-        ValueError: naming the argument that does not fit.
-
-    Reference:
-        Zagoruyko and Komodakis, arXiv:1605.07146; Hu et al., arXiv:1709.01507, Tables 4 and 5.
-    """
-
-    family = "wide SE-ResNet"
-
-    def __init__(
-        self,
-        depth: int = 16,
-        width_factor: int = 8,
-        *,
-        num_classes: int = 10,
-        in_channels: int = 3,
-        **gates: Unpack[ResidualGateOptions],
-    ) -> None:
-        positive_integer("depth", depth)
-        if depth < 10 or (depth - 4) % 6:
-            raise ValueError(f"`depth` (={depth}) of a wide ResNet must be 6n + 4: 10, 16, 22, ...")
-        super().__init__(
-            [(depth - 4) // 6] * 3,
-            (16, 32, 64),
-            width_factor=width_factor,
-            stem="cifar",
-            num_classes=num_classes,
-            in_channels=in_channels,
-            **gates,
-        )
-
-
 def se_preact_resnet18(num_classes: int = 1000, **options: Any) -> SEPreActResNet:
     """Pre-activation SE-ResNet-18. Options as in :class:`SEPreActResNet`."""
     return SEPreActResNet(18, num_classes=num_classes, **options)
@@ -291,18 +243,3 @@ def se_preact_resnet110(num_classes: int = 10, **options: Any) -> SEPreActResNet
 def se_preact_resnet164(num_classes: int = 10, **options: Any) -> SEPreActResNet:
     """Pre-activation SE-ResNet-164 for 32x32 images. Options as in :class:`SEPreActResNet`."""
     return SEPreActResNet(164, num_classes=num_classes, **options)
-
-
-def se_wrn16_8(num_classes: int = 10, **options: Any) -> SEWideResNet:
-    """SE-WRN-16-8 for 32x32 images. Options as in :class:`SEWideResNet`."""
-    return SEWideResNet(16, 8, num_classes=num_classes, **options)
-
-
-def se_wrn28_10(num_classes: int = 10, **options: Any) -> SEWideResNet:
-    """SE-WRN-28-10 for 32x32 images. Options as in :class:`SEWideResNet`."""
-    return SEWideResNet(28, 10, num_classes=num_classes, **options)
-
-
-def se_wrn40_4(num_classes: int = 10, **options: Any) -> SEWideResNet:
-    """SE-WRN-40-4 for 32x32 images. Options as in :class:`SEWideResNet`."""
-    return SEWideResNet(40, 4, num_classes=num_classes, **options)

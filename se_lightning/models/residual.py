@@ -10,6 +10,7 @@ from se_lightning.models.options import Excitation
 
 __all__ = [
     "CEIL_POOL_SIZE",
+    "RESNETS",
     "Plan",
     "ResidualUnit",
     "conv1x1",
@@ -160,6 +161,22 @@ class Plan(NamedTuple):
     widths: Sequence[int]
     bottleneck: bool
     stem: str
+
+
+_IMAGENET, _CIFAR = (64, 128, 256, 512), (16, 32, 64)
+# The published ResNets, post- and pre-activation alike.
+RESNETS: dict[int, Plan] = {
+    18: Plan((2, 2, 2, 2), _IMAGENET, False, "imagenet"),
+    34: Plan((3, 4, 6, 3), _IMAGENET, False, "imagenet"),
+    50: Plan((3, 4, 6, 3), _IMAGENET, True, "imagenet"),
+    101: Plan((3, 4, 23, 3), _IMAGENET, True, "imagenet"),
+    152: Plan((3, 8, 36, 3), _IMAGENET, True, "imagenet"),
+    20: Plan((3, 3, 3), _CIFAR, False, "cifar"),
+    32: Plan((5, 5, 5), _CIFAR, False, "cifar"),
+    56: Plan((9, 9, 9), _CIFAR, False, "cifar"),
+    110: Plan((18, 18, 18), _CIFAR, False, "cifar"),
+    164: Plan((18, 18, 18), _CIFAR, True, "cifar"),
+}
 
 
 def plan(

@@ -1,5 +1,6 @@
 """SE-ResNet, for ImageNet and for CIFAR; its blocks and net are SE-ResNeXt's too."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
@@ -10,6 +11,7 @@ from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import PLACEMENTS, Excitation, ResidualGateOptions
 from se_lightning.models.residual import (
     CEIL_POOL_SIZE,
+    RESNETS,
     Plan,
     ResidualUnit,
     conv1x1,
@@ -37,7 +39,26 @@ __all__ = [
 ]
 
 
-class BasicBlock(ResidualUnit):
+class PostActUnit(ResidualUnit, ABC):
+    """A branch, its norm and gate, the shortcut, ReLU."""
+
+    downsample: nn.Module | None
+    gate_act: nn.Module
+    act: nn.Module
+
+    @abstractmethod
+    def _branch(self, x: Tensor) -> tuple[Tensor, nn.Module]:
+        """Run the branch to its last convolution; return also the norm that follows it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, norm = self._branch(self.at("pre")(x))
+        shortcut = self.at("identity")(x if self.downsample is None else self.downsample(x))
+        se = self.at("standard")
+        out = tail(out, norm=norm, gate_act=self.gate_act, se=se, shortcut=shortcut, act=self.act)
+        return self.at("post")(out)
+
+
+class BasicBlock(PostActUnit):
     """Two 3x3 convolutions, the second followed by the gate; an inner gate follows the first.
 
     Shape:
@@ -71,22 +92,12 @@ class BasicBlock(ResidualUnit):
         self.act = nn.ReLU(inplace=True)
         self.gate_act = nn.ReLU(inplace=True) if relu_before_gate else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv1(self.at("pre")(x))
-        out = tail(out, norm=self.bn1, se=self.at("inner"), act=self.act)
-        shortcut = self.at("identity")(x if self.downsample is None else self.downsample(x))
-        out = tail(
-            self.conv2(out),
-            norm=self.bn2,
-            gate_act=self.gate_act,
-            se=self.at("standard"),
-            shortcut=shortcut,
-            act=self.act,
-        )
-        return self.at("post")(out)
+    def _branch(self, x: Tensor) -> tuple[Tensor, nn.Module]:
+        x = tail(self.conv1(x), norm=self.bn1, se=self.at("inner"), act=self.act)
+        return self.conv2(x), self.bn2
 
 
-class Bottleneck(ResidualUnit):
+class Bottleneck(PostActUnit):
     """1x1 down, 3x3 with the groups, 1x1 up, followed by the gate.
 
     The stride is in the 3x3, as in torchvision and timm, or in the first 1x1, as in the paper's
@@ -128,34 +139,10 @@ class Bottleneck(ResidualUnit):
         self.act = nn.ReLU(inplace=True)
         self.gate_act = nn.ReLU(inplace=True) if relu_before_gate else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.act(self.bn1(self.conv1(self.at("pre")(x))))
-        out = tail(self.conv2(out), norm=self.bn2, se=self.at("inner"), act=self.act)
-        shortcut = self.at("identity")(x if self.downsample is None else self.downsample(x))
-        out = tail(
-            self.conv3(out),
-            norm=self.bn3,
-            gate_act=self.gate_act,
-            se=self.at("standard"),
-            shortcut=shortcut,
-            act=self.act,
-        )
-        return self.at("post")(out)
-
-
-_IMAGENET, _CIFAR = (64, 128, 256, 512), (16, 32, 64)
-RESNETS: dict[int, Plan] = {
-    18: Plan((2, 2, 2, 2), _IMAGENET, False, "imagenet"),
-    34: Plan((3, 4, 6, 3), _IMAGENET, False, "imagenet"),
-    50: Plan((3, 4, 6, 3), _IMAGENET, True, "imagenet"),
-    101: Plan((3, 4, 23, 3), _IMAGENET, True, "imagenet"),
-    152: Plan((3, 8, 36, 3), _IMAGENET, True, "imagenet"),
-    20: Plan((3, 3, 3), _CIFAR, False, "cifar"),
-    32: Plan((5, 5, 5), _CIFAR, False, "cifar"),
-    56: Plan((9, 9, 9), _CIFAR, False, "cifar"),
-    110: Plan((18, 18, 18), _CIFAR, False, "cifar"),
-    164: Plan((18, 18, 18), _CIFAR, True, "cifar"),
-}
+    def _branch(self, x: Tensor) -> tuple[Tensor, nn.Module]:
+        x = self.act(self.bn1(self.conv1(x)))
+        x = tail(self.conv2(x), norm=self.bn2, se=self.at("inner"), act=self.act)
+        return self.conv3(x), self.bn3
 
 
 class SEResNet(ImageNetwork):
@@ -237,7 +224,7 @@ class SEResNet(ImageNetwork):
         self.bn1 = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)
         self.maxpool = max_pool(chosen.stem, ceil_pool)
-        block: type[ResidualUnit] = self.bottleneck_block if chosen.bottleneck else BasicBlock
+        block: type[PostActUnit] = self.bottleneck_block if chosen.bottleneck else BasicBlock
         self.stages = [f"layer{number}" for number in range(1, len(chosen.layers) + 1)]
         options = cardinality, group_width, stride_in, relu_before_gate
         for stage, (count, width) in enumerate(zip(chosen.layers, chosen.widths, strict=True)):

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 from se_lightning.models.options import ResidualGateOptions
-from se_lightning.models.residual import Plan
-from se_lightning.models.resnet import RESNETS, Bottleneck, SEResNet
+from se_lightning.models.residual import RESNETS, Plan
+from se_lightning.models.resnet import Bottleneck, SEResNet
 
 __all__ = [
     "SENet154",

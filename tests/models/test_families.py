@@ -18,7 +18,7 @@ from se_lightning.models import (
     create_model,
 )
 from se_lightning.models.gates import SqueezeExcitation
-from se_lightning.models.inception import HalvingPool
+from se_lightning.models.mixed import HalvingPool
 from se_lightning.models.shake_shake import SkipConnection, shake
 from se_lightning.models.shufflenet import shuffle
 
