@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from se_lightning.excitation import GateHistogram, draw_histogram, find_gates
+from se_lightning.models import DoubleSigmoid
 
 __all__ = ["ExcitationHistogram"]
 
@@ -27,7 +28,8 @@ class ExcitationHistogram(Callback):
     Nothing is counted in training and in the sanity check.
 
     Args:
-        bins: number of equal bins on [0, 1]; W&B draws 512 at the most.
+        bins: number of equal bins on [0, 1], or [0, 2] where a gate is twice a sigmoid; W&B draws
+            512 at the most.
 
     Raises:
         ValueError: for bins below 1 or above 512.
@@ -56,7 +58,8 @@ class ExcitationHistogram(Callback):
         if not gates:
             log.info("No squeeze-and-excitation gates in the model: no excitation histograms.")
             return
-        self._histogram = GateHistogram(list(gates), self.bins)
+        doubled = any(isinstance(gate, DoubleSigmoid) for gate in gates.values())
+        self._histogram = GateHistogram(list(gates), self.bins, 2.0 if doubled else 1.0)
         self._handles = [
             gate.register_forward_hook(partial(self._record, layer))
             for layer, gate in enumerate(gates.values())
@@ -95,10 +98,10 @@ class ExcitationHistogram(Callback):
     def _warn_of_lost_values(self) -> None:
         assert self._histogram is not None
         assert self._counts is not None
-        lost = self._counts[:, self.bins :].tolist()
+        lost, upper = self._counts[:, self.bins :].tolist(), self._histogram.upper
         for layer, (nan, outside) in zip(self._histogram.layers, lost, strict=True):
             if nan or outside:
-                log.warning("%s: %d gates are NaN, %d outside [0, 1].", layer, nan, outside)
+                log.warning("%s: %d gates are NaN, %d outside [0, %g].", layer, nan, outside, upper)
 
     def _send(self, trainer: Trainer, counts: Tensor) -> None:
         assert self._histogram is not None
@@ -123,7 +126,7 @@ class ExcitationHistogram(Callback):
         self.picture.parent.mkdir(parents=True, exist_ok=True)
         title = f"Excitations on the validation set, epoch {trainer.current_epoch}"
         counts = self._counts[:, : self.bins].numpy()
-        figure = draw_histogram(self._histogram.layers, counts, title)
+        figure = draw_histogram(self._histogram.layers, counts, title, self._histogram.upper)
         figure.savefig(self.picture, dpi=120)
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

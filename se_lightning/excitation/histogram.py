@@ -14,15 +14,16 @@ __all__ = ["GateHistogram", "draw_histogram"]
 
 
 class GateHistogram(Metric):
-    """Counts the gate values of each layer in fixed bins on [0, 1].
+    """Counts the gate values of each layer in fixed bins on [0, upper].
 
-    Bins are half-open but for the last, which holds 1.0 too. NaN and what lies outside are
+    Bins are half-open but for the last, which holds the upper end too. NaN and what lies outside are
     counted apart, so that nothing gets lost: a layer's row adds up to the number of its values.
     Fixed edges make layers, epochs and runs comparable.
 
     Args:
         layers: names of the layers, L of them.
         bins: number of bins, B.
+        upper: upper end of the bins: 1, or 2 for gates that are twice a sigmoid.
 
     Shape:
         ``compute()`` is (L, B + 2): the bins, then NaN, then what lies outside.
@@ -37,13 +38,14 @@ class GateHistogram(Metric):
     full_state_update = False
     counts: Tensor
 
-    def __init__(self, layers: Sequence[str], bins: int = 64) -> None:
+    def __init__(self, layers: Sequence[str], bins: int = 64, upper: float = 1.0) -> None:
         super().__init__()
         if bins < 1:
             raise ValueError(f"`bins` (={bins}) must be at least 1.")
         self.layers = tuple(layers)
         self.bins = bins
-        self.edges = np.linspace(0, 1, bins + 1)
+        self.upper = upper
+        self.edges = np.linspace(0, upper, bins + 1)
         # One tensor, and so one reduction over ranks.
         zeros = torch.zeros(len(self.layers), bins + 2, dtype=torch.int64)
         self.add_state("counts", zeros, dist_reduce_fx="sum")
@@ -51,7 +53,7 @@ class GateHistogram(Metric):
     def update(self, layer: int, values: Tensor) -> None:
         """Count the gate values, of any shape, of the layer with this index."""
         # histc drops NaN and what lies outside; in half precision its counts would be rounded.
-        inside = torch.histc(values.float(), self.bins, 0, 1).long()
+        inside = torch.histc(values.float(), self.bins, 0, self.upper).long()
         nan = values.isnan().sum()
         outside = values.numel() - inside.sum() - nan
         self.counts[layer] += torch.cat([inside, torch.stack([nan, outside])])
@@ -61,13 +63,16 @@ class GateHistogram(Metric):
         return self.counts
 
 
-def draw_histogram(layers: Sequence[str], counts: np.ndarray, title: str) -> Figure:
+def draw_histogram(
+    layers: Sequence[str], counts: np.ndarray, title: str, upper: float = 1.0
+) -> Figure:
     """Draw depth against gate value: a row a layer, its colour the share of the layer's gates.
 
     Args:
         layers: names of the layers, first to last.
-        counts: (L, B) over equal bins on [0, 1].
+        counts: (L, B) over equal bins on [0, upper].
         title: heading.
+        upper: upper end of the bins.
     """
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(7.5, 1.4 + 0.26 * len(layers)), layout="constrained")
@@ -75,7 +80,7 @@ def draw_histogram(layers: Sequence[str], counts: np.ndarray, title: str) -> Fig
     image = axes.imshow(
         share,
         aspect="auto",
-        extent=(0, 1, len(layers), 0),
+        extent=(0, upper, len(layers), 0),
         cmap="magma_r",
         # The square root: a layer whose gates spread over all values stays visible beside one
         # whose gates sit in two bins.

@@ -27,6 +27,7 @@ from se_lightning.models.bn_inception import *  # noqa: F403
 from se_lightning.models.densenet import *  # noqa: F403
 from se_lightning.models.gates import (
     ConcurrentExcitation,
+    DoubleSigmoid,
     SpatialExcitation,
     SqueezeExcitation,
     hidden_widths,
@@ -66,6 +67,7 @@ _BUILDERS: dict[str, Callable[..., ImageNetwork]] = {
 
 __all__ = [
     "ConcurrentExcitation",
+    "DoubleSigmoid",
     "Excitation",
     "ImageNetwork",
     "SpatialExcitation",

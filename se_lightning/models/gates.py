@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 __all__ = [
     "ConcurrentExcitation",
+    "DoubleSigmoid",
     "SpatialExcitation",
     "SqueezeExcitation",
     "boolean",
@@ -19,8 +20,24 @@ __all__ = [
     "hidden_widths",
     "one_of",
     "positive_integer",
+    "start_at_one",
     "warn_of_single_units",
+    "zero_last_layer",
 ]
+
+
+class DoubleSigmoid(nn.Module):
+    r"""A gate that can enlarge as well as shrink: :math:`2 \sigma(x)`, in [0, 2].
+
+    At 0 it is exactly 1, so that a gate whose last layer is zero is an identity that can learn.
+
+    Shape:
+        Any to the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return 2 * x.sigmoid()
+
 
 SQUEEZES: dict[str, Callable[[Tensor], Tensor]] = {
     # mean() and not AdaptiveAvgPool2d, which gave NaN under AMP with channels-last
@@ -36,6 +53,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
     "hard-sigmoid": nn.Hardsigmoid,
+    "double-sigmoid": DoubleSigmoid,
 }
 MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sum": torch.add,
@@ -109,7 +127,9 @@ class SqueezeExcitation(nn.Module):
         ratio: reduction ratio r, at least 1.
         squeeze: over space: ``"avg"``, ``"max"``, ``"avgmax"`` (the mean of the two), or
             ``"none"``, which gives each pixel its own excitation (the paper's NoSqueeze).
-        gate_activation: ``"sigmoid"``, ``"tanh"``, ``"relu"`` or ``"hard-sigmoid"``.
+        gate_activation: ``"sigmoid"``, ``"tanh"``, ``"relu"``, ``"hard-sigmoid"``, or
+            ``"double-sigmoid"``: twice the sigmoid, with ``fc2`` zero at the start and so a gate
+            of exactly 1.
         bias: whether the two layers have biases.
         divisor: round the hidden width to a multiple; 1 keeps ``max(1, C // ratio)``.
 
@@ -149,6 +169,7 @@ class SqueezeExcitation(nn.Module):
         self.act = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
         self.gate = ACTIVATIONS[gate_activation]()
+        start_at_one(self)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         z = SQUEEZES[self.squeeze](x)
@@ -163,7 +184,7 @@ class SpatialExcitation(nn.Module):
 
     Args:
         channels: C.
-        gate_activation: ``"sigmoid"``, ``"tanh"``, ``"relu"`` or ``"hard-sigmoid"``.
+        gate_activation: as in :class:`SqueezeExcitation`.
         bias: whether the 1x1 convolution has a bias.
 
     Shape:
@@ -182,6 +203,7 @@ class SpatialExcitation(nn.Module):
         one_of("gate_activation", gate_activation, ACTIVATIONS)
         self.conv = nn.Conv2d(channels, 1, 1, bias=bias)
         self.gate = ACTIVATIONS[gate_activation]()
+        start_at_one(self)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return x * self.gate(self.conv(x))
@@ -235,6 +257,21 @@ class ConcurrentExcitation(nn.Module):
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"merge={self.merge}"
+
+
+def zero_last_layer(gate: SqueezeExcitation | SpatialExcitation) -> None:
+    """Make the gate independent of its input, until it has learned."""
+    layer = gate.fc2 if isinstance(gate, SqueezeExcitation) else gate.conv
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def start_at_one(model: nn.Module) -> None:
+    """Zero the last layer of each gate with a double sigmoid, which then passes all unchanged."""
+    for module in model.modules():
+        gated = isinstance(module, SqueezeExcitation | SpatialExcitation)
+        if gated and isinstance(module.gate, DoubleSigmoid):
+            zero_last_layer(module)
 
 
 def hidden_widths(model: nn.Module) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from se_lightning.models.gates import fraction, positive_integer, warn_of_single_units
+from se_lightning.models.gates import fraction, positive_integer, start_at_one, warn_of_single_units
 
 __all__ = ["ImageNetwork", "check_images"]
 
@@ -123,4 +123,5 @@ class ImageNetwork(nn.Module, ABC):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in" if small else "fan_out")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        start_at_one(self)
         warn_of_single_units(self)

@@ -64,7 +64,7 @@ class Excitation:
         squeeze: over space: ``"avg"``, ``"max"``, ``"avgmax"`` (the mean of the two), or
             ``"none"``, which gives each pixel its own excitation (the paper's NoSqueeze).
         gate_activation: what makes gates of the last layer's output: ``"sigmoid"``, ``"tanh"``,
-            ``"relu"``, ``"hard-sigmoid"``.
+            ``"relu"``, ``"hard-sigmoid"``, ``"double-sigmoid"`` (starts at exactly 1).
         merge: of the concurrent gate's two outputs: ``"sum"``, ``"max"``, ``"product"``.
         se_bias: whether the gates' layers have biases (the released nets' do, those of the
             paper's section 6 do not).

@@ -58,3 +58,11 @@ def test_the_picture_shows_each_layers_share():
     assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0.0, 0.0]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
     assert axes.get_title() == "title"
+
+
+def test_a_wider_range_equals_histc_over_it():
+    values = torch.cat([2 * torch.rand(500), torch.tensor([2.0, 2.1, -0.1])])
+    histogram = GateHistogram(["gate"], bins=16, upper=2.0)
+    histogram.update(0, values)
+    assert histogram.compute()[0].tolist() == [*torch.histc(values, 16, 0, 2).tolist(), 0, 2]
+    assert histogram.edges[[0, -1]].tolist() == [0, 2]

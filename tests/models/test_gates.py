@@ -6,6 +6,7 @@ from timm.layers import SEModule, make_divisible
 from torch import nn
 from torchvision.ops import SqueezeExcitation as TorchvisionSE
 
+from se_lightning.models import create_model
 from se_lightning.models.gates import (
     ConcurrentExcitation,
     SpatialExcitation,
@@ -64,6 +65,7 @@ def test_no_squeeze_worked_by_hand():
         ("tanh", (math.tanh(4), math.tanh(-1))),
         ("relu", (4.0, 0.0)),
         ("hard-sigmoid", (1.0, (-1 + 3) / 6)),  # relu6(x + 3) / 6
+        ("double-sigmoid", (2 * sigmoid(4), 2 * sigmoid(-1))),
     ],
 )
 def test_each_activation_worked_by_hand(activation, gates):
@@ -189,3 +191,21 @@ def test_single_hidden_units_are_told_once_by_name():
     ) as told:
         warn_of_single_units(model)
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"gate": "channel"}, {"gate": "spatial"}, {"gate": "concurrent", "merge": "max"}],
+    ids=lambda options: options["gate"],
+)
+def test_a_double_sigmoid_starts_as_an_identity_that_learns(options):
+    """A whole network's _finish initialises every convolution, and leaves those of gates zero."""
+    options = {**options, "ratio": 4, "gate_activation": "double-sigmoid"}
+    gated, plain = create_model("se_resnet20", **options), create_model("se_resnet20", gate="none")
+    plain.load_state_dict(gated.state_dict(), strict=False)
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(gated.eval()(x), plain.eval()(x))
+    last = [p for n, p in gated.named_parameters() if n.endswith(("fc2.weight", "se.conv.weight"))]
+    gated(x).logsumexp(1).sum().backward()
+    assert last
+    assert all(parameter.grad.abs().sum() > 0 for parameter in last)
