@@ -16,8 +16,8 @@ __all__ = ["GateHistogram", "draw_histogram"]
 class GateHistogram(Metric):
     """Counts the gate values of each layer in fixed bins on [0, upper].
 
-    Bins are half-open but for the last, which holds the upper end too. NaN and what lies outside are
-    counted apart, so that nothing gets lost: a layer's row adds up to the number of its values.
+    Bins are half-open but for the last, which holds the upper end too. NaN and what lies outside
+    are counted apart, so that nothing gets lost: a layer's row adds up to the number of its values.
     Fixed edges make layers, epochs and runs comparable.
 
     Args:

@@ -35,7 +35,7 @@ from se_lightning.models.gates import (
 from se_lightning.models.inception import *  # noqa: F403
 from se_lightning.models.inception_resnet import *  # noqa: F403
 from se_lightning.models.mobilenet import *  # noqa: F403
-from se_lightning.models.network import ImageNetwork
+from se_lightning.models.network import FeatureMap, ImageNetwork
 from se_lightning.models.options import Excitation
 from se_lightning.models.preact_resnet import *  # noqa: F403
 from se_lightning.models.resnet import *  # noqa: F403
@@ -69,6 +69,7 @@ __all__ = [
     "ConcurrentExcitation",
     "DoubleSigmoid",
     "Excitation",
+    "FeatureMap",
     "ImageNetwork",
     "SpatialExcitation",
     "SqueezeExcitation",

@@ -2,7 +2,7 @@
 
 from typing import Any, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
 from se_lightning.models.mixed import Branch, ConvNorm, Mixed
 from se_lightning.models.network import ImageNetwork
@@ -65,9 +65,6 @@ class SEBNInception(ImageNetwork):
         Ioffe and Szegedy, arXiv:1502.03167; https://github.com/hujie-frank/SENet.
     """
 
-    num_features = 1024
-    reduction = 32
-
     def __init__(
         self,
         *,
@@ -83,17 +80,20 @@ class SEBNInception(ImageNetwork):
         self.conv2_reduce = ConvNorm(64, 64, 1, eps=eps)
         self.conv2 = ConvNorm(64, 192, 3, eps=eps)
         self.pool2 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
-        channels = 192
+        self._step("conv1", channels=64, reduction=2)
+        self._step("pool1", "conv2_reduce", "conv2", channels=192, reduction=4)
+        channels, step = 192, ["pool2"]
         for name, stage, branches in _BN_INCEPTION:
+            if ["halve"] in branches:  # before it lies the last map of its size
+                self._step(*step, channels=channels, reduction=4 * 2**stage)
+                step = []
+            step.append(name)
             module = Mixed(channels, branches, excitations[stage - 1], eps)
             self.add_module(name, module)
             channels = module.out_channels
+        self._step(*step, channels=channels, reduction=32)
         self.fc: nn.Module = nn.Linear(channels, num_classes)
         self._finish()
-
-    def _features(self, x: Tensor) -> Tensor:
-        x = self.pool2(self.conv2(self.conv2_reduce(self.pool1(self.conv1(x)))))
-        return self._run([name for name, *_ in _BN_INCEPTION], x)
 
 
 def se_bn_inception(num_classes: int = 1000, **options: Any) -> SEBNInception:

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Unpack
 
-from torch import Tensor, nn
+from torch import nn
 
 from se_lightning.models.dense_block import DenseBlock, transition
 from se_lightning.models.gates import boolean, one_of, positive_integer
@@ -119,24 +119,33 @@ class SEDenseNet(ImageNetwork):
         halved = 2 ** (stages - 1)
         smallest = 4 * halved - 3 if stem == "imagenet" else halved
         super().__init__(num_classes, in_channels, min_size=smallest)
-        self.reduction = (4 if stem == "imagenet" else 1) * halved
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         parts["conv0"] = stem_conv(stem, in_channels, member.init_features)
         if stem == "imagenet":
             parts["norm0"] = nn.BatchNorm2d(member.init_features)
             parts["relu0"] = nn.ReLU(inplace=True)
             parts["pool0"] = max_pool(stem)
-        blocks, self.num_features = _blocks(member, bottleneck, keep, gates_after, excitations)
+        blocks, channels = _blocks(member, bottleneck, keep, gates_after, excitations)
         parts |= blocks
         # Torchvision's name, whose nets have four blocks.
-        parts["norm5"] = nn.BatchNorm2d(self.num_features)
+        parts["norm5"] = nn.BatchNorm2d(channels[-1])
         parts["relu5"] = nn.ReLU(inplace=True)
         self.features = nn.Sequential(parts)
+        self._lay_route(member, channels, stem)
         self.classifier: nn.Module = nn.Linear(self.num_features, num_classes)
         self._finish()
 
-    def _features(self, x: Tensor) -> Tensor:
-        return self.features(x)
+    def _lay_route(self, member: Member, channels: Sequence[int], stem: str) -> None:
+        """Name the steps; a block's map is its own output, before the transition halves it."""
+        names = [f"features.{name}" for name, _ in self.features.named_children()]
+        ends = ["conv0" if stem == "cifar" else "relu0"]
+        ends += [f"denseblock{number}" for number in range(1, len(member.layers))] + ["relu5"]
+        widths = [member.init_features, *channels]
+        for number, (end, width) in enumerate(zip(ends, widths, strict=True)):
+            after = names.index(f"features.{end}") + 1
+            reduction = 2 ** max(number - 1, 0) if stem == "cifar" else 2 ** (number + 1)
+            self._step(*names[:after], channels=width, reduction=reduction)
+            names = names[after:]
 
 
 def _member(
@@ -186,9 +195,10 @@ def _blocks(
     keep: float,
     gates_after: str,
     excitations: Sequence[Excitation],
-) -> tuple[dict[str, nn.Module], int]:
-    """Build blocks and transitions with their gates; return them and their output's channels."""
+) -> tuple[dict[str, nn.Module], list[int]]:
+    """Build blocks and transitions with their gates; return them and each block's channels."""
     parts: dict[str, nn.Module] = {}
+    after: list[int] = []
     channels = member.init_features
     none = Excitation(gate="none")
     after_block, after_transition = GATES_AFTER[gates_after]
@@ -198,13 +208,14 @@ def _blocks(
         block = DenseBlock(count, channels, member.growth_rate, bottleneck, gate)
         parts[f"denseblock{stage}"] = block
         channels = gathered
+        after.append(gathered)
         if stage < len(member.layers):
             kept = int(channels * keep)
             positive_integer("channels after a transition", kept)
             gate = (excitation if after_transition else none).build(kept)
             parts[f"transition{stage}"] = transition(channels, kept, gate)
             channels = kept
-    return parts, channels
+    return parts, after
 
 
 def se_densenet121(num_classes: int = 1000, **options: Any) -> SEDenseNet:

@@ -269,8 +269,9 @@ def zero_last_layer(gate: SqueezeExcitation | SpatialExcitation) -> None:
 def start_at_one(model: nn.Module) -> None:
     """Zero the last layer of each gate with a double sigmoid, which then passes all unchanged."""
     for module in model.modules():
-        gated = isinstance(module, SqueezeExcitation | SpatialExcitation)
-        if gated and isinstance(module.gate, DoubleSigmoid):
+        if not isinstance(module, SqueezeExcitation | SpatialExcitation):
+            continue
+        if isinstance(module.gate, DoubleSigmoid):
             zero_last_layer(module)
 
 

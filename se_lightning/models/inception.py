@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from se_lightning.models.gates import boolean
 from se_lightning.models.mixed import Branch, ConvNorm, Mixed
-from se_lightning.models.network import ImageNetwork, check_images
+from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, StagedGateOptions
 
 __all__ = ["SEInceptionV3", "se_inception_v3"]
@@ -129,9 +129,6 @@ class SEInceptionV3(ImageNetwork):
         Szegedy et al., arXiv:1512.00567; titu1994/keras-squeeze-excite-network, se_inception_v3.py.
     """
 
-    num_features = 2048
-    reduction = 32
-
     def __init__(
         self,
         *,
@@ -152,34 +149,28 @@ class SEInceptionV3(ImageNetwork):
         self.Conv2d_3b_1x1 = ConvNorm(64, 80, 1)
         self.Conv2d_4a_3x3 = ConvNorm(80, 192, 3, 1, 0)
         self.maxpool2 = nn.MaxPool2d(3, stride=2)
-        channels = 192
+        self._step("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", channels=64, reduction=2)
+        self._step("maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", channels=192, reduction=4)
+        channels, step = 192, ["maxpool2"]
         for name, stage, branches in _INCEPTION_V3:
             if name == "Mixed_7a":
                 self.AuxLogits = AuxiliaryHead(channels, num_classes) if aux else None
             block = Mixed(channels, branches, excitations[stage - 1])
             self.add_module(name, block)
             channels = block.out_channels
+            step.append(name)
+            if name in ("Mixed_5d", "Mixed_6e", "Mixed_7c"):
+                self._step(*step, channels=channels, reduction=4 * 2**stage)
+                step = []
         self.fc: nn.Module = nn.Linear(channels, num_classes)
         self._finish()
-
-    def _to_17(self, x: Tensor) -> Tensor:
-        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
-        x = self.maxpool2(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(self.maxpool1(x))))
-        return self._run([name for name, stage, _ in _INCEPTION_V3 if stage < 3], x)
-
-    def _to_8(self, x: Tensor) -> Tensor:
-        return self._run([name for name, stage, _ in _INCEPTION_V3 if stage == 3], x)
-
-    def _features(self, x: Tensor) -> Tensor:
-        return self._to_8(self._to_17(x))
 
     def forward(self, x: Tensor) -> Any:
         """Return logits (N, K); while training with ``aux``, a pair of them."""
         if self.AuxLogits is None or not self.training:
             return super().forward(x)
-        check_images(x, self.in_channels, self.min_size)
-        x = self._to_17(x)
-        return self.forward_head(self._to_8(x)), self.AuxLogits(x)
+        *_, at_17, at_8 = self._walk(x)
+        return self.forward_head(at_8), self.AuxLogits(at_17)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier, and the auxiliary one; 0 classes leave the pooled features."""

@@ -142,8 +142,6 @@ class SEInceptionResNetV2(ImageNetwork):
         titu1994/keras-squeeze-excite-network, se_inception_resnet_v2.py.
     """
 
-    num_features = 1536
-    reduction = 32
     classifier_name = "classif"
 
     def __init__(
@@ -178,17 +176,15 @@ class SEInceptionResNetV2(ImageNetwork):
         self.repeat_2 = _repeat(9, 2080, _BLOCK_8, 0.20, stages[2])
         self.block8 = InceptionUnit(2080, _BLOCK_8, 1.0, stages[2], act=False)
         self.se = between[2].build(2080)
-        self.conv2d_7b = ConvNorm(2080, self.num_features, 1)
+        self.conv2d_7b = ConvNorm(2080, 1536, 1)
+        self._step("conv2d_1a", "conv2d_2a", "conv2d_2b", channels=64, reduction=2)
+        self._step("maxpool_3a", "conv2d_3b", "conv2d_4a", channels=192, reduction=4)
+        self._step("maxpool_5a", "mixed_5b", "repeat", channels=320, reduction=8)
+        self._step("mixed_6a", "repeat_1", channels=1088, reduction=16)
+        last = "mixed_7a", "repeat_2", "block8", "se", "conv2d_7b"
+        self._step(*last, channels=1536, reduction=32)
         self.classif: nn.Module = nn.Linear(self.num_features, num_classes)
         self._finish()
-
-    def _features(self, x: Tensor) -> Tensor:
-        x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a(x)))
-        x = self.maxpool_5a(self.conv2d_4a(self.conv2d_3b(self.maxpool_3a(x))))
-        x = self.repeat(self.mixed_5b(x))
-        x = self.repeat_1(self.mixed_6a(x))
-        x = self.repeat_2(self.mixed_7a(x))
-        return self.conv2d_7b(self.se(self.block8(x)))
 
 
 def _repeat(

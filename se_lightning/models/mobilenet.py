@@ -70,7 +70,6 @@ class SEMobileNet(ImageNetwork):
         Howard et al., arXiv:1704.04861; titu1994/keras-squeeze-excite-network, se_mobilenets.py.
     """
 
-    reduction = 32
     classifier_name = "classifier"
 
     def __init__(
@@ -95,6 +94,7 @@ class SEMobileNet(ImageNetwork):
         self.conv_stem = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.act = nn.ReLU6(inplace=True)
+        self._step("conv_stem", "bn1", "act", channels=channels, reduction=2)
         stages = []
         for stage, (widths, excitation) in enumerate(zip(_STAGES, excitations, strict=True)):
             blocks = []
@@ -104,13 +104,10 @@ class SEMobileNet(ImageNetwork):
                 blocks.append(SeparableBlock(channels, scaled, stride, excitation))
                 channels = scaled
             stages.append(nn.Sequential(*blocks))
+            self._step(f"blocks.{stage}", channels=channels, reduction=2 * 2**stage)
         self.blocks = nn.Sequential(*stages)
-        self.num_features = channels
         self.classifier: nn.Module = nn.Linear(channels, num_classes)
         self._finish()
-
-    def _features(self, x: Tensor) -> Tensor:
-        return self.blocks(self.act(self.bn1(self.conv_stem(x))))
 
 
 def se_mobilenet(num_classes: int = 1000, **options: Any) -> SEMobileNet:

@@ -1,14 +1,16 @@
 """What all networks share: images in, a feature map, logits out."""
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from se_lightning.models.checkpointing import run, run_checkpointed
 from se_lightning.models.gates import fraction, positive_integer, start_at_one, warn_of_single_units
 
-__all__ = ["ImageNetwork", "check_images"]
+__all__ = ["FeatureMap", "ImageNetwork", "check_images"]
 
 
 @torch.fx.wrap
@@ -32,11 +34,20 @@ def check_images(x: Tensor, in_channels: int, min_size: int, image_size: int | N
         )
 
 
+class FeatureMap(NamedTuple):
+    """A map on the way through a network: the module whose output it is, channels, stride."""
+
+    module: str
+    channels: int
+    reduction: int
+
+
 class ImageNetwork(nn.Module, ABC):
     """Images to logits in two steps, with timm's names for them.
 
-    A family defines ``_features``, sets ``num_features`` (channels of the last feature map),
-    ``reduction`` (its stride) and the classifier, and ends its constructor with ``_finish``.
+    A family lays its route, a step for each feature map, with ``_step``, sets the classifier, and
+    ends its constructor with ``_finish``. ``feature_info`` lists the maps: the stem's, and the
+    last of each stage.
 
     Args:
         num_classes: K.
@@ -49,8 +60,6 @@ class ImageNetwork(nn.Module, ABC):
         ValueError: naming the argument that does not fit.
     """
 
-    num_features: int
-    reduction: int
     classifier_name = "fc"
 
     def __init__(
@@ -70,26 +79,79 @@ class ImageNetwork(nn.Module, ABC):
         self.min_size = min_size
         self.image_size = image_size
         self.drop = nn.Dropout(dropout)
+        self.feature_info: list[FeatureMap] = []
+        self._steps: list[tuple[str, ...]] = []
+        self.grad_checkpointing = False
+
+    def _step(self, *modules: str, channels: int, reduction: int) -> None:
+        """Lay the next step of the route: the modules that lead to the next feature map."""
+        self._steps.append(modules)
+        self.feature_info.append(FeatureMap(modules[-1], channels, reduction))
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last feature map."""
+        return self.feature_info[-1].channels
+
+    @property
+    def reduction(self) -> int:
+        """Stride of the last feature map."""
+        return self.feature_info[-1].reduction
 
     @property
     def head_hidden_size(self) -> int:
         """Number of features that the classifier reads."""
         return self.num_features
 
-    @abstractmethod
-    def _features(self, x: Tensor) -> Tensor:
-        """Return the last feature map."""
-
-    def _run(self, names: Sequence[str], x: Tensor) -> Tensor:
-        """Run submodules one after the other."""
-        for name in names:
-            x = getattr(self, name)(x)
-        return x
+    def _walk(self, x: Tensor) -> list[Tensor]:
+        """Return the feature map of each step."""
+        check_images(x, self.in_channels, self.min_size, self.image_size)
+        advance = run_checkpointed if self.grad_checkpointing and self.training else run
+        maps = []
+        for step in self._steps:
+            x = advance([_part(self, name) for name in step], x)
+            maps.append(x)
+        return maps
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last feature map, (N, num_features, about H / reduction, W / reduction)."""
-        check_images(x, self.in_channels, self.min_size, self.image_size)
-        return self._features(x)
+        return self._walk(x)[-1]
+
+    def forward_intermediates(
+        self, x: Tensor, indices: int | Sequence[int] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the last feature map, and those of ``feature_info``, for dense tasks.
+
+        Args:
+            x: images, (N, in_channels, H, W).
+            indices: which of ``feature_info``; a number n takes the last n, None takes all.
+
+        Raises:
+            ValueError: if there is no such map.
+
+        Example:
+            >>> from se_lightning.models import se_resnet18
+            >>> network = se_resnet18()
+            >>> last, maps = network.forward_intermediates(torch.zeros(1, 3, 64, 64), indices=2)
+            >>> network.feature_info[-2], maps[0].shape
+            (FeatureMap(module='layer3', channels=256, reduction=16), torch.Size([1, 256, 4, 4]))
+        """
+        count = len(self.feature_info)
+        chosen = range(count) if indices is None else indices
+        if isinstance(chosen, int):
+            chosen = range(count - chosen, count)
+        if any(not -count <= index < count for index in chosen):
+            raise ValueError(f"`indices` (={indices!r}) must pick of {count} feature maps.")
+        maps = self._walk(x)
+        return maps[-1], [maps[index] for index in chosen]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only what enters the units, and run each again for its gradients.
+
+        Gradients and running statistics are the same; a step takes about a third longer, and
+        what it keeps of a unit is one map.
+        """
+        self.grad_checkpointing = enable
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Turn a feature map into logits (N, K), or pooled features (N, head_hidden_size)."""
@@ -125,3 +187,11 @@ class ImageNetwork(nn.Module, ABC):
                     nn.init.zeros_(module.bias)
         start_at_one(self)
         warn_of_single_units(self)
+
+
+def _part(network: nn.Module, path: str) -> nn.Module:
+    """Return a submodule by its path, or the network's own method of that name."""
+    part = network
+    for name in path.split("."):
+        part = getattr(part, name)
+    return part

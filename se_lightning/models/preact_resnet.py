@@ -177,22 +177,24 @@ class SEPreActResNet(ImageNetwork):
             self.bn1, self.stem_act = nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         self.maxpool = max_pool(chosen.stem)
         unit: type[PreActUnit] = PreActBottleneck if chosen.bottleneck else PreActBasicBlock
-        self.stages = [f"layer{number}" for number in range(1, len(chosen.layers) + 1)]
+        reduction = 1 if chosen.stem == "cifar" else 2
+        self._step("conv1", "bn1", "stem_act", channels=channels, reduction=reduction)
         for stage, (count, width) in enumerate(zip(chosen.layers, chosen.widths, strict=True)):
             width *= width_factor
-            layer = stack(unit, count, channels, width, 2 if stage else 1, excitations[stage])
-            self.add_module(self.stages[stage], layer)
+            stride = 2 if stage else 1
+            layer = stack(unit, count, channels, width, stride, excitations[stage])
             channels = width * unit.expansion
-        self.num_features = channels
-        self.reduction = (1 if chosen.stem == "cifar" else 4) * 2 ** (len(chosen.layers) - 1)
+            name = f"layer{stage + 1}"
+            self.add_module(name, layer)
+            # The first stage follows the max-pool.
+            reduction *= stride if stage else reduction
+            entry = () if stage else ("maxpool",)
+            ends = ("norm", "act") if stage + 1 == len(chosen.layers) else ()
+            self._step(*entry, name, *ends, channels=channels, reduction=reduction)
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)
         self.fc: nn.Module = nn.Linear(channels, num_classes, bias=not literal)
         self._finish()
-
-    def _features(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.stem_act(self.bn1(self.conv1(x))))
-        return self.act(self.norm(self._run(self.stages, x)))
 
 
 def se_preact_resnet18(num_classes: int = 1000, **options: Any) -> SEPreActResNet:

@@ -225,22 +225,22 @@ class SEResNet(ImageNetwork):
         self.act = nn.ReLU(inplace=True)
         self.maxpool = max_pool(chosen.stem, ceil_pool)
         block: type[PostActUnit] = self.bottleneck_block if chosen.bottleneck else BasicBlock
-        self.stages = [f"layer{number}" for number in range(1, len(chosen.layers) + 1)]
+        reduction = 1 if chosen.stem == "cifar" else 2
+        self._step("conv1", "bn1", "act", channels=channels, reduction=reduction)
         options = cardinality, group_width, stride_in, relu_before_gate
         for stage, (count, width) in enumerate(zip(chosen.layers, chosen.widths, strict=True)):
             width *= width_factor
             stride = 2 if stage else 1
             layer = stack(block, count, channels, width, stride, excitations[stage], *options)
-            self.add_module(self.stages[stage], layer)
             channels = width * block.expansion
-        self.num_features = channels
-        self.reduction = (1 if chosen.stem == "cifar" else 4) * 2 ** (len(chosen.layers) - 1)
+            name = f"layer{stage + 1}"
+            self.add_module(name, layer)
+            # The first stage follows the max-pool.
+            reduction *= stride if stage else reduction
+            entry = () if stage else ("maxpool",)
+            self._step(*entry, name, channels=channels, reduction=reduction)
         self.fc: nn.Module = nn.Linear(channels, num_classes)
         self._finish()
-
-    def _features(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.act(self.bn1(self.conv1(x))))
-        return self._run(self.stages, x)
 
 
 def se_resnet18(num_classes: int = 1000, **options: Any) -> SEResNet:

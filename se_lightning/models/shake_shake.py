@@ -22,7 +22,7 @@ def shake(first: Tensor, second: Tensor, backward: str) -> Tensor:
         second: the same.
         backward: ``"shake"`` for another random share, ``"even"`` for halves.
     """
-    shares = first.new_empty(2, len(first), 1, 1, 1).uniform_()
+    shares = first.new_empty(2, first.shape[0], 1, 1, 1).uniform_()
     back = shares[1] if backward == "shake" else 0.5
     # The value is that of the first line, the gradient that of the second.
     forward = torch.lerp(second, first, shares[0])
@@ -138,8 +138,6 @@ class SEShakeShake(ImageNetwork):
         Gastaldi, arXiv:1705.07485; Hu et al., arXiv:1709.01507, Tables 4 and 5.
     """
 
-    reduction = 4
-
     def __init__(
         self,
         depth: int = 26,
@@ -170,7 +168,7 @@ class SEShakeShake(ImageNetwork):
         channels = 16 if cardinality is None else 64
         self.conv1 = conv3x3(in_channels, channels)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.stages = ["layer1", "layer2", "layer3"]
+        self._step("conv1", "bn1", channels=channels, reduction=1)
         for stage, excitation in enumerate(excitations):
             out_channels = width * (cardinality or 1) * 2**stage
             layer = stack(
@@ -183,15 +181,13 @@ class SEShakeShake(ImageNetwork):
                 cardinality,
                 backward,
             )
-            self.add_module(self.stages[stage], layer)
+            self.add_module(f"layer{stage + 1}", layer)
             channels = out_channels
-        self.num_features = channels
-        self.act = nn.ReLU(inplace=True)
+            ends = ("act",) if stage == 2 else ()
+            self._step(f"layer{stage + 1}", *ends, channels=channels, reduction=2**stage)
+        self.act = nn.ReLU()  # alone in its part when the gradients are checkpointed
         self.fc: nn.Module = nn.Linear(channels, num_classes)
         self._finish()
-
-    def _features(self, x: Tensor) -> Tensor:
-        return self.act(self._run(self.stages, self.bn1(self.conv1(x))))
 
 
 def se_shake_shake26_2x96d(num_classes: int = 10, **options: Any) -> SEShakeShake:

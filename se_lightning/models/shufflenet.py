@@ -86,8 +86,6 @@ class SEShuffleNet(ImageNetwork):
         Zhang et al., arXiv:1707.01083; Hu et al., arXiv:1709.01507, Table 3.
     """
 
-    reduction = 32
-
     def __init__(
         self,
         *,
@@ -109,7 +107,7 @@ class SEShuffleNet(ImageNetwork):
         self.act = nn.ReLU(inplace=True)
         self.maxpool = max_pool("imagenet")
         channels = 24
-        self.stages = [f"stage{number}" for number in range(1, len(_UNITS) + 1)]
+        self._step("conv1", "bn1", "act", channels=channels, reduction=2)
         for stage, (count, excitation) in enumerate(zip(_UNITS, excitations, strict=True)):
             width = _WIDTHS[groups] * 2**stage
             units = []
@@ -119,14 +117,12 @@ class SEShuffleNet(ImageNetwork):
                 stride = 2 if index == 0 else 1
                 units.append(ShuffleUnit(channels, width, stride, groups, first, excitation))
                 channels = width
-            self.add_module(self.stages[stage], nn.Sequential(*units))
-        self.num_features = channels
+            name = f"stage{stage + 1}"
+            self.add_module(name, nn.Sequential(*units))
+            entry = () if stage else ("maxpool",)
+            self._step(*entry, name, channels=channels, reduction=8 * 2**stage)
         self.fc: nn.Module = nn.Linear(channels, num_classes)
         self._finish()
-
-    def _features(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.act(self.bn1(self.conv1(x))))
-        return self._run(self.stages, x)
 
 
 def se_shufflenet(num_classes: int = 1000, **options: Any) -> SEShuffleNet:

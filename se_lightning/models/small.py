@@ -34,9 +34,6 @@ class SESimple(ImageNetwork):
         ValueError: naming the argument that does not fit.
     """
 
-    num_features = 1
-    reduction = 1
-
     def __init__(
         self,
         *,
@@ -56,6 +53,9 @@ class SESimple(ImageNetwork):
         self.act = nn.ReLU(inplace=True)
         self.se = excitation.build(32)
         self.conv2 = nn.Conv2d(32, 1, 1)
+        self.act2 = nn.ReLU(inplace=True)
+        self._step("conv1", "act", channels=32, reduction=1)
+        self._step("_gated", "conv2", "act2", channels=1, reduction=1)
         self.fc: nn.Module = nn.Linear(self.head_hidden_size, num_classes)
         self._finish()
 
@@ -63,10 +63,8 @@ class SESimple(ImageNetwork):
     def head_hidden_size(self) -> int:  # noqa: D102
         return self.pixels
 
-    def _features(self, x: Tensor) -> Tensor:
-        x = self.act(self.conv1(x))
-        x = tail(x, se=self.se, shortcut=x if self.residual else None)
-        return self.act(self.conv2(x))
+    def _gated(self, x: Tensor) -> Tensor:
+        return tail(x, se=self.se, shortcut=x if self.residual else None)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Turn the map into logits (N, K), or its pixels (N, image_size ** 2)."""
@@ -129,9 +127,6 @@ class SENested(ImageNetwork):
         ValueError: naming the argument that does not fit.
     """
 
-    num_features = 64
-    reduction = 4
-
     def __init__(
         self,
         *,
@@ -147,12 +142,12 @@ class SENested(ImageNetwork):
         self.layer1 = NestedUnit(16, 16, 1, excitations[0])
         self.layer2 = NestedUnit(16, 32, 2, excitations[1])
         self.layer3 = NestedUnit(32, 64, 2, excitations[2])
+        self._step("conv1", "bn1", "act", channels=16, reduction=1)
+        for number in (1, 2, 3):
+            reduction = 2 ** (number - 1)
+            self._step(f"layer{number}", channels=16 * reduction, reduction=reduction)
         self.fc: nn.Module = nn.Linear(self.num_features, num_classes)
         self._finish()
-
-    def _features(self, x: Tensor) -> Tensor:
-        x = self.act(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x)))
 
 
 def se_simple(num_classes: int = 10, **options: Any) -> SESimple:

@@ -39,8 +39,6 @@ class SEVGG16BN(ImageNetwork):
         Simonyan and Zisserman, arXiv:1409.1556; Hu et al., arXiv:1709.01507, Table 2.
     """
 
-    num_features = 512
-    reduction = 32
     classifier_name = "classifier.6"
     head_hidden_size = 4096
 
@@ -56,8 +54,10 @@ class SEVGG16BN(ImageNetwork):
         fraction("dropout", dropout)
         super().__init__(num_classes, in_channels, min_size=32)
         layers: list[nn.Module] = []
-        channels = in_channels
-        for (width, count), excitation in zip(_STAGES, excitations, strict=True):
+        channels, first = in_channels, 0
+        for stage, ((width, count), excitation) in enumerate(
+            zip(_STAGES, excitations, strict=True)
+        ):
             for _ in range(count):
                 gated = OrderedDict(act=nn.ReLU(inplace=True), se=excitation.build(width))
                 layers += [
@@ -66,7 +66,12 @@ class SEVGG16BN(ImageNetwork):
                     nn.Sequential(gated),
                 ]
                 channels = width
+            # A stage's map is what its pool reads.
+            step = [f"features.{index}" for index in range(first, len(layers))]
+            self._step(*step, channels=width, reduction=2**stage)
+            first = len(layers)
             layers.append(nn.MaxPool2d(2, stride=2))
+        self._step(f"features.{first}", channels=channels, reduction=32)
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(
             nn.Linear(512 * 7 * 7, self.head_hidden_size),
@@ -82,9 +87,6 @@ class SEVGG16BN(ImageNetwork):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.01)
                 nn.init.zeros_(module.bias)
-
-    def _features(self, x: Tensor) -> Tensor:
-        return self.features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Turn a feature map into logits (N, K), or the last hidden layer's output (N, 4096)."""

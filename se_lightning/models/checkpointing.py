@@ -1,0 +1,73 @@
+"""Running a step of a network, all at once or with its activations thrown away in between."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["run", "run_checkpointed"]
+
+Step = Callable[[Tensor], Tensor]
+
+
+def run(steps: Sequence[Step], x: Tensor) -> Tensor:
+    """Run modules one after the other."""
+    for step in steps:
+        x = step(x)
+    return x
+
+
+def run_checkpointed(steps: Sequence[Step], x: Tensor) -> Tensor:
+    """Run modules one after the other, and again, in parts, when their gradients are wanted.
+
+    A part is a unit of a stack, or what lies between two stacks.
+    """
+    for part in _parts(steps):
+        norms = [
+            module
+            for step in part
+            if isinstance(step, nn.Module)
+            for module in step.modules()
+            if isinstance(module, _BatchNorm) and module.track_running_stats
+        ]
+        contexts = partial(_first_and_second, norms)
+        x = checkpoint(run, part, x, use_reentrant=False, context_fn=contexts)
+    return x
+
+
+Contexts = contextlib.AbstractContextManager
+
+
+def _first_and_second(norms: Sequence[_BatchNorm]) -> tuple[Contexts, Contexts]:
+    return contextlib.nullcontext(), _counted_already(norms)
+
+
+def _parts(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
+    between: list[Step] = []
+    for step in steps:
+        # A sequence of units, not one of single layers, which may work in place.
+        if type(step) is nn.Sequential and all(next(unit.children(), None) for unit in step):
+            if between:
+                yield between
+            yield from ([unit] for unit in step)
+            between = []
+        else:
+            between.append(step)
+    if between:
+        yield between
+
+
+@contextlib.contextmanager
+def _counted_already(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Keep the second run of a batch out of the running statistics."""
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, batches in before:
+            norm.momentum, norm.num_batches_tracked = momentum, batches
