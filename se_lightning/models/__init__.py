@@ -44,6 +44,7 @@ from se_lightning.models.shake_shake import *  # noqa: F403
 from se_lightning.models.shufflenet import *  # noqa: F403
 from se_lightning.models.small import *  # noqa: F403
 from se_lightning.models.vgg import *  # noqa: F403
+from se_lightning.models.weights import LoadReport, load_weights
 from se_lightning.models.wide_resnet import *  # noqa: F403
 
 _FAMILIES = (
@@ -71,11 +72,13 @@ __all__ = [
     "Excitation",
     "FeatureMap",
     "ImageNetwork",
+    "LoadReport",
     "SpatialExcitation",
     "SqueezeExcitation",
     "create_model",
     "hidden_widths",
     "list_models",
+    "load_weights",
 ]
 __all__ += [name for family in _FAMILIES for name in family.__all__]
 

@@ -2,7 +2,7 @@
 
 from abc import ABC
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,8 @@ class ImageNetwork(nn.Module, ABC):
         self.feature_info: list[FeatureMap] = []
         self._steps: list[tuple[str, ...]] = []
         self.grad_checkpointing = False
+        # Options that change the outputs and no parameter's shape.
+        self.variant: dict[str, Any] = {}
 
     def _step(self, *modules: str, channels: int, reduction: int) -> None:
         """Lay the next step of the route: the modules that lead to the next feature map."""

@@ -225,6 +225,8 @@ class SEResNet(ImageNetwork):
         self.act = nn.ReLU(inplace=True)
         self.maxpool = max_pool(chosen.stem, ceil_pool)
         block: type[PostActUnit] = self.bottleneck_block if chosen.bottleneck else BasicBlock
+        self.variant = {"ceil_pool": ceil_pool, "relu_before_gate": relu_before_gate}
+        self.variant["stride_in"] = stride_in
         reduction = 1 if chosen.stem == "cifar" else 2
         self._step("conv1", "bn1", "act", channels=channels, reduction=reduction)
         options = cardinality, group_width, stride_in, relu_before_gate

@@ -6,33 +6,9 @@ import pytest
 import timm
 import torch
 import torchvision
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from se_lightning.models import SEDenseNet, SEResNet, create_model
-
-
-def randomise(model: nn.Module) -> nn.Module:
-    """Give every parameter and statistic a value at which a mix-up would show."""
-    generator = torch.Generator().manual_seed(0)
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    with torch.no_grad():
-        for tensor in model.state_dict().values():
-            if tensor.is_floating_point():
-                fan = tensor[0].numel() if tensor.ndim > 1 else 25
-                tensor.copy_(torch.randn(tensor.shape, generator=generator) / fan**0.5)
-        for norm in norms:
-            norm.weight.abs_().add_(0.5)
-            norm.running_var.abs_().add_(0.5)
-    return model.eval()
-
-
-def assert_equal_outputs(model, oracle, pixels):
-    x = torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        ours, theirs = model.eval()(x), oracle(x)
-    assert theirs.std() > 1e-3, "the outputs say nothing"
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +26,7 @@ def assert_equal_outputs(model, oracle, pixels):
         ("se_vgg16_bn", "vgg16_bn", 64),
     ],
 )
-def test_gate_none_equals_torchvision(ours, theirs, pixels):
+def test_gate_none_equals_torchvision(ours, theirs, pixels, randomise, assert_equal_outputs):
     oracle = randomise(torchvision.models.get_model(theirs))
     model = create_model(ours, gate="none")
     assert list(model.state_dict()) == list(oracle.state_dict())
@@ -58,7 +34,7 @@ def test_gate_none_equals_torchvision(ours, theirs, pixels):
     assert_equal_outputs(model, oracle, pixels)
 
 
-def test_gate_none_equals_torchvisions_wide_resnet50():
+def test_gate_none_equals_torchvisions_wide_resnet50(randomise, assert_equal_outputs):
     oracle = randomise(torchvision.models.wide_resnet50_2())
     model = SEResNet(50, group_width=128, gate="none")
     model.load_state_dict(oracle.state_dict(), strict=True)
@@ -74,7 +50,7 @@ def test_densenet264_has_the_shape_of_torchvisions_class():
 
 
 @pytest.mark.parametrize("aux", [False, True])
-def test_gate_none_equals_torchvisions_inception_v3(aux):
+def test_gate_none_equals_torchvisions_inception_v3(aux, randomise, assert_equal_outputs):
     oracle = torchvision.models.inception_v3(aux_logits=aux, init_weights=False)
     model = create_model("se_inception_v3", gate="none", aux=aux)
     assert list(model.state_dict()) == list(randomise(oracle).state_dict())
@@ -98,7 +74,7 @@ def test_gate_none_equals_torchvisions_inception_v3(aux):
         ("se_mobilenet", "mobilenetv1_100", 96),
     ],
 )
-def test_gate_none_equals_timm(ours, theirs, pixels):
+def test_gate_none_equals_timm(ours, theirs, pixels, randomise, assert_equal_outputs):
     oracle = randomise(timm.create_model(theirs))
     model = create_model(ours, gate="none")
     assert list(model.state_dict()) == list(oracle.state_dict())
@@ -120,7 +96,7 @@ def test_gate_none_equals_timm(ours, theirs, pixels):
         ("senet154", "senet154", {}),
     ],
 )
-def test_keys_and_outputs_equal_timms(ours, theirs, options):
+def test_keys_and_outputs_equal_timms(ours, theirs, options, randomise, assert_equal_outputs):
     oracle = randomise(timm.create_model(theirs))
     model = create_model(ours, **options)
     assert list(model.state_dict()) == list(oracle.state_dict())
@@ -149,7 +125,9 @@ def from_legacy(key: str) -> str:
         ("senet154", "legacy_senet154", {}),
     ],
 )
-def test_the_caffe_releases_form_equals_timms_legacy_nets(ours, theirs, options):
+def test_the_caffe_releases_form_equals_timms_legacy_nets(
+    ours, theirs, options, randomise, assert_equal_outputs
+):
     oracle = randomise(timm.create_model(theirs))
     model = create_model(ours, ceil_pool=True, **options)
     state = oracle.state_dict()

@@ -1,0 +1,78 @@
+"""Weights from the Hugging Face hub."""
+
+import hashlib
+import re
+from pathlib import Path
+
+__all__ = ["NAME", "fetch"]
+
+# owner/repository, perhaps with a revision.
+NAME = re.compile(r"(?:hf[-_]hub:)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def fetch(name: str) -> Path:
+    """Download a repository's weights, or find them in the hub's cache.
+
+    Args:
+        name: ``owner/repository``, with ``@revision`` for another than the newest; ``hf-hub:`` in
+            front of it, as timm writes it, is allowed.
+
+    Raises:
+        ValueError: if there is no such repository or no weights in it, if the hub cannot be
+            reached or huggingface_hub is not installed (the message says what to put where), or
+            if the file is not the one that the hub has.
+    """
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError as error:
+        raise ValueError(
+            f"weights={name} are on the Hugging Face hub, which needs huggingface_hub: "
+            'pip install "se-lightning[hub]".'
+        ) from error
+    found = NAME.fullmatch(name)
+    assert found
+    repository, revision = found.groups()
+    unreachable: OSError | None = None
+    for file in _FILES:
+        offline = unreachable is not None
+        try:
+            path = hf_hub_download(repository, file, revision=revision, local_files_only=offline)
+        except errors.RemoteEntryNotFoundError:
+            continue
+        except errors.HfHubHTTPError as error:
+            why = str(error).strip().partition("\n")[0]
+            raise ValueError(f"The Hugging Face hub does not give {name}: {why}") from error
+        except OSError as error:  # no network; the other file may be in the cache
+            unreachable = error
+            continue
+        _check(Path(path), name)
+        return Path(path)
+    if unreachable is not None:
+        raise ValueError(_unreachable(repository, revision)) from unreachable
+    raise ValueError(f"{name} has no weights on the hub: neither {' nor '.join(_FILES)}.")
+
+
+def _unreachable(repository: str, revision: str | None) -> str:
+    from huggingface_hub import constants
+
+    address = f"{constants.ENDPOINT}/{repository}/resolve/{revision or 'main'}/{_FILES[0]}"
+    return (
+        f"The Hugging Face hub cannot be reached, and {repository} is not in its cache "
+        f"({constants.HF_HUB_CACHE}). Where there is a network download {address} (or "
+        f"{_FILES[1]}), bring the file here, and give its path: weights=DIR/{_FILES[0]}."
+    )
+
+
+def _check(path: Path, name: str) -> None:
+    """Compare with the hub's own hash, by which its cache names a large file."""
+    wanted = path.resolve().name
+    if not re.fullmatch("[0-9a-f]{64}", wanted):
+        return  # a small file, or a file system without links
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != wanted:
+        raise ValueError(
+            f"{path} is not what the hub has as {name}: its SHA-256 is {found}. Delete the file, "
+            "and it will be fetched again."
+        )

@@ -1,0 +1,247 @@
+"""Loading weights: from others' files and from our own, where this network is their twin."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from se_lightning.models import hub
+from se_lightning.models.files import read_file
+from se_lightning.models.layouts import recognise, translate
+from se_lightning.models.network import ImageNetwork
+from se_lightning.models.structure import check_structure, check_variant, of_gate, within
+
+__all__ = ["LoadReport", "load_weights"]
+
+
+@dataclass
+class LoadReport:
+    """What became of each tensor of the file, and of the network's; names are the network's.
+
+    Args:
+        source: the file, or the name on the hub.
+        layout: whose names the file has.
+        loaded: taken over.
+        renamed: of these, from the name in the file.
+        reshaped: of these, a dense layer's weight between 2-D and 4-D.
+        zeroed: the gates' biases, where the file's gates have none.
+        kept: the network's own, which the file does not have.
+        left_out: the file's, which were not taken, with their shapes.
+    """
+
+    source: str
+    layout: str
+    loaded: list[str] = field(default_factory=list)
+    renamed: dict[str, str] = field(default_factory=dict)
+    reshaped: list[str] = field(default_factory=list)
+    zeroed: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    left_out: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [f"{self.source}, {self.layout} layout: {len(self.loaded)} tensors loaded"]
+        if self.renamed:
+            parts.append(f"{len(self.renamed)} of them renamed")
+        if self.reshaped:
+            parts.append(f"{len(self.reshaped)} reshaped")
+        if self.zeroed:
+            parts.append(f"{len(self.zeroed)} biases of gates set to zero")
+        if self.kept:
+            parts.append(f"{len(self.kept)} kept as they were ({_some(self.kept)})")
+        if self.left_out:
+            names = [f"{name} {shape}" for name, shape in self.left_out.items()]
+            parts.append(f"{len(self.left_out)} left out ({_some(names)})")
+        return "; ".join(parts)
+
+
+def load_weights(
+    model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Any], *, use_ema: bool = True
+) -> LoadReport:
+    """Load weights that somebody else has published, or one of our checkpoints, into a network.
+
+    The layouts are those of timm (its legacy networks too), Cadene, mmpretrain, moskomule,
+    torchvision (a plain network goes into its SE twin, whose gates stay as they are) and our own;
+    the keys tell which. Another number of classes leaves the classifier out. Shapes do not tell
+    everything: a network with its strides elsewhere, or with another squeeze, is refused where
+    the layout says what the weights were made for. Either all is loaded or nothing is.
+
+    Torchvision's own Inception-v3 weights want images normalised to mean and deviation 0.5.
+
+    Args:
+        model: one of this package's networks, or any other, which then takes its own names.
+        source: a file of torch or safetensors, a name on the Hugging Face hub
+            (``timm/seresnet50.a1_in1k``), or a state dict.
+        use_ema: of a checkpoint that holds both, take the averaged weights, not the raw ones.
+
+    Returns:
+        What was loaded, renamed, reshaped, set to zero, kept and left out.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, holds code, is of another network or of another
+            variant of this one (the message names the option to set), or cannot be fetched. The
+            network is then as it was.
+
+    Example:
+        >>> from torchvision.models import resnet18
+        >>> from se_lightning.models import se_resnet18
+        >>> network = se_resnet18(num_classes=10)
+        >>> report = load_weights(network, resnet18().state_dict())
+        >>> len(report.loaded), sorted(report.left_out)
+        (120, ['fc.bias', 'fc.weight'])
+    """
+    name, content = _read(source)
+    state, there = _state_dict(content, name, use_ema)
+    state = _unwrapped(state, model)
+    layout, head = recognise(state), _head(model)
+    names = {key: translate(key, layout, head) for key in state}
+    renamed = {ours: theirs for theirs, ours in names.items() if ours != theirs}
+    report = LoadReport(name, "se_lightning's" if there else layout.name, renamed=renamed)
+    state = {names[key]: tensor for key, tensor in state.items()}
+    fitted = _fit(model, state, report)
+    gated = any(map(of_gate, state))
+    if there is not None:
+        check_structure(model, there, name, gated=gated, head=head)
+    elif isinstance(model, ImageNetwork):
+        check_variant(model, layout, state, f"{name} ({layout.name} layout)", gated=gated)
+    model.load_state_dict(fitted, strict=True)
+    return report
+
+
+def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any]:
+    if isinstance(source, Mapping):
+        return "The state dict", source
+    path, name = Path(source), str(source)
+    if path.is_file():
+        return name, read_file(path)
+    if hub.NAME.fullmatch(name) and path.suffix.lower() not in _SUFFIXES:
+        return name, read_file(hub.fetch(name))
+    raise FileNotFoundError(
+        f"`weights` (={name}) is not a file. Give the path of one (.pth, .safetensors, .ckpt), or "
+        "a name on the Hugging Face hub: timm/seresnet50.a1_in1k, say."
+    )
+
+
+_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
+# Where a training script keeps the averaged weights, and the raw ones.
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
+_RAW = ("state_dict", "model")
+
+
+def _state_dict(
+    content: Any, name: str, use_ema: bool
+) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    """Take the state dict out of a checkpoint; of one of ours, also the network's structure."""
+    there = None
+    if isinstance(content, Mapping):
+        there = (content.get("se_lightning") or {}).get("structure")
+        raw = () if use_ema else ("current_model_state",)  # Lightning's, beside the averaged
+        for key in (*raw, *(_AVERAGED if use_ema else ()), *_RAW):
+            if isinstance(content.get(key), Mapping):
+                content = content[key]
+                break
+    tensors = isinstance(content, Mapping) and all(isinstance(v, Tensor) for v in content.values())
+    if not tensors or not content:
+        raise ValueError(f"{name} holds no state dict: no names with tensors.")
+    return {key.replace("_orig_mod.", ""): v for key, v in content.items()}, there
+
+
+def _unwrapped(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Take off the names of what the network was wrapped in: ``module.``, ``backbone.``."""
+    state.pop("n_averaged", None)  # of torch's AveragedModel
+    children = dict(model.named_children())
+    while True:
+        first = {key.partition(".")[0] if "." in key else "" for key in state}
+        if len(first) != 1 or "" in first or first & set(children):
+            return state
+        state = {key.partition(".")[2]: tensor for key, tensor in state.items()}
+
+
+def _head(model: nn.Module) -> str:
+    """Return the classifier's name: ours, timm's, or that of the last dense layer."""
+    named = getattr(model, "classifier_name", None)
+    named = named or (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    dense = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return named if isinstance(named, str) else (dense or [""])[-1]
+
+
+def _fit(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
+    """Return the network's whole state dict, with the file's tensors in it, and write the report.
+
+    Raises:
+        ValueError: if the file lacks something, or has too much.
+    """
+    head, gated = _head(model), any(map(of_gate, state))
+    fitted, wrong = {}, {}
+    for key, own in model.state_dict().items():
+        tensor = None if key not in state else _shaped(state[key], own)
+        optional = within(key, head) or within(key, "AuxLogits")
+        if tensor is not None:
+            report.loaded.append(key)
+            if state[key].shape != own.shape:
+                report.reshaped.append(key)
+        elif key in state and (within(key, head) or within(key, "AuxLogits.fc")):
+            report.left_out[key] = tuple(state[key].shape)
+        elif key in state:
+            wrong[key] = f"{_kind(state[key], own)} there and {_kind(own, state[key])} here"
+        elif optional or (of_gate(key) and not gated):
+            report.kept.append(key)
+        elif key.endswith("num_batches_tracked"):  # older than torch 0.4.1; nothing depends on it
+            pass
+        elif of_gate(key) and key.endswith(".bias") and f"{key[:-4]}weight" in state:
+            tensor = own.new_zeros(own.shape)
+            report.zeroed.append(key)
+        else:
+            wrong[key] = "absent there"
+        fitted[key] = own if tensor is None else tensor
+    for key in state.keys() - fitted.keys():
+        if within(key, head) or within(key, "AuxLogits"):
+            report.left_out[key] = tuple(state[key].shape)
+        elif not key.endswith("num_batches_tracked"):
+            wrong[key] = "absent here"
+    report.renamed = {key: old for key, old in report.renamed.items() if key in report.loaded}
+    if wrong:
+        key = min(wrong, key=list({**fitted, **state}).index)
+        raise ValueError(
+            f"{report.source} ({report.layout} layout) is of another network: {len(wrong)} "
+            f"parameters differ, the first of them {key}, {wrong[key]}.{_hint(wrong)}"
+        )
+    return fitted
+
+
+def _hint(wrong: Mapping[str, str]) -> str:
+    """Name the option, where only the gates differ."""
+    if not all(map(of_gate, wrong)):
+        return ""
+    if all(what == "absent here" for what in wrong.values()):
+        if all(key.endswith(".bias") for key in wrong):
+            return " Its gates have biases: set se_bias=True."
+        return " This network has no gates there: set gate='channel', and all stages."
+    return " Only the gates differ: set `ratio`, `divisor` (8 is timm's rounding) or `gate`."
+
+
+def _shaped(tensor: Tensor, own: Tensor) -> Tensor | None:
+    """Return a tensor like the network's own; None where it is no such one.
+
+    A 1x1 convolution and a dense layer are the same, as are one over the whole map and a dense
+    layer after flattening.
+    """
+    sizes = tensor.shape, own.shape
+    dense = {tensor.ndim, own.ndim} == {2, 4} and sizes[0][0] == sizes[1][0]
+    if tensor.is_floating_point() != own.is_floating_point():
+        return None
+    if sizes[0] == sizes[1] or (dense and tensor.numel() == own.numel()):
+        return tensor.reshape(own.shape).to(own)
+    return None
+
+
+def _kind(tensor: Tensor, other: Tensor) -> str:
+    same = tensor.shape == other.shape
+    return f"{tuple(tensor.shape)}" + (f" of {tensor.dtype}" if same else "")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
