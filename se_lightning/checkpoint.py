@@ -1,16 +1,13 @@
 """Reading checkpoints: safely, and back into the model and the data that they came from."""
 
-import pickle
-import re
-import warnings
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 
 from se_lightning import data, modules
+from se_lightning.models.files import read_file
+from se_lightning.models.structure import check_structure
 from se_lightning.modules import ImageClassifier
 
 __all__ = ["check_fits", "datamodule_from", "model_from", "read_checkpoint"]
@@ -30,19 +27,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"`ckpt_path` (={path}) is not a file. Runs keep theirs as "
             "RUN_DIR/checkpoints/best.ckpt and last.ckpt."
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error says more
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if re.search("Unsupported (global|class)|not an allowed global", str(error)):
-            raise ValueError(
-                f"{path} holds more than tensors and plain values, which could run code; it was "
-                "refused, and nothing of it ran. Checkpoints of se_lightning never do."
-            ) from error
-        raise ValueError(f"{path} is no checkpoint, or is damaged.") from error
-    except (RuntimeError, EOFError, OSError, BadZipFile, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no checkpoint, or is damaged.") from error
+    checkpoint = read_file(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is a file of torch, but no Lightning checkpoint.")
     if "se_lightning" not in checkpoint:
@@ -74,25 +59,17 @@ def check_fits(checkpoint: dict[str, Any], model: ImageClassifier, path: str | P
 
 def _check_structure(checkpoint: dict[str, Any], model: ImageClassifier, path: str | Path) -> None:
     """Compare what shapes do not tell: where a stride or a gate is, what a gate squeezes."""
-    name = checkpoint["se_lightning"]["module"]
-    if name == "ImageClassifier" or name not in modules.__all__:
-        return  # only its own code knows that network
-    trained = checkpoint[LightningModule.CHECKPOINT_HYPER_PARAMS_KEY]
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when it was built
-        twin: ImageClassifier = getattr(modules, name)(**trained)
-    if repr(twin.backbone) == repr(model.backbone):
-        return
-    there, here = ({k: repr(v) for k, v in given.items()} for given in (trained, model.hparams))
-    differing = ", ".join(
-        f"{key}={there.get(key, 'its default')} there and {here.get(key, 'its default')} here"
-        for key in {**there, **here}
-        if there.get(key) != here.get(key)
-    )
-    raise ValueError(
-        f"{path} is of another network, though its weights have the same shapes: {differing}. Give "
-        "model=... as it was trained."
-    )
+    try:
+        check_structure(model.backbone, checkpoint["se_lightning"].get("structure", {}), str(path))
+    except ValueError as error:
+        trained = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        there, here = ({k: repr(v) for k, v in given.items()} for given in (trained, model.hparams))
+        differing = ", ".join(
+            f"{key}={there.get(key, 'its default')} there and {here.get(key, 'its default')} here"
+            for key in {**there, **here}
+            if there.get(key) != here.get(key)
+        )
+        raise ValueError(f"{error} The options that differ: {differing or 'none'}.") from error
 
 
 def model_from(checkpoint: dict[str, Any], path: str | Path) -> ImageClassifier:

@@ -70,6 +70,10 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
     """
     _check_devices(cfg.trainer)
     if _is_fit(cfg):
+        if cfg.ckpt_path is not None and cfg.model.get("weights") is not None:
+            raise ValueError(
+                "`ckpt_path` and `model.weights` both say what to begin with; leave one out."
+            )
         datamodule = instantiate(cfg.data, _convert_="all")
         for key in ("num_classes", "in_channels", "image_size"):
             if key in cfg.model and cfg.model[key] is None:

@@ -25,12 +25,12 @@ from se_lightning.models import (
 )
 from se_lightning.models.bn_inception import *  # noqa: F403
 from se_lightning.models.densenet import *  # noqa: F403
+from se_lightning.models.find import find_gates, hidden_widths
 from se_lightning.models.gates import (
     ConcurrentExcitation,
     DoubleSigmoid,
     SpatialExcitation,
     SqueezeExcitation,
-    hidden_widths,
 )
 from se_lightning.models.inception import *  # noqa: F403
 from se_lightning.models.inception_resnet import *  # noqa: F403
@@ -76,6 +76,7 @@ __all__ = [
     "SpatialExcitation",
     "SqueezeExcitation",
     "create_model",
+    "find_gates",
     "hidden_widths",
     "list_models",
     "load_weights",

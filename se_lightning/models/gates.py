@@ -1,7 +1,6 @@
 """Gates: the squeeze-and-excitation modules."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -17,11 +16,9 @@ __all__ = [
     "boolean",
     "fraction",
     "hidden_width",
-    "hidden_widths",
     "one_of",
     "positive_integer",
     "start_at_one",
-    "warn_of_single_units",
     "zero_last_layer",
 ]
 
@@ -273,34 +270,3 @@ def start_at_one(model: nn.Module) -> None:
             continue
         if isinstance(module.gate, DoubleSigmoid):
             zero_last_layer(module)
-
-
-def hidden_widths(model: nn.Module) -> dict[str, int]:
-    """Return the effective number of hidden units of each channel gate, by module path.
-
-    Example:
-        >>> hidden_widths(nn.Sequential(SqueezeExcitation(64, ratio=16)))
-        {'0': 4}
-    """
-    return {
-        path: module.fc1.out_channels
-        for path, module in model.named_modules()
-        if isinstance(module, SqueezeExcitation)
-    }
-
-
-def warn_of_single_units(model: nn.Module) -> None:
-    """Warn once, naming them, of gates that are left with a single hidden unit.
-
-    One ReLU unit can scale the channels along one direction only, and where it is dead the gate
-    is a constant: the usual reason for an SE network that equals its plain twin.
-    """
-    single = [path for path, width in hidden_widths(model).items() if width == 1]
-    if single:
-        ratio = model.get_submodule(single[0]).ratio
-        names = ", ".join(single[:3]) + (", ..." if len(single) > 3 else "")
-        warnings.warn(
-            f"ratio={ratio} leaves one hidden unit in {len(single)} gates ({names}); "
-            "a smaller ratio gives them room.",
-            stacklevel=2,
-        )

@@ -169,8 +169,8 @@ class SEInceptionV3(ImageNetwork):
         """Return logits (N, K); while training with ``aux``, a pair of them."""
         if self.AuxLogits is None or not self.training:
             return super().forward(x)
-        *_, at_17, at_8 = self._walk(x)
-        return self.forward_head(at_8), self.AuxLogits(at_17)
+        last, (at_17,) = self.forward_intermediates(x, [-2])
+        return self.forward_head(last), self.AuxLogits(at_17)
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier, and the auxiliary one; 0 classes leave the pooled features."""

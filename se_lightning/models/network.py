@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from se_lightning.models.checkpointing import run, run_checkpointed
-from se_lightning.models.gates import fraction, positive_integer, start_at_one, warn_of_single_units
+from se_lightning.models.find import warn_of_single_units
+from se_lightning.models.gates import fraction, positive_integer, start_at_one
 
 __all__ = ["FeatureMap", "ImageNetwork", "check_images"]
 
@@ -105,19 +106,19 @@ class ImageNetwork(nn.Module, ABC):
         """Number of features that the classifier reads."""
         return self.num_features
 
-    def _walk(self, x: Tensor) -> list[Tensor]:
-        """Return the feature map of each step."""
-        check_images(x, self.in_channels, self.min_size, self.image_size)
-        advance = run_checkpointed if self.grad_checkpointing and self.training else run
-        maps = []
-        for step in self._steps:
-            x = advance([_part(self, name) for name in step], x)
-            maps.append(x)
-        return maps
+    def _advance(self, step: Sequence[str], x: Tensor) -> Tensor:
+        """Go from one feature map to the next."""
+        modules = [_part(self, name) for name in step]
+        if self.grad_checkpointing and self.training:
+            return run_checkpointed(modules, x)
+        return run(modules, x)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last feature map, (N, num_features, about H / reduction, W / reduction)."""
-        return self._walk(x)[-1]
+        check_images(x, self.in_channels, self.min_size, self.image_size)
+        for step in self._steps:
+            x = self._advance(step, x)
+        return x
 
     def forward_intermediates(
         self, x: Tensor, indices: int | Sequence[int] | None = None
@@ -144,8 +145,12 @@ class ImageNetwork(nn.Module, ABC):
             chosen = range(count - chosen, count)
         if any(not -count <= index < count for index in chosen):
             raise ValueError(f"`indices` (={indices!r}) must pick of {count} feature maps.")
-        maps = self._walk(x)
-        return maps[-1], [maps[index] for index in chosen]
+        check_images(x, self.in_channels, self.min_size, self.image_size)
+        maps = []
+        for step in self._steps:
+            x = self._advance(step, x)
+            maps.append(x)
+        return x, [maps[index] for index in chosen]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only what enters the units, and run each again for its gradients.

@@ -10,7 +10,14 @@ from se_lightning.models.layouts import Layout
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.residual import ResidualUnit
 
-__all__ = ["check_structure", "check_variant", "of_gate", "structure", "within"]
+__all__ = [
+    "check_structure",
+    "check_variant",
+    "classifier_path",
+    "of_gate",
+    "structure",
+    "within",
+]
 
 
 def structure(model: nn.Module) -> dict[str, str]:
@@ -24,6 +31,14 @@ def structure(model: nn.Module) -> dict[str, str]:
         path: f"{type(module).__name__}({module.extra_repr()})"
         for path, module in model.named_modules()
     }
+
+
+def classifier_path(model: nn.Module) -> str:
+    """Return the classifier's path: as we or timm name it, or that of the last dense layer."""
+    named = getattr(model, "classifier_name", None)
+    named = named or (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+    dense = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return named if isinstance(named, str) else (dense or [""])[-1]
 
 
 def within(key: str, module: str) -> bool:

@@ -12,7 +12,13 @@ from se_lightning.models import hub
 from se_lightning.models.files import read_file
 from se_lightning.models.layouts import recognise, translate
 from se_lightning.models.network import ImageNetwork
-from se_lightning.models.structure import check_structure, check_variant, of_gate, within
+from se_lightning.models.structure import (
+    check_structure,
+    check_variant,
+    classifier_path,
+    of_gate,
+    within,
+)
 
 __all__ = ["LoadReport", "load_weights"]
 
@@ -40,6 +46,11 @@ class LoadReport:
     zeroed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     left_out: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def fresh(self) -> set[str]:
+        """Modules that are as they were, though the file or the network has weights for them."""
+        return {name.rpartition(".")[0] for name in (*self.kept, *self.left_out)}
 
     def __str__(self) -> str:
         parts = [f"{self.source}, {self.layout} layout: {len(self.loaded)} tensors loaded"]
@@ -96,7 +107,7 @@ def load_weights(
     name, content = _read(source)
     state, there = _state_dict(content, name, use_ema)
     state = _unwrapped(state, model)
-    layout, head = recognise(state), _head(model)
+    layout, head = recognise(state), classifier_path(model)
     names = {key: translate(key, layout, head) for key in state}
     renamed = {ours: theirs for theirs, ours in names.items() if ours != theirs}
     report = LoadReport(name, "se_lightning's" if there else layout.name, renamed=renamed)
@@ -160,21 +171,13 @@ def _unwrapped(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         state = {key.partition(".")[2]: tensor for key, tensor in state.items()}
 
 
-def _head(model: nn.Module) -> str:
-    """Return the classifier's name: ours, timm's, or that of the last dense layer."""
-    named = getattr(model, "classifier_name", None)
-    named = named or (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
-    dense = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return named if isinstance(named, str) else (dense or [""])[-1]
-
-
 def _fit(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
     """Return the network's whole state dict, with the file's tensors in it, and write the report.
 
     Raises:
         ValueError: if the file lacks something, or has too much.
     """
-    head, gated = _head(model), any(map(of_gate, state))
+    head, gated = classifier_path(model), any(map(of_gate, state))
     fitted, wrong = {}, {}
     for key, own in model.state_dict().items():
         tensor = None if key not in state else _shaped(state[key], own)

@@ -3,18 +3,27 @@
 import inspect
 import math
 import warnings
-from typing import Any, TypedDict
+from typing import Any, Self, TypedDict
 
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MetricCollection
 
-from se_lightning.modules.optim import OptimizerFactory, SchedulerFactory, parameter_groups
+from se_lightning.models import load_weights
+from se_lightning.models.structure import classifier_path, structure
+from se_lightning.modules import freezing
+from se_lightning.modules.metrics import accuracy, evaluation
+from se_lightning.modules.optim import (
+    OptimizerFactory,
+    SchedulerFactory,
+    parameter_groups,
+    scale_rates,
+)
 
 __all__ = ["ImageClassifier", "TrainingOptions"]
 
@@ -25,10 +34,17 @@ class TrainingOptions(TypedDict, total=False):
     label_smoothing: float
     decay_norm_bias: bool
     channels_last: bool
+    grad_checkpointing: bool
+    weights: str | None
+    use_ema: bool
+    freeze: str | None
+    layer_decay: float | None
     optimizer: OptimizerFactory | None
     lr_scheduler: SchedulerFactory | None
 
 
+# What a checkpoint makes needless, or could not hold.
+NOT_SAVED = ("backbone", "optimizer", "lr_scheduler", "weights", "use_ema")
 # Of an auxiliary classifier's loss, as in torchvision's training reference.
 AUXILIARY_WEIGHT = 0.4
 
@@ -48,6 +64,15 @@ class ImageClassifier(LightningModule):
         decay_norm_bias: False keeps weight decay off biases and norms.
         channels_last: run in the channels-last memory format, which tensor cores want; on a CPU
             with AVX-512 a training step of SE-ResNet-20 took 1.15 times as long without it.
+        grad_checkpointing: run each unit again for its gradients instead of keeping what it
+            computed: less memory, a third more time.
+        weights: a file of published weights, a name on the Hugging Face hub, or a checkpoint of
+            ours, to begin with; see :func:`se_lightning.models.load_weights`. Not saved.
+        use_ema: of weights in a file that holds both, take the averaged, not the raw. Not saved.
+        freeze: what is not trained: ``"backbone"`` (all but the classifier), ``"norms"`` or
+            ``"all_but_gates"``; batch norms then keep their statistics.
+        layer_decay: factor of the learning rate from each layer to the one below it, above 0 and
+            at most 1; see :func:`se_lightning.modules.optim.parameter_groups`.
         optimizer: parameters to optimizer, e.g. ``partial(torch.optim.AdamW, lr=1e-3)``. None is
             SGD with Nesterov momentum 0.9, learning rate 0.1 and weight decay 1e-4. Not saved.
         lr_scheduler: optimizer to scheduler. One that takes ``total_steps`` (those of
@@ -71,6 +96,11 @@ class ImageClassifier(LightningModule):
         label_smoothing: float = 0.0,
         decay_norm_bias: bool = True,
         channels_last: bool = True,
+        grad_checkpointing: bool = False,
+        weights: str | None = None,
+        use_ema: bool = True,
+        freeze: str | None = None,
+        layer_decay: float | None = None,
         optimizer: OptimizerFactory | None = None,
         lr_scheduler: SchedulerFactory | None = None,
     ) -> None:
@@ -79,8 +109,23 @@ class ImageClassifier(LightningModule):
             raise ValueError(f"`num_classes` (={num_classes!r}) must be a whole number above 1.")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"`label_smoothing` (={label_smoothing!r}) must be in [0, 1).")
+        if weights is not None:
+            report = load_weights(backbone, weights, use_ema=use_ema)
+            rank_zero_info(str(report))
+            if freeze == "all_but_gates" and classifier_path(backbone) in report.fresh:
+                warnings.warn(
+                    "The classifier is new, since that of the weights does not fit, and "
+                    "freeze=all_but_gates never trains it.",
+                    stacklevel=2,
+                )
+        if freeze is not None:
+            freezing.freeze(backbone, freeze)
+        if grad_checkpointing:
+            _checkpoint_gradients(backbone)
         # One call serves the family modules too: it collects the arguments of all constructors.
-        self.save_hyperparameters(ignore=["backbone", "optimizer", "lr_scheduler"])
+        self.save_hyperparameters(
+            ignore=["backbone", "optimizer", "lr_scheduler", "weights", "use_ema"]
+        )
         self.backbone = (
             backbone.to(memory_format=torch.channels_last) if channels_last else backbone
         )
@@ -88,11 +133,20 @@ class ImageClassifier(LightningModule):
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.decay_norm_bias = decay_norm_bias
+        self.frozen = freeze
+        self.layer_decay = layer_decay
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.train_acc1 = _accuracy(num_classes, 1)
-        self.val_metrics = _evaluation(num_classes, "val")
-        self.test_metrics = _evaluation(num_classes, "test")
+        self.train_acc1 = accuracy(num_classes, 1)
+        self.val_metrics = evaluation(num_classes, "val")
+        self.test_metrics = evaluation(num_classes, "test")
+
+    def train(self, mode: bool = True) -> Self:
+        """Change the mode; what is frozen keeps its statistics."""
+        super().train(mode)
+        if self.frozen is not None:
+            freezing.hold_statistics(self.backbone)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         if self.channels_last and x.ndim == 4:
@@ -141,6 +195,10 @@ class ImageClassifier(LightningModule):
                 f"{smallest}x{smallest}; take a network for small images (se_resnet20, say)."
             )
 
+    def on_train_start(self) -> None:
+        """Hold what is frozen; any earlier, Lightning would warn of modules that do not train."""
+        self.train()
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: D102
         images, labels = batch
         output = self(images)
@@ -175,9 +233,11 @@ class ImageClassifier(LightningModule):
         self.log_dict(metrics, prog_bar=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:  # noqa: D102
-        groups = self.parameters() if self.decay_norm_bias else parameter_groups(self.backbone)
-        make = self.optimizer or _default_optimizer
-        optimizer = make(groups)
+        groups = parameter_groups(
+            self.backbone, decay_norm_bias=self.decay_norm_bias, layer_decay=self.layer_decay
+        )
+        optimizer = (self.optimizer or _default_optimizer)(groups)
+        scale_rates(optimizer)
         if self.lr_scheduler is None:
             return optimizer
         if "total_steps" not in inspect.signature(self.lr_scheduler).parameters:
@@ -202,48 +262,19 @@ class ImageClassifier(LightningModule):
         checkpoint["se_lightning"] = {
             "module": type(self).__name__,
             "datamodule": None if data is None else type(data).__name__,
+            "structure": structure(self.backbone),
         }
+
+
+def _checkpoint_gradients(backbone: nn.Module) -> None:
+    switch = getattr(backbone, "set_grad_checkpointing", None)  # ours and timm's
+    if switch is None:
+        raise ValueError(
+            f"`grad_checkpointing` needs a network that can do it; {type(backbone).__name__} has "
+            "no set_grad_checkpointing."
+        )
+    switch(True)
 
 
 def _default_optimizer(groups: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
-
-
-class MeanCrossEntropy(Metric):
-    """Cross-entropy per sample, over all batches and ranks.
-
-    ``self.log(..., sync_dist=True)`` would do, but that Lightning averages the ranks' numbers of
-    samples as integers: 11 and 10 make 10, and the loss 5 % too large (2.6.6, result.py).
-    """
-
-    full_state_update = False
-    total: Tensor
-    samples: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("samples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits (N, K), labels (N,)."""
-        self.total += F.cross_entropy(logits, labels, reduction="sum")
-        self.samples += len(labels)
-
-    def compute(self) -> Tensor:
-        """Return the mean, in nats."""
-        return self.total / self.samples
-
-
-def _accuracy(num_classes: int, k: int) -> Metric:
-    # validate_args looks at the values, which would wait for the GPU in every step.
-    return MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
-
-
-def _evaluation(num_classes: int, split: str) -> MetricCollection:
-    metrics: dict[str, Metric | MetricCollection] = {"loss": MeanCrossEntropy()}
-    metrics["acc1"] = _accuracy(num_classes, 1)
-    if num_classes > 5:
-        metrics["acc5"] = _accuracy(num_classes, 5)
-    # Compute groups would take top-1 and top-5 for one metric if the first batch scores alike.
-    return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)

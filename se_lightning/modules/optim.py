@@ -9,25 +9,80 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["cosine", "multi_step", "parameter_groups"]
+__all__ = ["cosine", "layers", "multi_step", "parameter_groups", "scale_rates"]
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Return two parameter groups: weights, and biases and norms with ``weight_decay=0``.
+def parameter_groups(
+    model: nn.Module, *, decay_norm_bias: bool = True, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Return the trained parameters in groups: frozen ones are left out.
 
     What has at most one dimension is a bias or belongs to a norm; the gates' layers keep their
-    decay. Frozen parameters are left out.
+    decay.
+
+    Args:
+        model: the network.
+        decay_norm_bias: False gives biases and norms a group with ``weight_decay=0``.
+        layer_decay: factor of the learning rate from each layer to the one below it, above 0 and
+            at most 1; the last, the classifier, has the full rate. A layer is a child of the
+            network, or of one of its sequences (a residual unit), with the norms that follow it.
+            The groups have it as ``lr_scale``.
+
+    Raises:
+        ValueError: if ``layer_decay`` does not fit.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-        >>> [len(group["params"]) for group in parameter_groups(model)]
-        [1, 3]
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2))
+        >>> [len(group["params"]) for group in parameter_groups(model, decay_norm_bias=False)]
+        [2, 4]
+        >>> groups = parameter_groups(model, layer_decay=0.5)
+        >>> [(group["lr_scale"], len(group["params"])) for group in groups]
+        [(0.5, 4), (1.0, 2)]
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = []
+    if layer_decay is None:
+        groups.append({"params": list(model.parameters())})
+    elif isinstance(layer_decay, bool) or not 0 < layer_decay <= 1:
+        raise ValueError(f"`layer_decay` (={layer_decay!r}) must be above 0 and at most 1.")
+    else:
+        below = layers(model)[::-1]
+        scales = [layer_decay**depth for depth in range(len(below))]
+        pairs = zip(below, scales, strict=True)
+        groups = [{"params": params, "lr_scale": scale} for params, scale in pairs][::-1]
+    for group in groups:
+        group["params"] = [p for p in group["params"] if p.requires_grad]
+    if not decay_norm_bias:
+        groups = [part for group in groups for part in _by_dimension(group)]
+    return [group for group in groups if group["params"]]
+
+
+def _by_dimension(group: dict[str, Any]) -> list[dict[str, Any]]:
+    params = group["params"]
     return [
-        {"params": [p for p in trained if p.ndim > 1]},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {**group, "params": [p for p in params if p.ndim > 1]},
+        {**group, "params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def layers(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Return the parameters of each layer, from the images up, in the order of definition."""
+    found = [list(model.parameters(recurse=False))]
+    for child in model.children():
+        for layer in child.children() if type(child) is nn.Sequential else [child]:
+            params = list(layer.parameters())
+            if all(p.ndim <= 1 for p in params):
+                found[-1] += params  # a norm, or nothing
+            elif not any(p.ndim > 1 for p in found[-1]):
+                found[-1] += params
+            else:
+                found.append(params)
+    return found
+
+
+def scale_rates(optimizer: Optimizer) -> None:
+    """Multiply each group's learning rate by its ``lr_scale``."""
+    for group in optimizer.param_groups:
+        group["lr"] *= group.get("lr_scale", 1.0)
 
 
 def _ramp(warmup_epochs: float, total_steps: float, steps_per_epoch: int) -> float:

@@ -7,13 +7,12 @@ from torch import nn
 from torchvision.ops import SqueezeExcitation as TorchvisionSE
 
 from se_lightning.models import create_model
+from se_lightning.models.find import hidden_widths, warn_of_single_units
 from se_lightning.models.gates import (
     ConcurrentExcitation,
     SpatialExcitation,
     SqueezeExcitation,
     hidden_width,
-    hidden_widths,
-    warn_of_single_units,
 )
 from se_lightning.models.options import Excitation
 

@@ -1,12 +1,14 @@
 import math
 
 import pytest
+import timm
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.optim import SGD
 
-from se_lightning.models import se_resnet20
-from se_lightning.modules.optim import cosine, multi_step, parameter_groups
+from se_lightning.models import create_model, se_resnet20
+from se_lightning.modules.optim import cosine, multi_step, parameter_groups, scale_rates
 
 
 def rates(schedule, steps, **options):
@@ -77,7 +79,7 @@ def test_cosine_needs_an_end():
 
 def test_only_weights_decay_and_the_gates_weights_do():
     model = se_resnet20(ratio=4)
-    decayed, undecayed = parameter_groups(model)
+    decayed, undecayed = parameter_groups(model, decay_norm_bias=False)
     assert "weight_decay" not in decayed
     assert undecayed["weight_decay"] == 0.0
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -87,3 +89,67 @@ def test_only_weights_decay_and_the_gates_weights_do():
     expected = {name for name in names.values() if name.endswith("weight")} - norms
     assert found == expected
     assert len(found) + len(undecayed["params"]) == len(names)
+
+
+def scales(model, groups):
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(p)]: (group["lr_scale"], group.get("weight_decay") == 0)
+        for group in groups
+        for p in group["params"]
+    }
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet18"])
+def test_layer_decay_equals_timms(name):
+    oracle = timm.create_model(f"se{name}")
+    ours = create_model(f"se_{name}", divisor=8)
+    theirs = param_groups_layer_decay(oracle, weight_decay=0.1, layer_decay=0.75)
+    found = scales(ours, parameter_groups(ours, decay_norm_bias=False, layer_decay=0.75))
+    assert found == scales(oracle, theirs)
+    assert found["conv1.weight"][0] == 0.75 ** (17 if name == "resnet50" else 9)
+
+
+@pytest.mark.parametrize(
+    "name", ["se_densenet121", "se_mobilenet", "se_vgg16_bn", "se_inception_v3"]
+)
+def test_layer_decay_rises_to_the_classifier_and_takes_every_parameter_once(name):
+    with torch.device("meta"):
+        model = create_model(name)
+    groups = parameter_groups(model, layer_decay=0.9)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    assert [id(p) for p in parameters] == [id(p) for p in model.parameters()]
+    rising = [group["lr_scale"] for group in groups]
+    assert rising == sorted(rising)
+    assert rising[-1] == 1
+    assert any(parameters[-1] is p for p in groups[-1]["params"])
+
+
+def test_each_layers_rate_follows_the_schedule(tmp_path):
+    model = create_model("se_resnet20", ratio=4)
+    optimizer = SGD(parameter_groups(model, layer_decay=0.5), lr=0.2)
+    scale_rates(optimizer)
+    scheduler = cosine(optimizer, total_steps=10, steps_per_epoch=5)
+    depth = len(optimizer.param_groups)
+    assert depth == 11
+    for step in range(10):
+        factor = 0.5 * (1 + math.cos(math.pi * step / 10))
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([0.2 * 0.5 ** (depth - 1 - n) * factor for n in range(depth)])
+        optimizer.step()
+        scheduler.step()
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True])
+def test_a_wrong_layer_decay_is_refused(value):
+    with pytest.raises(ValueError, match="`layer_decay`"):
+        parameter_groups(nn.Linear(2, 2), layer_decay=value)
+
+
+def test_frozen_parameters_are_in_no_group():
+    model = create_model("se_resnet20", ratio=4)
+    model.requires_grad_(False)
+    model.fc.requires_grad_(True)
+    for options in ({}, {"decay_norm_bias": False}, {"layer_decay": 0.5}):
+        groups = parameter_groups(model, **options)
+        assert sum(len(group["params"]) for group in groups) == 2

@@ -1,0 +1,48 @@
+"""Training a part of a network only."""
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from se_lightning.models import find_gates
+from se_lightning.models.gates import one_of
+from se_lightning.models.structure import classifier_path
+
+__all__ = ["FREEZES", "freeze", "hold_statistics"]
+
+FREEZES = ("backbone", "norms", "all_but_gates")
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def freeze(network: nn.Module, what: str) -> None:
+    """Take parameters out of training.
+
+    Args:
+        network: ours or any other.
+        what: ``"backbone"``: all but the classifier; ``"norms"``; ``"all_but_gates"``: all but
+            the squeeze-and-excitation modules, the classifier too.
+
+    Raises:
+        ValueError: if it is none of these, or nothing is left to train.
+    """
+    one_of("freeze", what, FREEZES)
+    if what == "norms":
+        for module in network.modules():
+            if isinstance(module, _NORMS):
+                module.requires_grad_(False)
+        return
+    trained = list(find_gates(network)) if what == "all_but_gates" else [classifier_path(network)]
+    network.requires_grad_(False)
+    for path in filter(None, trained):
+        network.get_submodule(path).requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ValueError(
+            f"`freeze` (={what!r}) leaves nothing to train: the network has no "
+            f"{'gates' if what == 'all_but_gates' else 'classifier'}."
+        )
+
+
+def hold_statistics(network: nn.Module) -> None:
+    """Let the batch norms use the statistics that they have, and keep them."""
+    for module in network.modules():
+        if isinstance(module, _NormBase):
+            module.eval()

@@ -1,0 +1,107 @@
+"""What is frozen stays to the last bit, its running statistics too; the rest learns."""
+
+import pytest
+import timm
+import torch
+from pytorch_lightning import Trainer
+from torch import nn
+
+from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
+from se_lightning.models import create_model
+from se_lightning.modules.freezing import freeze
+
+
+def changed(model, folder) -> set[str]:
+    """Train two steps; return what is another now."""
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, limit_train_batches=2, limit_val_batches=1, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(model, datamodule=DigitsDataModule(batch_size=32))
+    after = model.state_dict()
+    return {
+        key.removeprefix("backbone.") for key in before if not torch.equal(before[key], after[key])
+    }
+
+
+def built(**options) -> SEResNetModule:
+    torch.manual_seed(0)
+    return SEResNetModule(20, ratio=2, in_channels=1, **options)
+
+
+def test_only_the_classifier_learns(tmp_path):
+    assert changed(built(freeze="backbone"), tmp_path) == {"fc.weight", "fc.bias"}
+
+
+def test_only_the_gates_learn(tmp_path):
+    found = changed(built(freeze="all_but_gates"), tmp_path)
+    assert found
+    assert all(".se." in key for key in found)
+    assert "layer1.0.se.fc1.weight" in found
+
+
+def test_norms_are_held_and_the_rest_learns(tmp_path):
+    model = built(freeze="norms")
+    norms = {
+        f"{path}.{key}"
+        for path, module in model.backbone.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for key in module.state_dict()
+    }
+    found = changed(model, tmp_path)
+    weights = {key for key in model.backbone.state_dict() if key.endswith("weight")} - norms
+    assert found & norms == set()
+    assert found >= {key for key in weights if ".se." not in key}
+
+
+def test_nothing_frozen_is_everything_trained(tmp_path):
+    found = changed(built(), tmp_path)
+    assert "bn1.running_mean" in found
+    assert "conv1.weight" in found
+
+
+def test_the_mode_of_what_is_held_survives_train():
+    model = built(freeze="backbone").eval().train()
+    assert not model.backbone.bn1.training
+    assert model.backbone.layer1.training
+    assert built().backbone.bn1.training
+
+
+def test_other_libraries_gates_and_classifiers_are_found():
+    network = timm.create_model("efficientnet_b0", num_classes=3)
+    freeze(network, "all_but_gates")
+    trained = [name for name, p in network.named_parameters() if p.requires_grad]
+    assert len(trained) == 4 * 16
+    assert all(".se." in name for name in trained)
+    network = timm.create_model("seresnet18", num_classes=3)
+    freeze(network, "backbone")
+    trained = [name for name, p in network.named_parameters() if p.requires_grad]
+    assert trained == ["fc.weight", "fc.bias"]
+
+
+def test_nothing_left_to_train_is_refused():
+    for network in (create_model("se_resnet20", gate="none"), nn.Conv2d(1, 1, 1)):
+        with pytest.raises(ValueError, match="leaves nothing to train: the network has no gates"):
+            freeze(network, "all_but_gates")
+    with pytest.raises(ValueError, match=r"`freeze` \(='all'\) must be one of backbone, norms"):
+        built(freeze="all")
+
+
+@pytest.mark.parametrize("what", ["backbone", "all_but_gates"])
+def test_it_comes_back_from_a_checkpoint(what, tmp_path):
+    model = built(freeze=what)
+    changed(model, tmp_path)
+    assert model.hparams.freeze == what
+    model.trainer.save_checkpoint(tmp_path / "net.ckpt")
+    again = SEResNetModule.load_from_checkpoint(tmp_path / "net.ckpt", weights_only=True)
+    assert again.frozen == what
+    assert not again.backbone.conv1.weight.requires_grad
+
+
+def test_checkpointed_gradients_need_a_network_that_can():
+    assert built(grad_checkpointing=True).backbone.grad_checkpointing
+    assert not built().backbone.grad_checkpointing
+    with pytest.raises(ValueError, match="Linear has no set_grad_checkpointing"):
+        ImageClassifier(nn.Linear(2, 2), 2, grad_checkpointing=True)
