@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         SESimpleModule,
         SEVGG16BNModule,
         SEWideResNetModule,
+        TimmModule,
+        TorchvisionModule,
     )
 
 __all__ = [
@@ -50,6 +52,8 @@ __all__ = [
     "SESimpleModule",
     "SEVGG16BNModule",
     "SEWideResNetModule",
+    "TimmModule",
+    "TorchvisionModule",
 ]
 
 _HOMES = dict.fromkeys(__all__, "modules") | {

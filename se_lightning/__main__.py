@@ -167,7 +167,8 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
     for group in {*GROUPS, "jobs"} - set(OPEN):
         node = cfg.get(group)
         if isinstance(node, DictConfig) and node.get("_target_") == shipped[group].get("_target_"):
-            _refuse_others(node, shipped[group], f"{group}.")
+            # Listed: `in` of a DictConfig denies keys that are still missing a value.
+            _refuse_others(node, list(shipped[group]), f"{group}.")
 
 
 def _suggestion(error: Exception) -> str:

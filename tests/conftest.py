@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from se_lightning import __main__ as command_line
 
 ROOT = Path(__file__).parent.parent
 # A run of seconds: what it learns does not matter, that every stage is passed does.
@@ -61,6 +64,24 @@ def cli(tmp_path: Path):
         if check:
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done
+
+    return run
+
+
+@pytest.fixture
+def told(tmp_path, monkeypatch, capfd):
+    """Run main() here, where torch is imported already; return exit code and standard error."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["se_lightning", *arguments, "logger=csv"])
+        code = 0
+        with warnings.catch_warnings():
+            try:
+                command_line.main()
+            except SystemExit as end:
+                code = end.code
+        return code, capfd.readouterr().err
 
     return run
 

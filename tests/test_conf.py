@@ -13,7 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from se_lightning.__main__ import GROUPS, VALUES
 from se_lightning.models import create_model, list_models
 from se_lightning.modules import ImageClassifier
+from se_lightning.modules.classifier import TrainingOptions
 
+# Not networks, but whole libraries of them.
+LIBRARIES = ("timm", "torchvision")
 CONF = Path(__file__).parent.parent / "conf"
 OPTIONS = sorted(
     (group.name, path.stem)
@@ -63,9 +66,8 @@ def test_a_models_file_its_builder_and_its_module_agree(name, monkeypatch):
     if "image_size" in config.model:
         config.model.image_size = 28
     plain = OmegaConf.to_container(config.model)
-    for training in ("optimizer", "lr_scheduler", "label_smoothing", "decay_norm_bias"):
+    for training in {*TrainingOptions.__annotations__, "optimizer", "lr_scheduler"}:
         plain.pop(training)
-    plain.pop("channels_last")
     with torch.device("meta"):
         module = get_object(plain.pop("_target_"))(**plain)
     oracle = create_model(name, num_classes=10, in_channels=3, ratio=config.model.ratio)
@@ -73,7 +75,8 @@ def test_a_models_file_its_builder_and_its_module_agree(name, monkeypatch):
 
 
 def test_files_and_builders_are_the_same_names():
-    assert [option for group, option in OPTIONS if group == "model"] == list_models()
+    found = [option for group, option in OPTIONS if group == "model"]
+    assert found == sorted([*list_models(), *LIBRARIES])
 
 
 def test_every_parameter_of_the_closed_nodes_is_in_the_shipped_config():

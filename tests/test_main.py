@@ -2,31 +2,12 @@
 
 import os
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 from se_lightning import __main__ as command_line
-
-
-@pytest.fixture
-def told(tmp_path, monkeypatch, capfd):
-    """Run main() here, where torch is imported already; return exit code and standard error."""
-
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["se_lightning", *arguments, "logger=csv"])
-        code = 0
-        with warnings.catch_warnings():
-            try:
-                command_line.main()
-            except SystemExit as end:
-                code = end.code
-        return code, capfd.readouterr().err
-
-    return run
 
 
 @pytest.mark.parametrize(

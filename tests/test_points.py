@@ -15,6 +15,9 @@ EQUAL = [
     (["model.gate=spatial", "model.ratio=4,8"], "Jobs 0 and 1"),
     (["model.depth=20,[3,3,3]", "model.stem=cifar"], "model.depth=20 and"),
     (["seed=0,1", "model.ratio=4,4.0"], "Jobs 0 and 1"),
+    (["model=torchvision", "model.name=resnet18", "model.ratio=4,8"], "Jobs 0 and 1"),
+    (["model=timm", "model.name=resnet18", "model.add_gates=stages", "model.divisor=128",
+      "model.ratio=4,8"], "Jobs 0 and 1"),
     (["model.gate=none", "model.placement=standard,pre"], "Jobs 0 and 1"),
     (["model=se_resnet20", "model.divisor=8", "hydra.mode=MULTIRUN", "model.ratio=8,16"], "Jobs 0"),
 ]  # fmt: skip
@@ -38,6 +41,11 @@ def test_equal_networks_are_refused(overrides, message):
         ["trainer.devices=1,2,1"],
         ["model.ratio=4,4"],  # asked for twice
         ["model.label_smoothing=0,0.1"],
+        ["model.weights=a.pth,b.pth"],
+        ["model.freeze=null,norms,backbone"],
+        ["model.layer_decay=0.5,0.75"],
+        ["model=torchvision", "model.name=resnet18", "model.add_gates=null,residual,stages"],
+        ["model=torchvision", "model.name=resnet18,resnet34"],
         ["model.squeeze=avg,max,avgmax,none"],
         ["model.gate_activation=sigmoid,tanh"],
         ["model.placement=standard,pre,post,identity,inner"],

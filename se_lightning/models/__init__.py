@@ -43,6 +43,7 @@ from se_lightning.models.resnext import *  # noqa: F403
 from se_lightning.models.shake_shake import *  # noqa: F403
 from se_lightning.models.shufflenet import *  # noqa: F403
 from se_lightning.models.small import *  # noqa: F403
+from se_lightning.models.surgery import add_excitation, remove_excitation
 from se_lightning.models.vgg import *  # noqa: F403
 from se_lightning.models.weights import LoadReport, load_weights
 from se_lightning.models.wide_resnet import *  # noqa: F403
@@ -75,11 +76,13 @@ __all__ = [
     "LoadReport",
     "SpatialExcitation",
     "SqueezeExcitation",
+    "add_excitation",
     "create_model",
     "find_gates",
     "hidden_widths",
     "list_models",
     "load_weights",
+    "remove_excitation",
 ]
 __all__ += [name for family in _FAMILIES for name in family.__all__]
 

@@ -12,6 +12,7 @@ from se_lightning.modules.convnets import (
     SESimpleModule,
     SEVGG16BNModule,
 )
+from se_lightning.modules.foreign import TimmModule, TorchvisionModule
 from se_lightning.modules.resnets import (
     SENet154Module,
     SEPreActResNetModule,
@@ -38,4 +39,6 @@ __all__ = [
     "SESimpleModule",
     "SEVGG16BNModule",
     "SEWideResNetModule",
+    "TimmModule",
+    "TorchvisionModule",
 ]

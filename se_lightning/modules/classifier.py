@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 
 from se_lightning.models import load_weights
 from se_lightning.models.structure import classifier_path, structure
+from se_lightning.models.surgery import restore_hooks
 from se_lightning.modules import freezing
 from se_lightning.modules.metrics import accuracy, evaluation
 from se_lightning.modules.optim import (
@@ -196,7 +197,11 @@ class ImageClassifier(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Hold what is frozen; any earlier, Lightning would warn of modules that do not train."""
+        """Mend what Lightning's set-up has undone, and hold what is frozen.
+
+        Any earlier Lightning would warn of modules that do not train.
+        """
+        restore_hooks(self.backbone)
         self.train()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: D102

@@ -1,0 +1,66 @@
+"""Put gates into a plain network that was trained on digits, and train only them.
+
+python examples/gates_into_a_plain_network.py
+
+The gates start as an exact identity, so that nothing is lost when they are put in.
+"""
+
+import argparse
+import logging
+import warnings
+from functools import partial
+
+import pytorch_lightning as pl
+import torch
+
+from se_lightning import DigitsDataModule, ImageClassifier
+from se_lightning.models import add_excitation, se_resnet20
+from se_lightning.modules.optim import cosine
+
+
+def trainer(**options: object) -> pl.Trainer:
+    """Return a quiet trainer that leaves no files."""
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return pl.Trainer(**quiet, enable_checkpointing=False, **options)
+
+
+def train(network: torch.nn.Module, epochs: int, freeze: str | None = None) -> None:
+    """Train what is not frozen."""
+    model = ImageClassifier(
+        network,
+        num_classes=10,
+        freeze=freeze,
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
+        lr_scheduler=cosine,
+    )
+    trainer(max_epochs=epochs).fit(model, datamodule=DigitsDataModule())
+
+
+def accuracy(network: torch.nn.Module) -> str:
+    """Return the share of the test set that is right."""
+    model = ImageClassifier(network, num_classes=10)
+    (metrics,) = trainer().test(model, datamodule=DigitsDataModule(), verbose=False)
+    return f"{100 * metrics['test/acc1']:.2f} %"
+
+
+def main() -> None:
+    """Train, put the gates in, train them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--epochs", type=int, default=1, help="of the plain network")
+    parser.add_argument("--gate-epochs", type=int, default=5, help="of the gates")
+    arguments = parser.parse_args()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*many workers|.*LeafSpec|.*logging interval")
+    pl.seed_everything(0, verbose=False)
+
+    network = se_resnet20(gate="none", in_channels=1)  # ResNet-20
+    train(network, arguments.epochs)
+    print(f"plain: {accuracy(network)}", flush=True)
+    add_excitation(network, "residual", ratio=4, image=torch.zeros(1, 1, 32, 32))
+    print(f"with gates put in: {accuracy(network)}", flush=True)
+    train(network, arguments.gate_epochs, freeze="all_but_gates")
+    print(f"after training them: {accuracy(network)}")
+
+
+if __name__ == "__main__":
+    main()

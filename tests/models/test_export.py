@@ -1,0 +1,134 @@
+"""Whole graphs: compiled, exported, in ONNX; other memory formats and precisions."""
+
+import pytest
+import torch
+
+from se_lightning.models import create_model, list_models
+
+ONE_A_FAMILY = [
+    "se_resnet50",
+    "se_resnext50_32x4d",
+    "senet154",
+    "se_preact_resnet50",
+    "se_wrn16_8",
+    "se_densenet121",
+    "se_inception_v3",
+    "se_inception_resnet_v2",
+    "se_bn_inception",
+    "se_vgg16_bn",
+    "se_mobilenet",
+    "se_shufflenet",
+    "se_shake_shake26_2x96d",
+    "se_simple",
+    "se_nested",
+]
+FAST = ("se_resnet20", "se_preact_resnet20", "se_mobilenet", "se_simple", "se_nested")
+
+
+def slow_but(fast, names):
+    return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in names]
+
+
+EVERY = slow_but(FAST, list_models())
+FAMILIES = slow_but(FAST, dict.fromkeys([*FAST, *ONE_A_FAMILY]))
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:ratio=.* leaves one hidden unit"),
+    pytest.mark.timeout(1200),
+]
+
+
+def built(name):
+    torch.manual_seed(0)
+    model = create_model(name).eval()
+    size = model.image_size or max(64, model.min_size)
+    return model, torch.randn(2, model.in_channels, size, size)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_it_is_one_graph(name):
+    torch._dynamo.reset()
+    model, x = built(name)
+    with torch.no_grad():
+        expected = model(x)
+        model.compile(fullgraph=True, backend="eager")  # in place: the keys stay
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    assert not any("_orig_mod" in key for key in model.state_dict())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_is_one_graph_while_training(name):
+    torch._dynamo.reset()
+    model, x = built(name)
+    model.train().compile(fullgraph=True, backend="eager")
+    model(x).square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_it_exports_with_any_batch_size(name):
+    model, x = built(name)
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    x = torch.cat([x, 2 * x[:1]])
+    with torch.no_grad():
+        torch.testing.assert_close(exported.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONE_A_FAMILY)
+def test_inductor_gives_the_same_outputs(name):
+    torch._dynamo.reset()
+    model, x = built(name)
+    with torch.no_grad():
+        expected = model(x)
+        model.compile(fullgraph=True)
+        found = model(x)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * scale)
+
+
+@pytest.mark.slow
+# Of torch's exporter and of onnxscript, about themselves.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ONE_A_FAMILY)
+def test_onnxruntime_gives_the_same_outputs(name, tmp_path):
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    model, x = built(name)
+    path = tmp_path / "model.onnx"
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    torch.onnx.export(model, (x,), path, dynamo=True, dynamic_shapes=dynamic, verbose=False)
+    x = torch.cat([x, 2 * x[:1]])
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        expected = model(x)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-3, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_channels_last_is_the_same(name):
+    model, x = built(name)
+    with torch.no_grad():
+        expected = model(x)
+        model = model.to(memory_format=torch.channels_last)
+        found = model(x.contiguous(memory_format=torch.channels_last))
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16_is_finite_and_near(name):
+    """Autocast, as Lightning's bf16-mixed; forward near float32's, gradients finite."""
+    model, x = built(name)
+    with torch.no_grad():
+        expected = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(x)
+    # Eight bits of mantissa, through up to 264 layers.
+    assert (found.float() - expected).norm() < 0.1 * expected.norm()
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(x).float().square().mean()
+    loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

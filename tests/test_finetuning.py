@@ -1,0 +1,98 @@
+"""Published weights, gates put into other networks, and frozen parts, from the command line."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+
+def test_gates_are_trained_into_a_plain_network(cli, short, tmp_path, result):
+    """The two commands of README; all but the gates stays to the last bit."""
+    cli(*short, "model.gate=none", "logger=csv", "hydra.run.dir=plain")
+    best = tmp_path / "plain" / "checkpoints" / "best.ckpt"
+    options = ["model.gate_activation=double-sigmoid", "model.freeze=all_but_gates"]
+    done = cli(*short, *options, f"model.weights={best}", "logger=csv", "hydra.run.dir=gated")
+    assert re.search(
+        rf"{best}, se_lightning's layout: 128 tensors loaded; 36 kept as they were \(layer1\.0\.se",
+        done.stdout + done.stderr,
+    )
+    plain = torch.load(best, weights_only=True)["state_dict"]
+    gated = torch.load(tmp_path / "gated" / "checkpoints" / "last.ckpt", weights_only=True)
+    for key, tensor in plain.items():
+        assert torch.equal(gated["state_dict"][key], tensor), key
+    assert gated["state_dict"]["backbone.layer1.0.se.fc2.weight"].any()
+    assert gated["hyper_parameters"]["freeze"] == "all_but_gates"
+    best.unlink()  # the checkpoint needs no other file
+    again = tmp_path / "gated" / "checkpoints" / "last.ckpt"
+    cli("task=test", f"ckpt_path={again}", "logger=csv", "trainer.limit_test_batches=1")
+
+
+@pytest.mark.parametrize(
+    ("library", "rule", "gates"), [("torchvision", "residual", 8), ("timm", "stages", 4)]
+)
+def test_another_librarys_network_with_gates(cli, short, tmp_path, result, library, rule, gates):
+    network = [f"model={library}", "model.name=resnet18", f"model.add_gates={rule}"]
+    cli(*short, *network, "model.ratio=8", "logger=csv", "hydra.run.dir=run", "data.batch_size=8")
+    found = result(tmp_path / "run")
+    assert (found["model"], found["gates"]) == (library, gates)
+    assert set(found["hidden_widths"].values()) == {8, 16, 32, 64}
+    assert (tmp_path / "run" / "excitation" / "histogram.png").exists()
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    cli("task=test", f"ckpt_path={best}", "logger=csv", "hydra.run.dir=test")
+    tested = result(tmp_path / "test")
+    assert tested["parameters"] == found["parameters"]
+
+
+def test_published_weights_from_the_command_line(cli, short, tmp_path):
+    torch.save(timm.create_model("seresnet18", in_chans=1).state_dict(), tmp_path / "timm.pth")
+    done = cli(
+        *short, "model=se_resnet18", "model.divisor=8", "model.weights=timm.pth",
+        "model.freeze=backbone", "model.layer_decay=0.5", "model.grad_checkpointing=true",
+        "logger=csv", "hydra.run.dir=run",
+    )  # fmt: skip
+    assert "timm.pth, timm's layout: 152 tensors loaded; 2 left out" in done.stdout + done.stderr
+    trained = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    state = torch.load(tmp_path / "timm.pth", weights_only=True)
+    for key, tensor in state.items():
+        if not key.startswith("fc."):
+            assert torch.equal(trained["state_dict"][f"backbone.{key}"], tensor), key
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.weights=nowhere.pth"], "model: `weights` (=nowhere.pth) is not a file"),
+        (["model.weights=page.pth"], "page.pth is no checkpoint, or is damaged: it is a web page"),
+        (["model.weights=other.pth"], "other.pth (timm's layout) is of another network"),
+        (["model.weights=other.pth", "ckpt_path=x.ckpt"], "both say what to begin with"),
+        (["model.freeze=gates"], "`freeze` (='gates') must be one of backbone, norms, all_but_"),
+        (["model.freeze=all_but_gates", "model.gate=none"], "leaves nothing to train"),
+        (["model=torchvision"], "model.name"),
+        (["model=torchvision", "model.name=resnet51"], "must be one of torchvision's networks. Ne"),
+        (["model=timm", "model.name=resnet51"], "must be one of timm's networks. Nearest: resnet5"),
+        (
+            ["model=torchvision", "model.name=resnet18", "model.add_gates=layer9.*"],
+            "`where` (='layer9.*') must find places for gates",
+        ),
+        (["model=torchvision", "model.name=resnet18", "model.placement=pre"], "model.placement"),
+    ],
+)
+def test_a_mistake_is_one_message(told, tmp_path, arguments, message):
+    (tmp_path / "page.pth").write_text("<html>sign in</html>")
+    torch.save(timm.create_model("seresnet18").state_dict(), tmp_path / "other.pth")
+    code, error = told(*arguments)
+    assert code == 1
+    assert "Traceback" not in error
+    assert message in error.rstrip().rpartition("se_lightning: error: ")[2]
+    assert not (tmp_path / "outputs").exists() or not any((tmp_path / "outputs").iterdir())
+
+
+def test_the_example_runs(cli, short):
+    example = Path(__file__).parent.parent / "examples" / "gates_into_a_plain_network.py"
+    done = cli("--gate-epochs", "1", command=[sys.executable, str(example)])
+    accuracies = re.findall(r"^(\w[\w ]+): ([\d.]+) %", done.stdout, re.MULTILINE)
+    assert [name for name, _ in accuracies] == ["plain", "with gates put in", "after training them"]
+    assert accuracies[0][1] == accuracies[1][1]
