@@ -46,8 +46,8 @@ def accuracy(network: torch.nn.Module) -> str:
 def main() -> None:
     """Train, put the gates in, train them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=1, help="of the plain network")
-    parser.add_argument("--gate-epochs", type=int, default=5, help="of the gates")
+    parser.add_argument("--epochs", type=int, default=2, help="of the plain network")
+    parser.add_argument("--gate-epochs", type=int, default=3, help="of the gates")
     arguments = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*many workers|.*LeafSpec|.*logging interval")

@@ -22,6 +22,9 @@ SLOW = (
     "placement=",
     "stages=",
     "gate=channel,spatial",
+    # tests/test_finetuning.py runs these, and looks at more.
+    "model=torchvision",
+    "freeze=all_but_gates",
 )
 
 
@@ -47,7 +50,7 @@ def test_the_set_up_commands_are_what_ci_runs():
 
 
 def test_the_table_of_commands_is_found():
-    assert len(COMMANDS) == 15
+    assert len(COMMANDS) == 19
 
 
 @pytest.mark.parametrize(
@@ -59,13 +62,19 @@ def test_the_table_of_commands_is_found():
 )
 @pytest.mark.timeout(600)
 def test_a_command_runs(command, cli, short, fashion, tmp_path):
-    words = shlex.split(command.replace("RUN_DIR", "old").replace("=DIR", f"={fashion}"))
+    places = {"RUN_DIR": "old", "=DIR": f"={fashion}", "=FILE": "=weights.pth"}
+    for place, value in places.items():
+        command = command.replace(place, value)
+    words = shlex.split(command)
+    if "model.weights=weights.pth" in words:
+        torch.save(create_model("se_resnet50").state_dict(), tmp_path / "weights.pth")
     if words[0] == "torchrun":
         start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     else:
         start = [sys.executable]
-    if "task=test" in words:
-        cli(*short, "hydra.run.dir=old", "logger=csv")
+    if "old/" in command:
+        gate = "channel" if "task=test" in words else "none"
+        cli(*short, "hydra.run.dir=old", "logger=csv", f"model.gate={gate}")
     ends = () if "--help" in words else short
     done = cli(*words[1:], *ends, command=start)
     if ends:
@@ -89,11 +98,13 @@ def test_the_table_of_networks_has_every_name_and_its_counts():
     assert sorted(named) == list_models()
 
 
-def test_the_python_block_runs(cli, tmp_path):
-    (block,) = blocks("python")
-    assert len([line for line in block.splitlines() if line]) <= 11
-    cli(command=[sys.executable, "-c", block])
+def test_the_python_blocks_run(cli, tmp_path):
+    surgery, training = blocks("python")
+    assert len([line for line in training.splitlines() if line]) <= 11
+    cli(command=[sys.executable, "-c", training])
     assert (tmp_path / "excitation" / "histogram.png").exists()
+    done = cli(command=[sys.executable, "-c", surgery])
+    assert "torchvision's layout: 318 tensors loaded; 64 kept as they were" in done.stdout
 
 
 def test_pictures_and_numbers_are_there():
