@@ -33,6 +33,8 @@ class LoadReport:
         loaded: taken over.
         renamed: of these, from the name in the file.
         reshaped: of these, a dense layer's weight between 2-D and 4-D.
+        summed: of these, the first convolution's, over red, green and blue: the network sees
+            grey images.
         zeroed: the gates' biases, where the file's gates have none.
         kept: the network's own, which the file does not have.
         left_out: the file's, which were not taken, with their shapes.
@@ -43,6 +45,7 @@ class LoadReport:
     loaded: list[str] = field(default_factory=list)
     renamed: dict[str, str] = field(default_factory=dict)
     reshaped: list[str] = field(default_factory=list)
+    summed: list[str] = field(default_factory=list)
     zeroed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     left_out: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -58,6 +61,8 @@ class LoadReport:
             parts.append(f"{len(self.renamed)} of them renamed")
         if self.reshaped:
             parts.append(f"{len(self.reshaped)} reshaped")
+        if self.summed:
+            parts.append(f"{self.summed[0]} summed over red, green and blue")
         if self.zeroed:
             parts.append(f"{len(self.zeroed)} biases of gates set to zero")
         if self.kept:
@@ -77,7 +82,8 @@ def load_weights(
     torchvision (a plain network goes into its SE twin, whose gates stay as they are) and our own;
     the keys tell which. Another number of classes leaves the classifier out. Shapes do not tell
     everything: a network with its strides elsewhere, or with another squeeze, is refused where
-    the layout says what the weights were made for. Either all is loaded or nothing is.
+    the layout says what the weights were made for. A network for grey images takes the sum of the
+    first convolution's weights over the colours. Either all is loaded or nothing is.
 
     Torchvision's own Inception-v3 weights want images normalised to mean and deviation 0.5.
 
@@ -179,12 +185,16 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> d
     """
     head, gated = classifier_path(model), any(map(of_gate, state))
     fitted, wrong = {}, {}
+    first = next((key for key, own in model.state_dict().items() if own.ndim == 4), "")
     for key, own in model.state_dict().items():
         tensor = None if key not in state else _shaped(state[key], own)
+        if tensor is None and key == first and key in state:
+            tensor = _grey(state[key], own)
+            report.summed += [] if tensor is None else [key]
         optional = within(key, head) or within(key, "AuxLogits")
         if tensor is not None:
             report.loaded.append(key)
-            if state[key].shape != own.shape:
+            if state[key].shape != own.shape and key not in report.summed:
                 report.reshaped.append(key)
         elif key in state and (within(key, head) or within(key, "AuxLogits.fc")):
             report.left_out[key] = tuple(state[key].shape)
@@ -239,6 +249,12 @@ def _shaped(tensor: Tensor, own: Tensor) -> Tensor | None:
     if sizes[0] == sizes[1] or (dense and tensor.numel() == own.numel()):
         return tensor.reshape(own.shape).to(own)
     return None
+
+
+def _grey(tensor: Tensor, own: Tensor) -> Tensor | None:
+    """Return a first convolution's weight for grey images, which are the same in all colours."""
+    fits = tensor.shape[1:2] == (3,) and (own.shape[0], 1, *tensor.shape[2:]) == own.shape
+    return tensor.sum(1, keepdim=True).to(own) if fits and len(tensor) == len(own) else None
 
 
 def _kind(tensor: Tensor, other: Tensor) -> str:

@@ -339,6 +339,21 @@ def test_another_networks_weights_are_refused(options, theirs, message):
     assert_refused(create_model("se_resnet18", **options), state, message)
 
 
+def test_a_network_for_grey_images_sees_what_the_other_sees_in_grey(randomise):
+    oracle = randomise(timm.create_model("seresnet18"))
+    model = create_model("se_resnet18", divisor=8, in_channels=1).eval()
+    report = load_weights(model, oracle.state_dict())
+    assert report.summed == ["conv1.weight"]
+    x = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        ours, theirs = model(x), oracle(x.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+    message = r"conv1\.weight, \(64, 3, 7, 7\) there and \(64, 4, 7, 7\) here"
+    assert_refused(
+        create_model("se_resnet18", divisor=8, in_channels=4), oracle.state_dict(), message
+    )
+
+
 def test_a_head_of_another_size_is_left_out(randomise):
     oracle = randomise(timm.create_model("seresnet50"))
     model = create_model("se_resnet50", num_classes=7)
