@@ -1,6 +1,6 @@
 """What the shapes of parameters do not tell of a network: strides, squeezes, places."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,7 +52,12 @@ def of_gate(key: str) -> bool:
 
 
 def check_structure(
-    model: nn.Module, there: Mapping[str, str], name: str, *, gated: bool = True, head: str = ""
+    model: nn.Module,
+    there: Mapping[str, str],
+    name: str,
+    *,
+    gated: bool = True,
+    others: Collection[str] = (),
 ) -> None:
     """Compare with the network that a checkpoint was written for.
 
@@ -61,14 +66,14 @@ def check_structure(
         there: the structure of the other.
         name: of the checkpoint, for messages.
         gated: False leaves gates out of the comparison: the other has none.
-        head: path of a classifier that may differ.
+        others: paths of modules that may differ: a classifier of another size.
 
     Raises:
         ValueError: naming the first module that differs.
     """
     for path, ours in structure(model).items():
         theirs = there.get(path, ours)
-        skipped = within(f"{path}.", head) or "Dropout" in ours
+        skipped = "Dropout" in ours or any(within(f"{path}.", other) for other in others)
         if not gated:  # then the gates may be anything, and the units say where they are
             leaf = next(model.get_submodule(path).children(), None) is None
             skipped |= not leaf or of_gate(path)
@@ -101,7 +106,7 @@ def check_variant(
     if gated:
         here |= _gate_options(model)
         wanted |= {"squeeze": "avg", "gate_activation": "sigmoid", "placement": "standard"}
-    differing = {option: value for option, value in wanted.items() if here[option] != value}
+    differing = {o: value for o, value in wanted.items() if here.get(o, value) != value}
     if differing:
         options = ", ".join(f"{option}={value!r}" for option, value in differing.items())
         raise ValueError(

@@ -13,7 +13,13 @@ from se_lightning.models.gates import SpatialExcitation, SqueezeExcitation, zero
 from se_lightning.models.options import Excitation
 from se_lightning.models.probe import Probe, example_of, watch
 
-__all__ = ["InsertedGateOptions", "add_excitation", "remove_excitation", "restore_hooks"]
+__all__ = [
+    "InsertedGateOptions",
+    "add_excitation",
+    "inserted_excitation",
+    "remove_excitation",
+    "restore_hooks",
+]
 
 
 class InsertedGateOptions(TypedDict, total=False):
@@ -87,8 +93,12 @@ class ChannelsLast(nn.Module):
         return self.nchw(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def _options(gates: InsertedGateOptions) -> Excitation:
-    """Check the options, and take the activation that makes an identity of the gates."""
+def inserted_excitation(gates: InsertedGateOptions) -> Excitation:
+    """Check the options, and take the activation that makes an identity of the gates.
+
+    Raises:
+        ValueError: naming the option that there is not, or that does not fit.
+    """
     known = InsertedGateOptions.__annotations__
     for name in gates:
         if name not in known:
@@ -193,7 +203,7 @@ def add_excitation(
     Reference:
         Hu, Shen, Albanie, Sun, Wu. Squeeze-and-Excitation Networks. arXiv:1709.01507.
     """
-    excitation = _options(gates)
+    excitation = inserted_excitation(gates)
     if excitation.gate == "none":
         return model
     probe = watch(model, example_of(model, image))

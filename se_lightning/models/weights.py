@@ -88,7 +88,8 @@ def load_weights(
     Torchvision's own Inception-v3 weights want images normalised to mean and deviation 0.5.
 
     Args:
-        model: one of this package's networks, or any other, which then takes its own names.
+        model: one of this package's networks (or the LightningModule around it), or any other,
+            which then takes its own names.
         source: a file of torch or safetensors, a name on the Hugging Face hub
             (``timm/seresnet50.a1_in1k``), or a state dict.
         use_ema: of a checkpoint that holds both, take the averaged weights, not the raw ones.
@@ -110,18 +111,24 @@ def load_weights(
         >>> len(report.loaded), sorted(report.left_out)
         (120, ['fc.bias', 'fc.weight'])
     """
+    around: Any = model
+    if isinstance(getattr(around, "backbone", None), ImageNetwork):
+        model = around.backbone
     name, content = _read(source)
     state, there = _state_dict(content, name, use_ema)
     state = _unwrapped(state, model)
     layout, head = recognise(state), classifier_path(model)
     names = {key: translate(key, layout, head) for key in state}
+    if len(set(names.values())) < len(names):
+        raise ValueError(f"{name} mixes layouts: two of its names are one ({layout.name} layout).")
     renamed = {ours: theirs for theirs, ours in names.items() if ours != theirs}
     report = LoadReport(name, "se_lightning's" if there else layout.name, renamed=renamed)
     state = {names[key]: tensor for key, tensor in state.items()}
     fitted = _fit(model, state, report)
     gated = any(map(of_gate, state))
     if there is not None:
-        check_structure(model, there, name, gated=gated, head=head)
+        others = {head, *(key.rpartition(".")[0] for key in report.summed)}
+        check_structure(model, there, name, gated=gated, others=others)
     elif isinstance(model, ImageNetwork):
         check_variant(model, layout, state, f"{name} ({layout.name} layout)", gated=gated)
     model.load_state_dict(fitted, strict=True)
@@ -134,6 +141,8 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any]
     path, name = Path(source), str(source)
     if path.is_file():
         return name, read_file(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"`weights` (={name}) is a folder; give the path of a file in it.")
     if hub.NAME.fullmatch(name) and path.suffix.lower() not in _SUFFIXES:
         return name, read_file(hub.fetch(name))
     raise FileNotFoundError(
@@ -154,13 +163,16 @@ def _state_dict(
     """Take the state dict out of a checkpoint; of one of ours, also the network's structure."""
     there = None
     if isinstance(content, Mapping):
-        there = (content.get("se_lightning") or {}).get("structure")
+        about = content.get("se_lightning")
+        there = about.get("structure") if isinstance(about, Mapping) else None
         raw = () if use_ema else ("current_model_state",)  # Lightning's, beside the averaged
         for key in (*raw, *(_AVERAGED if use_ema else ()), *_RAW):
             if isinstance(content.get(key), Mapping):
                 content = content[key]
                 break
-    tensors = isinstance(content, Mapping) and all(isinstance(v, Tensor) for v in content.values())
+    tensors = isinstance(content, Mapping) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
+    )
     if not tensors or not content:
         raise ValueError(f"{name} holds no state dict: no names with tensors.")
     return {key.replace("_orig_mod.", ""): v for key, v in content.items()}, there

@@ -121,6 +121,8 @@ class ImageClassifier(LightningModule):
                 )
         if freeze is not None:
             freezing.freeze(backbone, freeze)
+        if layer_decay is not None:
+            parameter_groups(backbone, layer_decay=layer_decay)  # checks it
         if grad_checkpointing:
             _checkpoint_gradients(backbone)
         # One call serves the family modules too: it collects the arguments of all constructors.

@@ -4,10 +4,11 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, Unpack
 
+from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from se_lightning.models import add_excitation, load_weights
-from se_lightning.models.surgery import InsertedGateOptions
+from se_lightning.models.surgery import InsertedGateOptions, inserted_excitation
 from se_lightning.modules.classifier import ImageClassifier, TrainingOptions
 from se_lightning.modules.options import split
 
@@ -61,7 +62,7 @@ class TorchvisionModule(ImageClassifier):
         weights = training.get("weights")
         if weights in (own := torchvision.models.get_model_weights(name)).__members__:
             training["weights"] = None
-            load_weights(network, _download(own[weights]))
+            rank_zero_info(str(load_weights(network, _download(own[weights]))))
         super().__init__(network, num_classes, **training)
 
 
@@ -108,7 +109,8 @@ def _known(name: object, names: Sequence[str], library: str) -> None:
         raise ValueError(f"`name` (={name!r}) must be one of {library}'s networks. {hint}")
 
 
-def _gated(network: nn.Module, where: str | None, gates: dict[str, Any]) -> nn.Module:
+def _gated(network: nn.Module, where: str | None, gates: Any) -> nn.Module:
+    inserted_excitation(gates)  # checks them, even where none is put in
     return network if where is None else add_excitation(network, where, **gates)
 
 

@@ -475,7 +475,16 @@ def test_a_broken_file_is_one_message_and_changes_nothing(kind, message, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "content", [torch.zeros(3), {}, {"epoch": 3}, {"state_dict": {"conv1.weight": 3}}, ["a"]]
+    "content",
+    [
+        torch.zeros(3),
+        {},
+        {"epoch": 3},
+        {"state_dict": {"conv1.weight": 3}},
+        ["a"],
+        {0: torch.zeros(3)},
+        {"se_lightning": 3, "state_dict": {}},
+    ],
 )
 def test_a_file_without_a_state_dict_is_told_so(content, tmp_path):
     torch.save(content, tmp_path / "weights.pth")
@@ -495,3 +504,24 @@ def test_a_missing_file_is_told_what_there_could_be(name):
     assert_refused(
         create_model("se_resnet20", ratio=4), name, rf"`weights` \(={name}\) is not a file"
     )
+
+
+def test_a_folder_is_told_from_a_name_of_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "best").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    model = create_model("se_resnet20", ratio=4)
+    assert_refused(model, "runs/best", r"`weights` \(=runs/best\) is a folder")
+
+
+def test_two_names_of_one_parameter_are_refused():
+    model = create_model("se_resnet20", ratio=4)
+    state = state_of(model)
+    state["last_linear.weight"] = state["fc.weight"] + 1
+    assert_refused(model, state, "mixes layouts")
+
+
+def test_the_state_dict_of_a_network_with_spatial_gates():
+    for gate in ("spatial", "concurrent"):
+        source, model = (create_model("se_resnet20", gate=gate, ratio=4) for _ in range(2))
+        load_weights(model, source.state_dict())
+        assert torch.equal(model.fc.weight, source.fc.weight)

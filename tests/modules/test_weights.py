@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 
-from se_lightning import DigitsDataModule, SEResNetModule
+from se_lightning import DigitsDataModule, FakeDataModule, SEResNetModule
 from se_lightning.models import load_weights, se_resnet20
 
 
@@ -79,3 +79,22 @@ def test_a_new_classifier_that_is_frozen_is_warned_of(tmp_path):
     torch.save(timm.create_model("seresnet18").state_dict(), tmp_path / "timm.pth")
     with pytest.warns(UserWarning, match="classifier is new.* never trains it"):
         SEResNetModule(18, 7, divisor=8, weights=str(tmp_path / "timm.pth"), freeze="all_but_gates")
+
+
+def test_a_checkpoint_of_colours_goes_into_a_network_for_grey_images_and_into_a_module(tmp_path):
+    source = SEResNetModule(20, ratio=2)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, limit_train_batches=1, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        limit_val_batches=0, callbacks=[ModelCheckpoint(tmp_path, "net")],
+    )  # fmt: skip
+    trainer.fit(source, datamodule=FakeDataModule(batch_size=8, image_size=32))
+    module = SEResNetModule(20, ratio=2, in_channels=1)
+    report = load_weights(module, tmp_path / "net.ckpt")
+    assert report.summed == ["conv1.weight"]
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        ours, theirs = module.eval()(x), source.eval()(x.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="same shapes: layer1"):
+        load_weights(SEResNetModule(20, ratio=2, squeeze="max"), tmp_path / "net.ckpt")
