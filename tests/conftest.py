@@ -1,5 +1,6 @@
 import gzip
 import json
+import logging
 import os
 import struct
 import subprocess
@@ -75,12 +76,16 @@ def told(tmp_path, monkeypatch, capfd):
     def run(*arguments):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["se_lightning", *arguments, "logger=csv"])
+        handlers = list(logging.root.handlers)
         code = 0
         with warnings.catch_warnings():
             try:
                 command_line.main()
             except SystemExit as end:
                 code = end.code
+        for handler in set(logging.root.handlers) - set(handlers):
+            handler.close()  # Hydra's, which writes into the run's folder
+        logging.root.handlers[:] = handlers
         return code, capfd.readouterr().err
 
     return run

@@ -31,7 +31,8 @@ def test_gates_are_trained_into_a_plain_network(cli, short, tmp_path, result):
 
 
 @pytest.mark.parametrize(
-    ("library", "rule", "gates"), [("torchvision", "residual", 8), ("timm", "stages", 4)]
+    ("library", "rule", "gates"),
+    [("torchvision", "residual", 8), pytest.param("timm", "stages", 4, marks=pytest.mark.slow)],
 )
 def test_another_librarys_network_with_gates(cli, short, tmp_path, result, library, rule, gates):
     network = [f"model={library}", "model.name=resnet18", f"model.add_gates={rule}"]

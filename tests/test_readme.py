@@ -22,9 +22,14 @@ SLOW = (
     "placement=",
     "stages=",
     "gate=channel,spatial",
-    # tests/test_finetuning.py runs these, and looks at more.
+    # Other tests run these, or the like, and look at more.
     "model=torchvision",
     "freeze=all_but_gates",
+    "task=test",
+    "model.ratio=4,8,16,32",
+    "model.gate=none",
+    "optimizer=adamw",
+    "model=se_inception_v3",
 )
 
 

@@ -12,6 +12,7 @@ from se_lightning.models import create_model, list_models
 # Sides of images that leave every map some pixels.
 SIZES = {"se_inception_v3": 107, "se_inception_resnet_v2": 107, "se_simple": 28}
 SIZES |= {"se_simple_residual": 28, "se_vgg16_bn": 64}
+LARGE = ("senet154", "se_resnext29_8x64d", "se_vgg16_bn", "se_inception_resnet_v2")
 FAMILIES = [
     "se_resnet50",
     "se_resnext29_8x64d",
@@ -31,6 +32,9 @@ FAMILIES = [
     "se_simple_residual",
     "se_nested",
 ]
+
+
+FAMILIES = [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in FAMILIES]
 
 
 def size_of(name: str) -> int:
