@@ -177,8 +177,8 @@ class SEPreActResNet(ImageNetwork):
             self.bn1, self.stem_act = nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
         self.maxpool = max_pool(chosen.stem)
         unit: type[PreActUnit] = PreActBottleneck if chosen.bottleneck else PreActBasicBlock
-        reduction = 1 if chosen.stem == "cifar" else 2
-        self._step("conv1", "bn1", "stem_act", channels=channels, reduction=reduction)
+        stem_reduction = 1 if chosen.stem == "cifar" else 2
+        self._step("conv1", "bn1", "stem_act", channels=channels, reduction=stem_reduction)
         for stage, (count, width) in enumerate(zip(chosen.layers, chosen.widths, strict=True)):
             width *= width_factor
             stride = 2 if stage else 1
@@ -186,8 +186,7 @@ class SEPreActResNet(ImageNetwork):
             channels = width * unit.expansion
             name = f"layer{stage + 1}"
             self.add_module(name, layer)
-            # The first stage follows the max-pool.
-            reduction *= stride if stage else reduction
+            reduction = (1 if chosen.stem == "cifar" else 4) * 2**stage
             entry = () if stage else ("maxpool",)
             ends = ("norm", "act") if stage + 1 == len(chosen.layers) else ()
             self._step(*entry, name, *ends, channels=channels, reduction=reduction)

@@ -227,8 +227,8 @@ class SEResNet(ImageNetwork):
         block: type[PostActUnit] = self.bottleneck_block if chosen.bottleneck else BasicBlock
         self.variant = {"ceil_pool": ceil_pool, "relu_before_gate": relu_before_gate}
         self.variant["stride_in"] = stride_in
-        reduction = 1 if chosen.stem == "cifar" else 2
-        self._step("conv1", "bn1", "act", channels=channels, reduction=reduction)
+        stem_reduction = 1 if chosen.stem == "cifar" else 2
+        self._step("conv1", "bn1", "act", channels=channels, reduction=stem_reduction)
         options = cardinality, group_width, stride_in, relu_before_gate
         for stage, (count, width) in enumerate(zip(chosen.layers, chosen.widths, strict=True)):
             width *= width_factor
@@ -237,8 +237,7 @@ class SEResNet(ImageNetwork):
             channels = width * block.expansion
             name = f"layer{stage + 1}"
             self.add_module(name, layer)
-            # The first stage follows the max-pool.
-            reduction *= stride if stage else reduction
+            reduction = (1 if chosen.stem == "cifar" else 4) * 2**stage
             entry = () if stage else ("maxpool",)
             self._step(*entry, name, channels=channels, reduction=reduction)
         self.fc: nn.Module = nn.Linear(channels, num_classes)
