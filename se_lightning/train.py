@@ -158,7 +158,7 @@ def describe(
     backbone = getattr(model, "backbone", model)
     return {
         "task": choices["task"],
-        "model": choices["model"] if _is_fit(cfg) else type(model).__name__,
+        "model": _name(cfg) if _is_fit(cfg) else type(model).__name__,
         "data": choices["data"] if _is_fit(cfg) else type(datamodule).__name__,
         "seed": cfg.seed,
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
@@ -166,6 +166,12 @@ def describe(
         "hidden_widths": hidden_widths(backbone),
         "world_size": trainer.world_size,
     }
+
+
+def _name(cfg: DictConfig) -> str:
+    """Say which network it is: the option, and of a library's also the name."""
+    choice = HydraConfig.get().runtime.choices["model"]
+    return " ".join(filter(None, [choice, cfg.model.get("name")]))
 
 
 def _products(trainer: pl.Trainer) -> dict[str, Any]:

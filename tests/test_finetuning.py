@@ -38,7 +38,7 @@ def test_another_librarys_network_with_gates(cli, short, tmp_path, result, libra
     network = [f"model={library}", "model.name=resnet18", f"model.add_gates={rule}"]
     cli(*short, *network, "model.ratio=8", "logger=csv", "hydra.run.dir=run", "data.batch_size=8")
     found = result(tmp_path / "run")
-    assert (found["model"], found["gates"]) == (library, gates)
+    assert (found["model"], found["gates"]) == (f"{library} resnet18", gates)
     assert set(found["hidden_widths"].values()) == {8, 16, 32, 64}
     assert (tmp_path / "run" / "excitation" / "histogram.png").exists()
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"

@@ -223,3 +223,19 @@ def test_two_ranks_count_what_one_process_counts(tmp_path, idx_root):
         for name, value in one[split].items():
             tolerance = 1e-5 if name.endswith("loss") else 0
             assert two[split][name] == pytest.approx(value, abs=tolerance)
+
+
+def test_gates_that_enlarge_are_counted_up_to_two(tmp_path, caplog):
+    model = SEResNetModule(20, ratio=4, in_channels=1, gate_activation="double-sigmoid")
+    callback = ExcitationHistogram(bins=4)
+    seen = []
+    send = callback._send
+    callback._send = lambda trainer, counts: (seen.append(counts.clone()), send(trainer, counts))
+    fitted = trainer(tmp_path, callback, limit_train_batches=1, limit_val_batches=1)
+    torch.nn.init.constant_(model.backbone.layer1[0].se.fc2.bias, 40.0)  # a gate of exactly 2
+    fitted.validate(model, datamodule=DigitsDataModule(batch_size=8))
+    (counts,) = seen
+    assert counts[0].tolist() == [0, 0, 0, counts[0].sum()]
+    assert counts[1].tolist() == [0, 0, counts[1].sum(), 0]  # of exactly 1
+    assert "outside" not in caplog.text
+    assert (tmp_path / "excitation" / "histogram.png").exists()
