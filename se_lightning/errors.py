@@ -41,6 +41,8 @@ def explain(error: BaseException) -> str:
         # Hydra's advice to add a key with `+` would only lead to the next message.
         text = re.sub(r"\nTo append to your (config|default list) use .*", "", text)
         return text.partition("\nConfig search path")[0].strip()
+    if isinstance(error, OmegaConfBaseException):
+        return text.partition("\n    full_key")[0]
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.strerror}: {error.filename}"
     if is_mistake(error) and text:

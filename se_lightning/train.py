@@ -70,10 +70,7 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
     """
     _check_devices(cfg.trainer)
     if _is_fit(cfg):
-        if cfg.ckpt_path is not None and cfg.model.get("weights") is not None:
-            raise ValueError(
-                "`ckpt_path` and `model.weights` both say what to begin with; leave one out."
-            )
+        _check_beginning(cfg)
         datamodule = instantiate(cfg.data, _convert_="all")
         for key in ("num_classes", "in_channels", "image_size"):
             if key in cfg.model and cfg.model[key] is None:
@@ -109,6 +106,20 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
 
 def _is_fit(cfg: DictConfig) -> bool:
     return str(cfg.task["_target_"]).endswith(".fit")
+
+
+def _check_beginning(cfg: DictConfig) -> None:
+    """Say what two settings together would do silently."""
+    weights = cfg.model.get("weights")
+    if cfg.ckpt_path is not None and weights is not None:
+        raise ValueError(
+            "`ckpt_path` and `model.weights` both say what to begin with; leave one out."
+        )
+    if cfg.model.get("freeze") is not None and cfg.ckpt_path is None and weights is None:
+        log.warning(
+            "model.freeze=%s holds weights that are random: give model.weights= or ckpt_path=.",
+            cfg.model.freeze,
+        )
 
 
 def _rebuild(cfg: DictConfig) -> tuple[pl.LightningModule, pl.LightningDataModule]:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from omegaconf import OmegaConf
+
+from se_lightning import train
 
 
 def test_gates_are_trained_into_a_plain_network(cli, short, tmp_path, result):
@@ -71,7 +74,7 @@ def test_published_weights_from_the_command_line(cli, short, tmp_path):
         (["model.weights=other.pth", "ckpt_path=x.ckpt"], "both say what to begin with"),
         (["model.freeze=gates"], "`freeze` (='gates') must be one of backbone, norms, all_but_"),
         (["model.freeze=all_but_gates", "model.gate=none"], "leaves nothing to train"),
-        (["model=torchvision"], "model.name"),
+        (["model=torchvision"], "Missing mandatory value: model.name"),
         (["model=torchvision", "model.name=resnet51"], "must be one of torchvision's networks. Ne"),
         (["model=timm", "model.name=resnet51"], "must be one of timm's networks. Nearest: resnet5"),
         (
@@ -97,3 +100,12 @@ def test_the_example_runs(cli, short):
     accuracies = re.findall(r"^(\w[\w ]+): ([\d.]+) %", done.stdout, re.MULTILINE)
     assert [name for name, _ in accuracies] == ["plain", "with gates put in", "after training them"]
     assert accuracies[0][1] == accuracies[1][1]
+
+
+@pytest.mark.parametrize(
+    ("weights", "ckpt_path", "warned"), [(None, None, 1), ("a.pth", None, 0), (None, "a.ckpt", 0)]
+)
+def test_random_weights_that_are_frozen_are_told(weights, ckpt_path, warned, caplog):
+    model = {"freeze": "backbone", "weights": weights}
+    train._check_beginning(OmegaConf.create({"model": model, "ckpt_path": ckpt_path}))
+    assert caplog.text.count("model.freeze=backbone holds weights that are random") == warned

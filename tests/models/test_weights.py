@@ -189,6 +189,7 @@ def test_torchvisions_auxiliary_classifier_is_taken_where_there_is_one(randomise
 
 
 MMPRETRAIN = [case for case in TIMM if case[0] not in ("senet154", "se_resnet18", "se_resnet34")]
+MMPRETRAIN.append(("se_resnet50", "resnet50", {"gate": "none"}))  # a plain one
 
 
 @pytest.mark.parametrize(("ours", "theirs", "options"), cases(MMPRETRAIN))
