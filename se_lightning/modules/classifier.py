@@ -66,7 +66,7 @@ class ImageClassifier(LightningModule):
         channels_last: run in the channels-last memory format, which tensor cores want; on a CPU
             with AVX-512 a training step of SE-ResNet-20 took 1.15 times as long without it.
         grad_checkpointing: run each unit again for its gradients instead of keeping what it
-            computed: less memory, a third more time.
+            computed: less memory, more time.
         weights: a file of published weights, a name on the Hugging Face hub, or a checkpoint of
             ours, to begin with; see :func:`se_lightning.models.load_weights`. Not saved.
         use_ema: of weights in a file that holds both, take the averaged, not the raw. Not saved.
