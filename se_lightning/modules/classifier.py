@@ -3,6 +3,7 @@
 import inspect
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any, Self, TypedDict
 
 import torch
@@ -36,7 +37,7 @@ class TrainingOptions(TypedDict, total=False):
     decay_norm_bias: bool
     channels_last: bool
     grad_checkpointing: bool
-    weights: str | None
+    weights: str | Mapping[str, Tensor] | None
     use_ema: bool
     freeze: str | None
     layer_decay: float | None
@@ -67,8 +68,8 @@ class ImageClassifier(LightningModule):
             with AVX-512 a training step of SE-ResNet-20 took 1.15 times as long without it.
         grad_checkpointing: run each unit again for its gradients instead of keeping what it
             computed: less memory, more time.
-        weights: a file of published weights, a name on the Hugging Face hub, or a checkpoint of
-            ours, to begin with; see :func:`se_lightning.models.load_weights`. Not saved.
+        weights: a file of published weights, a name on the Hugging Face hub, a checkpoint of ours,
+            or a state dict, to begin with; see :func:`se_lightning.models.load_weights`. Not saved.
         use_ema: of weights in a file that holds both, take the averaged, not the raw. Not saved.
         freeze: what is not trained: ``"backbone"`` (all but the classifier), ``"norms"`` or
             ``"all_but_gates"``; batch norms then keep their statistics.
@@ -98,7 +99,7 @@ class ImageClassifier(LightningModule):
         decay_norm_bias: bool = True,
         channels_last: bool = True,
         grad_checkpointing: bool = False,
-        weights: str | None = None,
+        weights: str | Mapping[str, Tensor] | None = None,
         use_ema: bool = True,
         freeze: str | None = None,
         layer_decay: float | None = None,
@@ -126,9 +127,7 @@ class ImageClassifier(LightningModule):
         if grad_checkpointing:
             _checkpoint_gradients(backbone)
         # One call serves the family modules too: it collects the arguments of all constructors.
-        self.save_hyperparameters(
-            ignore=["backbone", "optimizer", "lr_scheduler", "weights", "use_ema"]
-        )
+        self.save_hyperparameters(ignore=NOT_SAVED)
         self.backbone = (
             backbone.to(memory_format=torch.channels_last) if channels_last else backbone
         )
@@ -204,7 +203,8 @@ class ImageClassifier(LightningModule):
         Any earlier Lightning would warn of modules that do not train.
         """
         restore_hooks(self.backbone)
-        self.train()
+        if self.frozen is not None:
+            freezing.hold_statistics(self.backbone)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: D102
         images, labels = batch

@@ -4,10 +4,9 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from se_lightning.models import add_excitation, load_weights
+from se_lightning.models import add_excitation
 from se_lightning.models.surgery import InsertedGateOptions, inserted_excitation
 from se_lightning.modules.classifier import ImageClassifier, TrainingOptions
 from se_lightning.modules.options import split
@@ -59,10 +58,10 @@ class TorchvisionModule(ImageClassifier):
         if in_channels != 3:
             _replace_first_convolution(network, in_channels)
         network = _gated(network, add_gates, gates)
+        published = torchvision.models.get_model_weights(name).__members__
         weights = training.get("weights")
-        if weights in (own := torchvision.models.get_model_weights(name)).__members__:
-            training["weights"] = None
-            rank_zero_info(str(load_weights(network, _download(own[weights]))))
+        if isinstance(weights, str) and weights in published:
+            training["weights"] = _download(published[weights])
         super().__init__(network, num_classes, **training)
 
 

@@ -82,29 +82,6 @@ def test_gate_none_equals_timm(ours, theirs, pixels, randomise, assert_equal_out
     assert_equal_outputs(model, oracle, pixels)
 
 
-# Their outputs are compared in test_weights.py.
-@pytest.mark.parametrize(
-    ("ours", "theirs", "options"),
-    [
-        ("se_resnet18", "seresnet18", {"divisor": 8}),
-        ("se_resnet34", "seresnet34", {"divisor": 8}),
-        ("se_resnet50", "seresnet50", {}),
-        ("se_resnet101", "seresnet101", {}),
-        ("se_resnet152", "seresnet152", {}),
-        ("se_resnext50_32x4d", "seresnext50_32x4d", {}),
-        ("se_resnext101_32x4d", "seresnext101_32x4d", {}),
-        ("se_resnext101_64x4d", "seresnext101_64x4d", {}),
-        ("senet154", "senet154", {}),
-    ],
-)
-def test_names_and_shapes_are_timms(ours, theirs, options):
-    with torch.device("meta"):
-        oracle, model = timm.create_model(theirs), create_model(ours, **options)
-    shapes = {key: tensor.shape for key, tensor in oracle.state_dict().items()}
-    assert {key: tensor.shape for key, tensor in model.state_dict().items()} == shapes
-    assert list(model.state_dict()) == list(shapes)
-
-
 def test_the_stride_is_not_in_the_shapes(randomise, assert_equal_outputs):
     """The silent trap: strict loading succeeds, and the outputs are others."""
     oracle = randomise(timm.create_model("legacy_seresnet50"))

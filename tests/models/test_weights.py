@@ -103,6 +103,15 @@ def assert_refused(model, source, message):
     return str(told.value)
 
 
+@pytest.mark.parametrize(("ours", "theirs", "options"), TIMM)
+def test_names_and_shapes_are_timms(ours, theirs, options):
+    with torch.device("meta"):
+        oracle, model = timm.create_model(theirs), create_model(ours, **options)
+    shapes = {key: tensor.shape for key, tensor in oracle.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in model.state_dict().items()} == shapes
+    assert list(model.state_dict()) == list(shapes)
+
+
 @pytest.mark.parametrize(("ours", "theirs", "options"), cases(TIMM))
 def test_timms_layout(ours, theirs, options, randomise, assert_equal_outputs):
     oracle = randomise(timm.create_model(theirs))

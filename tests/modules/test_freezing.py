@@ -105,3 +105,15 @@ def test_checkpointed_gradients_need_a_network_that_can():
     assert not built().backbone.grad_checkpointing
     with pytest.raises(ValueError, match="Linear has no set_grad_checkpointing"):
         ImageClassifier(nn.Linear(2, 2), 2, grad_checkpointing=True)
+
+
+def test_what_somebody_holds_in_evaluation_mode_stays_there(tmp_path):
+    """Lightning keeps the modes of modules, and so do we where nothing is frozen."""
+    network = create_model("se_resnet20", ratio=2, in_channels=1)
+    network.layer1.eval()
+    model = ImageClassifier(network, 10)
+    with pytest.warns(UserWarning, match="in eval mode at the start of training"):
+        found = changed(model, tmp_path)
+    assert not network.layer1.training
+    assert "layer1.0.bn1.running_mean" not in found
+    assert "layer2.0.bn1.running_mean" in found
