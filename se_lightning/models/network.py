@@ -1,6 +1,5 @@
 """What all networks share: images in, a feature map, logits out."""
 
-from abc import ABC
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -43,7 +42,7 @@ class FeatureMap(NamedTuple):
     reduction: int
 
 
-class ImageNetwork(nn.Module, ABC):
+class ImageNetwork(nn.Module):
     """Images to logits in two steps, with timm's names for them.
 
     A family lays its route, a step for each feature map, with ``_step``, sets the classifier, and
