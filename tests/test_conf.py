@@ -9,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import LightningDataModule, LightningModule
 
 from se_lightning.__main__ import GROUPS, VALUES
 from se_lightning.models import create_model, list_models
@@ -40,11 +41,12 @@ def nodes(config: dict, path: str = ""):
             yield from nodes(node, f"{path}.{key}".lstrip("."))
 
 
-def takes(module: type[ImageClassifier]) -> set[str]:
-    """Return the names of a family module's arguments, those of its **options too."""
-    names = set(inspect.signature(module).parameters) - {"options"}
-    (options,) = get_args(get_type_hints(module.__init__)["options"])
-    return names | set(get_type_hints(options))
+def takes(module: type[LightningModule | LightningDataModule]) -> set[str]:
+    """Return the names of a module's arguments, those of its **options too."""
+    names = set(inspect.signature(module).parameters)
+    (more,) = names & {"options", "augmentation"}
+    (options,) = get_args(get_type_hints(module.__init__)[more])
+    return names - {more} | set(get_type_hints(options))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -56,7 +58,7 @@ def test_each_file_composes_and_its_targets_bind(group, option):
         partial = node.pop("_partial_", None)
         signature = inspect.signature(target)
         assert (signature.bind_partial if partial else signature.bind)(**node), path
-        if inspect.isclass(target) and issubclass(target, ImageClassifier):
+        if inspect.isclass(target) and issubclass(target, ImageClassifier | LightningDataModule):
             assert set(node) == takes(target), path
 
 
@@ -85,7 +87,7 @@ def test_every_parameter_of_the_closed_nodes_is_in_the_shipped_config():
     for group in ("model", "data", "optimizer", "trainer"):
         target = get_object(config[group]._target_)
         parameters = set(inspect.signature(target).parameters) - {"params", "training"}
-        if group == "model":
+        if group in ("model", "data"):
             parameters = takes(target)
         missing = parameters - set(config[group]) - {"logger", "callbacks"}
         assert missing == set(), group

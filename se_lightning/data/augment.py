@@ -1,12 +1,50 @@
-"""Augmentation of whole batches, with parameters of each sample's own."""
+"""Augmentation of training images, a pure function of (seed, epoch, sample).
 
+What happens to a sample depends on nothing else: not on the batch it lies in, the rank, or the
+number of workers.
+"""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
-from se_lightning.data.order import sample_generator
+from se_lightning.data.draws import sample_seeds, uniform
 
-__all__ = ["CropFlip", "crop_flip"]
+__all__ = ["Augmentation", "CropFlip", "SampleTransforms", "crop_flip"]
+
+
+class Augmentation(TypedDict, total=False):
+    """The options that every datamodule takes; each is off by default."""
+
+    rotation: float
+    pixel_jitter: int
+    color_jitter: float | Sequence[float]
+    rand_augment: int | None
+    trivial_augment: bool
+    random_erasing: float
+    cutout: int
+    mixup: float
+    cutmix: float
+    repeats: int
+
+
+def check_number(name: str, value: object, low: float, high: float, unit: str) -> None:
+    """Refuse what is no number from ``low`` to ``high``, by its name."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        above = f"from {low:g} to {high:g}" if high < float("inf") else f"of at least {low:g}"
+        raise ValueError(f"`{name}` (={value!r}) must be {unit} {above}.")
+
+
+def check_pixels(name: str, value: object, high: float = float("inf")) -> None:
+    """Refuse what is no whole number from 0 to ``high``, by its name."""
+    if not isinstance(value, int):
+        raise ValueError(f"`{name}` (={value!r}) must be a whole number of pixels.")
+    check_number(name, value, 0, high, "a whole number")
 
 
 def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
@@ -39,39 +77,98 @@ def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> T
 
 
 class CropFlip:
-    """Random crop after zero padding, and random mirroring, a pure function of the sample.
-
-    What happens to a sample depends on (seed, epoch, index) alone: not on the batch it lies in,
-    the rank, or the number of workers.
+    """Random crop after zero padding, and random mirroring, of a whole batch.
 
     Args:
-        size: number of samples in the training set.
         padding: pixels; 0 crops nothing.
         flip: mirror every other image, on average.
         seed: of the run.
 
+    Raises:
+        ValueError: if the padding is no whole number of pixels.
+
     Example:
-        >>> augment = CropFlip(10, padding=2, flip=True, seed=0)
-        >>> augment(torch.zeros(3, 1, 8, 8), epoch=0, indices=torch.tensor([1, 5, 7])).shape
+        >>> augment = CropFlip(padding=2, flip=True, seed=0)
+        >>> augment(torch.zeros(3, 1, 8, 8), epoch=0, keys=np.array([1, 5, 7])).shape
         torch.Size([3, 1, 8, 8])
     """
 
-    def __init__(self, size: int, *, padding: int, flip: bool, seed: int) -> None:
-        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-            raise ValueError(f"`crop_padding` (={padding!r}) must be a whole number of pixels.")
-        self.size, self.padding, self.flip, self.seed = size, padding, flip, seed
-        self._epoch = -1
+    def __init__(self, *, padding: int, flip: bool, seed: int) -> None:
+        check_pixels("crop_padding", padding)
+        self.padding, self.flip, self.seed = padding, flip, seed
 
-    def __call__(self, images: Tensor, epoch: int, indices: Tensor) -> Tensor:
-        """Augment images (N, C, H, W), the samples ``indices`` (N,) of the training set."""
+    def __call__(self, images: Tensor, epoch: int, keys: np.ndarray) -> Tensor:
+        """Augment images (N, C, H, W), the samples ``keys`` (N,)."""
         if not (self.padding or self.flip):
             return images
-        if epoch != self._epoch:
-            # One table for the epoch: looked up by sample, it is the same in whatever batch.
-            generator = sample_generator(self.seed, epoch)
-            self._offsets = torch.randint(
-                0, 2 * self.padding + 1, (self.size, 2), generator=generator
-            )
-            self._flips = torch.rand(self.size, generator=generator) < (0.5 if self.flip else 0)
-            self._epoch = epoch
-        return crop_flip(images, self._offsets[indices], self._flips[indices], self.padding)
+        draws = uniform(self.seed, epoch, keys, "crop", 3)
+        offsets = torch.from_numpy((draws[:, :2] * (2 * self.padding + 1)).astype(np.int64))
+        flips = torch.from_numpy(draws[:, 2] < (0.5 if self.flip else 0))
+        return crop_flip(images, offsets.to(images.device), flips.to(images.device), self.padding)
+
+
+class SampleTransforms:
+    """What torchvision does to one image at a time: rotation, RandAugment, TrivialAugment.
+
+    They draw from torch's generator, which is seeded by the sample and left as it was.
+
+    Args:
+        seed: of the run.
+        rotation: degrees, at most, to either side.
+        rand_augment: magnitude of two random operations, 0 to 30; None for none.
+        trivial_augment: one random operation of random strength.
+        pixel_jitter: the most that is added to a pixel's channel or taken off, of 255; one number
+            for each (hujie-frank/SENet, issue 38).
+
+    Raises:
+        ValueError: naming the option that does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        rotation: float = 0.0,
+        rand_augment: int | None = None,
+        trivial_augment: bool = False,
+        pixel_jitter: int = 0,
+    ) -> None:
+        check_number("rotation", rotation, 0, 180, "degrees")
+        check_pixels("pixel_jitter", pixel_jitter, 255)
+        if rand_augment is not None and trivial_augment:
+            raise ValueError("`rand_augment` and `trivial_augment` exclude each other.")
+        self.seed, self.pixel_jitter = seed, pixel_jitter
+        self.transforms: list[v2.Transform] = []
+        if rotation:
+            self.transforms.append(v2.RandomRotation(rotation, v2.InterpolationMode.BILINEAR))
+        if rand_augment is not None:
+            check_number("rand_augment", rand_augment, 0, 30, "a magnitude")
+            self.transforms.append(v2.RandAugment(2, rand_augment))
+        if trivial_augment:
+            self.transforms.append(v2.TrivialAugmentWide())
+
+    def __bool__(self) -> bool:
+        return bool(self.transforms or self.pixel_jitter)
+
+    def __call__(self, images: Tensor, epoch: int, keys: np.ndarray) -> Tensor:
+        """Augment images (N, C, H, W) uint8, the samples ``keys`` (N,)."""
+        if not self:
+            return images
+        generator = torch.default_generator
+        state = generator.get_state()
+        seeds = sample_seeds(self.seed, epoch, keys, "transforms")
+        augmented = []
+        for image, seed in zip(images, seeds, strict=True):
+            generator.manual_seed(int(seed >> np.uint64(1)))
+            augmented.append(self._one(image))
+        generator.set_state(state)
+        return torch.stack(augmented) if augmented else images
+
+    def _one(self, image: Tensor) -> Tensor:
+        for transform in self.transforms:
+            image = transform(image)
+        if not self.pixel_jitter:
+            return image
+        most = self.pixel_jitter
+        noise = torch.randint(-most, most + 1, image.shape, dtype=torch.int16)
+        return (image + noise.to(image.device)).clamp_(0, 255).to(torch.uint8)

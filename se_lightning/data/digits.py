@@ -1,11 +1,14 @@
 """The handwritten digits that come with scikit-learn: real images without a download."""
 
+from typing import Unpack
+
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.nn import functional as F
 
+from se_lightning.data.augment import Augmentation
 from se_lightning.data.in_memory import InMemoryDataModule
 
 __all__ = ["DigitsDataModule"]
@@ -24,6 +27,7 @@ class DigitsDataModule(InMemoryDataModule):
         flip: mirror training images at random (not for digits).
         num_workers: worker processes; 0 is fastest, since a batch is one gather.
         seed: of the training order and the augmentation.
+        **augmentation: see :class:`se_lightning.data.loading.ImageDataModule`.
 
     Example:
         >>> data = DigitsDataModule(batch_size=64)
@@ -49,6 +53,7 @@ class DigitsDataModule(InMemoryDataModule):
         flip: bool = False,
         num_workers: int = 0,
         seed: int = 0,
+        **augmentation: Unpack[Augmentation],
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -57,6 +62,7 @@ class DigitsDataModule(InMemoryDataModule):
             flip=flip,
             num_workers=num_workers,
             seed=seed,
+            **augmentation,
         )
 
     def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # noqa: D102

@@ -1,7 +1,10 @@
 """Random images of any shape: for trying a network out, and for timing it."""
 
+from typing import Unpack
+
 import numpy as np
 
+from se_lightning.data.augment import Augmentation
 from se_lightning.data.in_memory import InMemoryDataModule
 from se_lightning.models.gates import positive_integer
 
@@ -22,6 +25,7 @@ class FakeDataModule(InMemoryDataModule):
         flip: mirror training images at random.
         num_workers: worker processes; 0 is fastest, since a batch is one gather.
         seed: of the training order and the augmentation.
+        **augmentation: see :class:`se_lightning.data.loading.ImageDataModule`.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -49,6 +53,7 @@ class FakeDataModule(InMemoryDataModule):
         flip: bool = False,
         num_workers: int = 0,
         seed: int = 0,
+        **augmentation: Unpack[Augmentation],
     ) -> None:
         shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
         for name, value in {"size": size, **shape}.items():
@@ -60,6 +65,7 @@ class FakeDataModule(InMemoryDataModule):
             flip=flip,
             num_workers=num_workers,
             seed=seed,
+            **augmentation,
         )
         self.size = size
         self.in_channels = in_channels

@@ -1,58 +1,56 @@
 """Small images: the whole set as one tensor in memory, a batch at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from se_lightning.data.augment import CropFlip
-from se_lightning.data.order import Batch, EvalBatches, TrainBatches
+from se_lightning.data.augment import Augmentation, CropFlip
+from se_lightning.data.finish import Finish
+from se_lightning.data.loading import ImageDataModule
+from se_lightning.data.order import Batch
 
-__all__ = ["InMemoryDataModule", "InMemoryImages"]
+__all__ = ["InMemoryDataModule", "InMemoryImages", "cut_validation"]
+
+Step = Callable[[Tensor, int, np.ndarray], Tensor]
 
 
 class InMemoryImages(Dataset):
-    """Images as one uint8 tensor; an item is a batch.
+    """Images as one uint8 tensor; an item is a batch, made where the tensor is.
 
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
-        mean: of a pixel, in [0, 1].
-        std: of a pixel, in the same unit.
-        augment: what is done to training batches, on the uint8 pixels.
+        finish: makes bytes what the network sees.
+        steps: what is done to training batches before, on the bytes.
 
     Shape:
-        ``self[epoch, indices]`` is ((B, C, H, W) float32, (B,) int64).
+        ``self[epoch, keys]`` is ((B, C, H, W) float32, (B,) int64).
     """
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        mean: float,
-        std: float,
-        augment: CropFlip | None = None,
+        self, images: Tensor, labels: Tensor, finish: Finish, steps: Sequence[Step] = ()
     ) -> None:
         self.images, self.labels = images, labels
-        self.mean, self.std, self.augment = mean, std, augment
+        self.finish, self.steps = finish, steps
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        epoch, indices = batch[0], torch.from_numpy(batch[1])
+        epoch, keys = batch
+        indices = torch.from_numpy(keys % len(self)).to(self.images.device, non_blocking=True)
         images = self.images[indices]
-        if self.augment is not None:
-            images = self.augment(images, epoch, indices)
-        return images.float().sub_(255 * self.mean).div_(255 * self.std), self.labels[indices]
+        for step in self.steps:
+            images = step(images, epoch, keys)
+        return self.finish(images, self.labels[indices], epoch, keys)
 
 
-class InMemoryDataModule(LightningDataModule):
-    """What the small data sets share: loaders over tensors in memory.
+class InMemoryDataModule(ImageDataModule):
+    """What the small data sets share: loaders over tensors in memory, on the GPU if there is one.
 
     A subclass names its images and says, in :meth:`load`, where the three splits come from.
 
@@ -61,18 +59,16 @@ class InMemoryDataModule(LightningDataModule):
         eval_batch_size: the most samples per device in validation and test.
         crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
         flip: mirror training images at random.
-        num_workers: worker processes; 0 is fastest, since a batch is one gather.
+        num_workers: worker processes; 0 is fastest, since a batch is one gather, but for
+            ``rotation``, ``rand_augment`` and ``trivial_augment``.
         seed: of the training order and the augmentation.
+        **augmentation: see :class:`se_lightning.data.loading.ImageDataModule`.
 
     Raises:
         ValueError: naming the argument that does not fit.
     """
 
-    image_size: int
-    mean: float
-    std: float
-    in_channels: int = 1
-    class_names: Sequence[str]
+    in_channels = 1
 
     def __init__(
         self,
@@ -83,21 +79,17 @@ class InMemoryDataModule(LightningDataModule):
         flip: bool,
         num_workers: int,
         seed: int,
+        **augmentation: Unpack[Augmentation],
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.batch_size = batch_size
-        self.eval_batch_size = eval_batch_size
-        self.crop_padding = crop_padding
-        self.flip = flip
-        self.num_workers = num_workers
-        self.seed = seed
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            **augmentation,
+        )
+        self.crop_flip = CropFlip(padding=crop_padding, flip=flip, seed=seed)
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, K."""
-        return len(self.class_names)
 
     def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return ``train``, ``val`` and ``test``: images (N, [C,] H, W) uint8 and labels (N,)."""
@@ -112,37 +104,29 @@ class InMemoryDataModule(LightningDataModule):
                     torch.tensor(labels).long(),
                 )
 
-    def train_dataloader(self) -> DataLoader:
-        """Return batches in an order that only (seed, epoch) decides."""
-        size = len(self._splits["train"][1])
-        augment = CropFlip(size, padding=self.crop_padding, flip=self.flip, seed=self.seed)
-        order = TrainBatches(size, self.batch_size, seed=self.seed, **self._ranks())
-        if self.trainer is not None:
-            order.set_epoch(self.trainer.current_epoch)
-        return self._loader("train", order, augment)
-
-    def val_dataloader(self) -> DataLoader:  # noqa: D102
-        return self._eval_loader("val")
-
-    def test_dataloader(self) -> DataLoader:  # noqa: D102
-        return self._eval_loader("test")
-
-    def _eval_loader(self, split: str) -> DataLoader:
-        size = len(self._splits[split][1])
-        return self._loader(split, EvalBatches(size, self.eval_batch_size, **self._ranks()))
-
-    def _loader(self, split: str, order: Sampler, augment: CropFlip | None = None) -> DataLoader:
+    def dataset(self, split: str, *, augmented: bool) -> InMemoryImages:
+        """Return ``train``, ``val`` or ``test``; an item of it, by (epoch, keys), is a batch."""
         images, labels = self._splits[split]
-        return DataLoader(
-            InMemoryImages(images, labels, mean=self.mean, std=self.std, augment=augment),
-            sampler=order,
-            batch_size=None,  # the sampler's items are batches already
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        if self._on_gpu() and not self.num_workers:
+            device = self.trainer.strategy.root_device  # type: ignore[union-attr]
+            self._splits[split] = images, labels = images.to(device), labels.to(device)
+        steps = (self.crop_flip, self.transforms) if augmented else ()
+        return InMemoryImages(images, labels, self.finish(augmented=augmented), steps)
 
-    def _ranks(self) -> dict[str, int]:
-        if self.trainer is None:
-            return {}
-        return {"world_size": self.trainer.world_size, "rank": self.trainer.global_rank}
+    def _pin_memory(self) -> bool:
+        return self._on_gpu() and self.num_workers > 0  # else batches are made on the device
+
+
+def cut_validation(size: int, val_size: int, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of training and validation, each sorted; ``split_seed`` alone decides.
+
+    Raises:
+        ValueError: if nothing would be left on one side.
+    """
+    if not 0 < val_size < size - 1:
+        raise ValueError(
+            f"`val_size` (={val_size}) must leave some of the {size} training images on either "
+            "side."
+        )
+    order = np.random.default_rng(split_seed).permutation(size)
+    return np.sort(order[val_size:]), np.sort(order[:val_size])

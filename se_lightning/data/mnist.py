@@ -1,11 +1,13 @@
 """MNIST and the sets in its format: Fashion-MNIST and KMNIST."""
 
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
+from se_lightning.data.augment import Augmentation
 from se_lightning.data.idx import read_idx
-from se_lightning.data.in_memory import InMemoryDataModule
+from se_lightning.data.in_memory import InMemoryDataModule, cut_validation
 
 __all__ = ["MNISTDataModule"]
 
@@ -65,6 +67,7 @@ class MNISTDataModule(InMemoryDataModule):
         flip: mirror training images at random; right for Fashion-MNIST only.
         num_workers: worker processes; 0 is fastest, since a batch is one gather.
         seed: of the training order and the augmentation.
+        **augmentation: see :class:`se_lightning.data.loading.ImageDataModule`.
 
     Raises:
         ValueError: naming the argument that does not fit, or the damaged file.
@@ -87,6 +90,7 @@ class MNISTDataModule(InMemoryDataModule):
         flip: bool = False,
         num_workers: int = 0,
         seed: int = 0,
+        **augmentation: Unpack[Augmentation],
     ) -> None:
         if name not in _SETS:
             raise ValueError(f"`name` (={name!r}) must be one of {', '.join(_SETS)}.")
@@ -97,6 +101,7 @@ class MNISTDataModule(InMemoryDataModule):
             flip=flip,
             num_workers=num_workers,
             seed=seed,
+            **augmentation,
         )
         self.folder, self.mean, self.std, self.class_names = _SETS[name]
         self.root = Path(root)
@@ -120,13 +125,7 @@ class MNISTDataModule(InMemoryDataModule):
 
     def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # noqa: D102
         images, labels = self._read("train")
-        if not 0 < self.val_size < len(labels) - 1:
-            raise ValueError(
-                f"`val_size` (={self.val_size}) must leave some of the {len(labels)} training "
-                "images on either side."
-            )
-        order = np.random.default_rng(self.split_seed).permutation(len(labels))
-        val, train = np.sort(order[: self.val_size]), np.sort(order[self.val_size :])
+        train, val = cut_validation(len(labels), self.val_size, self.split_seed)
         return {
             "train": (images[train], labels[train]),
             "val": (images[val], labels[val]),

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset, DistributedSampler
 
 __all__ = ["EvalBatches", "TrainBatches"]
@@ -25,11 +24,12 @@ class _Size(Dataset):
 class TrainBatches(DistributedSampler):
     """Batches of a fresh permutation each epoch, disjoint between ranks.
 
-    It yields (epoch, indices) for ``DataLoader(dataset, sampler=..., batch_size=None)``. All ranks
-    get the same number of batches: what does not divide among them waits for another epoch's
-    permutation, and so does a last sample that would be a batch by itself (batch norm cannot
-    learn from one). It is a DistributedSampler so that Lightning leaves it in place and tells it
-    the epoch.
+    It yields (epoch, keys) for ``DataLoader(dataset, sampler=..., batch_size=None)``; a key is
+    the sample's index plus ``size`` times the number of its copy, which is 0 without repeated
+    augmentation. All ranks get the same number of batches: what does not divide among them waits
+    for another epoch's permutation, and so does a last sample that would be a batch by itself
+    (batch norm cannot learn from one). It is a DistributedSampler so that Lightning leaves it in
+    place and tells it the epoch.
 
     Args:
         size: number of samples.
@@ -37,17 +37,27 @@ class TrainBatches(DistributedSampler):
         seed: with the epoch, the only source of the order.
         world_size: number of ranks.
         rank: this one.
+        repeats: copies of a sample in an epoch, which is not longer for it: it has that much fewer
+            samples. The copies of a sample lie on different ranks, as far as there are so many
+            (repeated augmentation: Hoffer et al., arXiv:1901.09335, as in DeiT's sampler).
 
     Raises:
         ValueError: if the batches are too small, or the samples too few for this many ranks.
 
     Example:
-        >>> [len(indices) for _, indices in TrainBatches(9, 4, seed=0)]
+        >>> [len(keys) for _, keys in TrainBatches(9, 4, seed=0)]
         [4, 4]
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, seed: int, world_size: int = 1, rank: int = 0
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        seed: int,
+        world_size: int = 1,
+        rank: int = 0,
+        repeats: int = 1,
     ) -> None:
         super().__init__(_Size(size), num_replicas=world_size, rank=rank, seed=seed)
         self.size = size
@@ -58,16 +68,35 @@ class TrainBatches(DistributedSampler):
             )
         if size // world_size < 2:
             raise ValueError(f"{size} training samples are too few for {world_size} processes.")
+        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(f"`repeats` (={repeats!r}) must be a whole number, at least 1.")
         self.batch_size = batch_size
+        self.repeats = repeats
+        self.first = (0, 0)
         self.share = size // world_size
         if self.share % batch_size == 1:
             self.share -= 1
 
+    def start_at(self, epoch: int, batch: int) -> None:
+        """Begin with batch number ``batch`` of an epoch; later epochs are whole.
+
+        Raises:
+            ValueError: if the epoch has no such batch.
+        """
+        if not 0 <= batch < len(self):
+            raise ValueError(f"`batch` (={batch}) must be below the {len(self)} of an epoch.")
+        self.first = (epoch, batch)
+        self.set_epoch(epoch)
+
     def __iter__(self) -> Iterator[Batch]:
         generator = np.random.default_rng((self.seed, self.epoch))
-        order = generator.permutation(self.size)[self.rank :: self.num_replicas]
-        for start in range(0, self.share, self.batch_size):
-            yield self.epoch, order[start : min(start + self.batch_size, self.share)]
+        indices = generator.permutation(self.size)[: -(-self.size // self.repeats)]
+        copies = self.size * np.arange(self.repeats)
+        keys = (indices[:, None] + copies).reshape(-1)[: self.size]
+        mine = keys[self.rank :: self.num_replicas]
+        skipped = self.first[1] if self.first[0] == self.epoch else 0
+        for start in range(skipped * self.batch_size, self.share, self.batch_size):
+            yield self.epoch, mine[start : min(start + self.batch_size, self.share)]
 
     def __len__(self) -> int:
         return math.ceil(self.share / self.batch_size)
@@ -105,9 +134,3 @@ class EvalBatches(DistributedSampler):
 
     def __len__(self) -> int:
         return self.batches
-
-
-def sample_generator(seed: int, epoch: int) -> torch.Generator:
-    """Return the generator of an epoch's augmentation, apart from that of its order."""
-    state = np.random.SeedSequence((seed, epoch, 1)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) >> 1)

@@ -19,7 +19,7 @@ from se_lightning.models import load_weights
 from se_lightning.models.structure import classifier_path, structure
 from se_lightning.models.surgery import restore_hooks
 from se_lightning.modules import freezing
-from se_lightning.modules.metrics import accuracy, evaluation
+from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation
 from se_lightning.modules.optim import (
     OptimizerFactory,
     SchedulerFactory,
@@ -140,6 +140,7 @@ class ImageClassifier(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.train_acc1 = accuracy(num_classes, 1)
+        self.train_acc1_mixed = MixedAccuracy()
         self.val_metrics = evaluation(num_classes, "val")
         self.test_metrics = evaluation(num_classes, "test")
 
@@ -159,9 +160,9 @@ class ImageClassifier(LightningModule):
         """Hold the network against the data, as far as the datamodule tells."""
         data = getattr(self.trainer, "datamodule", None)
         classes = getattr(data, "num_classes", None)
-        if classes is not None and classes > self.num_classes:
+        if classes is not None and classes != self.num_classes:
             raise MisconfigurationException(
-                f"The data set has {classes} classes, the network only {self.num_classes}; "
+                f"The data set has {classes} classes, the network {self.num_classes}; "
                 f"set `num_classes` to {classes}."
             )
         size, reduction = getattr(data, "image_size", None), getattr(self.backbone, "reduction", 1)
@@ -213,9 +214,13 @@ class ImageClassifier(LightningModule):
         loss = self._loss(logits, labels)
         for more in auxiliary:
             loss = loss + AUXILIARY_WEIGHT * self._loss(more, labels)
-        self.train_acc1.update(logits, labels)
+        # Labels that mixup or cutmix has mixed are probabilities.
+        name, metric = "acc1", self.train_acc1
+        if labels.ndim == 2:
+            name, metric = "acc1_mixed", self.train_acc1_mixed
+        metric.update(logits, labels)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
-        self.log("train/acc1", self.train_acc1, on_step=False, on_epoch=True)
+        self.log(f"train/{name}", metric, on_step=False, on_epoch=True)
         return loss
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-__all__ = ["MeanCrossEntropy", "accuracy", "evaluation"]
+__all__ = ["MeanCrossEntropy", "MixedAccuracy", "accuracy", "evaluation"]
 
 
 class MeanCrossEntropy(Metric):
@@ -32,6 +32,32 @@ class MeanCrossEntropy(Metric):
 
     def compute(self) -> Tensor:
         """Return the mean, in nats."""
+        return self.total / self.samples
+
+
+class MixedAccuracy(Metric):
+    """Share of a mixed label (mixup, cutmix) that lies on the predicted class, on average.
+
+    A sample that is 0.7 of class a and 0.3 of class b counts 0.7 if a is predicted: the papers'
+    ``lam * accuracy(a) + (1 - lam) * accuracy(b)``.
+    """
+
+    full_state_update = False
+    total: Tensor
+    samples: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("samples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits (N, K), probabilities (N, K)."""
+        self.total += labels.gather(1, logits.argmax(1, keepdim=True)).sum()
+        self.samples += len(labels)
+
+    def compute(self) -> Tensor:
+        """Return the mean, in [0, 1]."""
         return self.total / self.samples
 
 

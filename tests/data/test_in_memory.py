@@ -1,7 +1,11 @@
+import itertools
+
+import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
-from se_lightning import DigitsDataModule
+from se_lightning import DigitsDataModule, FakeDataModule
 
 
 def batches(workers, epoch):
@@ -43,3 +47,64 @@ def test_a_subclass_must_say_where_its_images_come_from():
     )
     with pytest.raises(TypeError, match="must define `load`"):
         data.setup()
+
+
+EVERYTHING = {
+    "rotation": 10,
+    "pixel_jitter": 20,
+    "color_jitter": [0.4, 0.4, 0.4, 0.1],
+    "rand_augment": 9,
+    "random_erasing": 0.5,
+    "cutout": 6,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "repeats": 3,
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_is_the_same_reached_or_jumped_to(workers):
+    def data(num_workers):
+        made = FakeDataModule(
+            size=100,
+            batch_size=16,
+            crop_padding=4,
+            flip=True,
+            num_workers=num_workers,
+            **EVERYTHING,
+        )
+        made.setup()
+        return made
+
+    loader = data(0).train_dataloader()
+    list(loader)
+    loader.sampler.set_epoch(1)
+    reached = list(loader)
+    jumped = list(data(workers).train_dataloader(epoch=1, batch=4))
+    assert len(jumped) == len(reached) - 4 == 3
+    for (x, y), (u, v) in zip(reached[4:], jumped, strict=True):
+        assert torch.equal(x, u)
+        assert torch.equal(y, v)
+        assert y.shape == (len(x), 10)
+
+
+def test_two_epochs_and_two_copies_of_a_sample_are_augmented_differently():
+    data = FakeDataModule(size=40, batch_size=40, crop_padding=4, flip=True, seed=0)
+    data.setup()
+    dataset = data.dataset("train", augmented=True)
+    seen = [dataset[epoch, np.arange(40) + 40 * copy][0] for epoch in (0, 1) for copy in (0, 1)]
+    for one, other in itertools.combinations(seen, 2):
+        # Of 9 * 9 offsets, flipped or not, a few agree by chance.
+        assert (one == other).flatten(1).all(1).sum() < 4
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_batches_are_made_there_and_are_the_same():
+    data = FakeDataModule(size=64, batch_size=16, crop_padding=4, flip=True, cutout=6, mixup=0.2)
+    data.setup()
+    expected = list(data.train_dataloader())
+    data.trainer = pl.Trainer(accelerator="gpu", devices=1, logger=False)
+    for (x, y), (u, v) in zip(expected, data.train_dataloader(), strict=True):
+        assert u.device.type == "cuda"
+        assert torch.allclose(x, u.cpu(), atol=1e-6)
+        assert torch.allclose(y, v.cpu())

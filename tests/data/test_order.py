@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from se_lightning.data.order import EvalBatches, TrainBatches, sample_generator
+from se_lightning.data.order import EvalBatches, TrainBatches
 
 
 def epoch_of(order, epoch=0):
@@ -56,9 +56,34 @@ def test_batches_that_batch_norm_cannot_use_are_refused():
         EvalBatches(50, 0)
 
 
-def test_augmentation_has_a_generator_for_each_seed_and_epoch():
-    states = {
-        sample_generator(seed, epoch).initial_seed() for seed in range(20) for epoch in range(20)
-    }
-    assert len(states) == 400
-    assert np.iinfo(np.int64).max >= max(states)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_an_epoch_can_begin_at_any_batch(world_size):
+    def order():
+        return TrainBatches(101, 8, seed=1, world_size=world_size, rank=world_size - 1)
+
+    whole = epoch_of(order(), epoch=3)
+    jumped = order()
+    jumped.start_at(3, 4)
+    assert [keys.tolist() for _, keys in jumped] == whole[4:]
+    jumped.set_epoch(4)
+    assert [keys.tolist() for _, keys in jumped] == epoch_of(order(), epoch=4)
+    with pytest.raises(ValueError, match=rf"`batch` \(={len(whole)}\) must be below the"):
+        jumped.start_at(0, len(whole))
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_repeats_give_each_sample_copies_on_different_ranks(world_size):
+    orders = [
+        TrainBatches(90, 10, seed=0, world_size=world_size, rank=rank, repeats=3)
+        for rank in range(world_size)
+    ]
+    ranks = [[key for batch in epoch_of(order) for key in batch] for order in orders]
+    keys = [key for rank in ranks for key in rank]
+    assert len(keys) == len(set(keys)) == 90  # as long as without, no copy twice
+    counts = np.bincount([key % 90 for key in keys], minlength=90)
+    assert sorted(set(counts)) == [0, 3]
+    if world_size == 3:
+        for rank in ranks:
+            assert len({key % 90 for key in rank}) == 30
+    with pytest.raises(ValueError, match=r"`repeats` \(=0\)"):
+        TrainBatches(90, 10, seed=0, repeats=0)

@@ -148,9 +148,10 @@ def test_decay_can_be_kept_off_norms_and_biases():
     assert [group["weight_decay"] for group in groups] == [1e-4, 0.0]
 
 
-def test_a_data_set_with_more_classes_is_refused(tmp_path):
-    model = SEResNetModule(20, ratio=4, num_classes=5, in_channels=1)
-    with pytest.raises(MisconfigurationException, match="10 classes, the network only 5"):
+@pytest.mark.parametrize("classes", [5, 1000])
+def test_a_data_set_with_another_number_of_classes_is_refused(classes, tmp_path):
+    model = SEResNetModule(20, ratio=4, num_classes=classes, in_channels=1)
+    with pytest.raises(MisconfigurationException, match=f"10 classes, the network {classes}"):
         trainer(tmp_path).fit(model, datamodule=DigitsDataModule())
 
 
@@ -193,3 +194,33 @@ def test_mixed_precision_stays_finite_on_a_gpu(precision, tmp_path):
     fitted = trainer(tmp_path, accelerator="gpu", devices=1, precision=precision, max_epochs=3)
     fitted.fit(model, loader(32, pixels=64))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_mixed_labels_are_right_in_loss_and_metrics(tmp_path):
+    """Oracle: the mixup paper's lam * loss(a) + (1 - lam) * loss(b), and the same of accuracy."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    model = ImageClassifier(net, 4, label_smoothing=0.1, channels_last=False)
+    images, first, second = torch.randn(6, 3, 2, 2), torch.arange(6) % 4, torch.arange(6) % 3
+    mixed = 0.7 * nn.functional.one_hot(first, 4) + 0.3 * nn.functional.one_hot(second, 4)
+    logits = model(images)
+    losses = [
+        nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+        for labels in (first, second)
+    ]
+    correct = [(logits.argmax(1) == labels).float().mean() for labels in (first, second)]
+    fitted = trainer(tmp_path)
+    # Without a step, so that the logged figures are of the weights above.
+    model.optimizer = partial(torch.optim.SGD, lr=0.0)
+    fitted.fit(model, DataLoader(TensorDataset(images, mixed), batch_size=6))
+    found = fitted.callback_metrics
+    assert "train/acc1" not in found
+    torch.testing.assert_close(found["train/loss"], 0.7 * losses[0] + 0.3 * losses[1])
+    torch.testing.assert_close(found["train/acc1_mixed"], 0.7 * correct[0] + 0.3 * correct[1])
+
+
+def test_mixup_trains_and_the_validation_stays_plain(tmp_path):
+    data = DigitsDataModule(mixup=0.2, cutmix=1.0)
+    fitted = trainer(tmp_path, limit_train_batches=3, limit_val_batches=1)
+    fitted.fit(SEResNetModule(20, 10, ratio=4, in_channels=1), data)
+    assert {"train/acc1_mixed", "val/acc1", "val/acc5"} <= set(fitted.callback_metrics)
+    assert "train/acc1" not in fitted.callback_metrics

@@ -1,0 +1,160 @@
+"""What all datamodules share: the order, the ranks, the options of the augmentation."""
+
+from collections.abc import Sequence
+
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from se_lightning.data.augment import SampleTransforms
+from se_lightning.data.color import ColorJitter
+from se_lightning.data.finish import Erasing, Finish, Mixing
+from se_lightning.data.order import EvalBatches, TrainBatches
+
+__all__ = ["ImageDataModule"]
+
+
+class ImageDataModule(LightningDataModule):
+    """Loaders whose order depends on (seed, epoch) only, and whose pixels on the sample too.
+
+    A subclass names its images and says, in :meth:`dataset`, what a batch of them is.
+
+    Args:
+        batch_size: samples per device in training, at least 2.
+        eval_batch_size: the most samples per device in validation and test.
+        num_workers: worker processes.
+        seed: of the training order and the augmentation.
+        rotation: degrees, at most, to either side.
+        pixel_jitter: the most that is added to each pixel's channel or taken off, of 255.
+        color_jitter: strength of brightness, contrast and saturation, or a list of theirs and the
+            hue's.
+        rand_augment: magnitude (0 to 30) of RandAugment's two operations; None for none.
+        trivial_augment: one random operation of random strength.
+        random_erasing: probability that an image loses a box.
+        cutout: side of the square that every image loses, pixels.
+        mixup: alpha; 0 for none.
+        cutmix: alpha; 0 for none. With both, a coin decides for each batch.
+        repeats: copies of a sample in an epoch, each with an augmentation of its own.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+
+    image_size: int
+    in_channels: int = 3
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+    class_names: Sequence[str]
+
+    def __init__(
+        self,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        num_workers: int,
+        seed: int,
+        rotation: float = 0.0,
+        pixel_jitter: int = 0,
+        color_jitter: float | Sequence[float] = 0.0,
+        rand_augment: int | None = None,
+        trivial_augment: bool = False,
+        random_erasing: float = 0.0,
+        cutout: int = 0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        repeats: int = 1,
+    ) -> None:
+        super().__init__()
+        # One call serves the subclasses too: it collects the arguments of all constructors.
+        self.save_hyperparameters()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.repeats = repeats
+        self.transforms = SampleTransforms(
+            seed=seed,
+            rotation=rotation,
+            rand_augment=rand_augment,
+            trivial_augment=trivial_augment,
+            pixel_jitter=pixel_jitter,
+        )
+        self.color = ColorJitter(color_jitter, seed=seed)
+        self.erasing = Erasing(random_erasing=random_erasing, cutout=cutout, seed=seed)
+        self.mixing = Mixing(mixup=mixup, cutmix=cutmix, seed=seed)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, K."""
+        return len(self.class_names)
+
+    def dataset(self, split: str, *, augmented: bool) -> Dataset:
+        """Return ``train``, ``val`` or ``test``; an item of it, by (epoch, keys), is a batch."""
+        raise TypeError(f"{type(self).__name__} must define `dataset`.")
+
+    def finish(self, *, augmented: bool) -> Finish:
+        """Return the last step, which makes bytes what the network sees."""
+        if not augmented:
+            return Finish(self.mean, self.std)
+        return Finish(
+            self.mean,
+            self.std,
+            color=self.color,
+            erasing=self.erasing,
+            mixing=self.mixing,
+            num_classes=self.num_classes,
+        )
+
+    def train_dataloader(self, epoch: int | None = None, batch: int = 0) -> DataLoader:
+        """Return the training batches, from any one on.
+
+        Args:
+            epoch: the first one; None is the trainer's, or 0.
+            batch: of that epoch, the first one.
+
+        Raises:
+            ValueError: if the epoch has no such batch.
+        """
+        dataset = self.dataset("train", augmented=True)
+        order = TrainBatches(
+            len(dataset),  # type: ignore[arg-type]
+            self.batch_size,
+            seed=self.seed,
+            repeats=self.repeats,
+            **self._ranks(),
+        )
+        if epoch is None:
+            epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        order.start_at(epoch, batch)
+        return self._loader(dataset, order)
+
+    def val_dataloader(self) -> DataLoader:  # noqa: D102
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> DataLoader:  # noqa: D102
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> DataLoader:
+        dataset = self.dataset(split, augmented=False)
+        size = len(dataset)  # type: ignore[arg-type]
+        return self._loader(dataset, EvalBatches(size, self.eval_batch_size, **self._ranks()))
+
+    def _loader(self, dataset: Dataset, order: TrainBatches | EvalBatches) -> DataLoader:
+        return DataLoader(
+            dataset,
+            sampler=order,
+            batch_size=None,  # the sampler's items are batches already
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self._pin_memory(),
+        )
+
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    def _pin_memory(self) -> bool:
+        return self._on_gpu()
+
+    def _ranks(self) -> dict[str, int]:
+        if self.trainer is None:
+            return {}
+        return {"world_size": self.trainer.world_size, "rank": self.trainer.global_rank}
