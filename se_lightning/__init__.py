@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from se_lightning.callbacks import ExcitationHistogram
-    from se_lightning.data import DigitsDataModule, FakeDataModule, MNISTDataModule
+    from se_lightning.data import (
+        CIFARDataModule,
+        DigitsDataModule,
+        FakeDataModule,
+        ImageFolderDataModule,
+        ImageNetDataModule,
+        MNISTDataModule,
+    )
     from se_lightning.modules import (
         ImageClassifier,
         SEBNInceptionModule,
@@ -32,10 +39,13 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "CIFARDataModule",
     "DigitsDataModule",
     "ExcitationHistogram",
     "FakeDataModule",
     "ImageClassifier",
+    "ImageFolderDataModule",
+    "ImageNetDataModule",
     "MNISTDataModule",
     "SEBNInceptionModule",
     "SEDenseNetModule",
@@ -56,12 +66,8 @@ __all__ = [
     "TorchvisionModule",
 ]
 
-_HOMES = dict.fromkeys(__all__, "modules") | {
-    "DigitsDataModule": "data",
-    "ExcitationHistogram": "callbacks",
-    "FakeDataModule": "data",
-    "MNISTDataModule": "data",
-}
+_HOMES = dict.fromkeys(__all__, "modules") | {"ExcitationHistogram": "callbacks"}
+_HOMES |= {name: "data" for name in __all__ if name.endswith("DataModule")}
 
 # In a checkout the configs lie beside the package and not in it: `se_lightning.conf` is found
 # there where no installed copy is (a bare checkout, or `pip install .` shadowed by the folder).

@@ -1,9 +1,10 @@
 """A run: instantiate what the config says, do the task, write result.json."""
 
+import inspect
 import logging
-import os
 import platform
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from se_lightning import checkpoint, console
+from se_lightning.data.loading import cores
 from se_lightning.excitation import find_gates
 from se_lightning.loggers import finish_wandb
 from se_lightning.models import hidden_widths
@@ -41,25 +43,47 @@ def train(cfg: DictConfig) -> float | None:
     start = time.time()
     try:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        trainer, model, datamodule = build(cfg)
-        result = describe(cfg, trainer, model, datamodule)
-        _greet(result)
-        # What is not a training has its weights already.
-        ckpt_path = cfg.ckpt_path if _is_fit(cfg) else None
-        metrics = instantiate(cfg.task)(trainer, model, datamodule, ckpt_path)
+        task = instantiate(cfg.task)
+        # A task says by its parameters what it works on.
+        wanted = inspect.signature(task).parameters
+        result = _on_model(cfg, task) if "model" in wanted else _on_data(cfg, task)
     except BaseException:
         finish_wandb(failed=True)
         raise
-    result |= {"status": "completed", "metrics": metrics, "epochs": trainer.current_epoch}
-    result |= {"steps": trainer.global_step} | _products(trainer) | identity()
+    result |= {"status": "completed", **identity()}
     result["wall_time_s"] = round(time.time() - start, 2)
     result["versions"] = {package: version(package) for package in _PACKAGES}
     result["versions"]["python"] = platform.python_version()
-    if trainer.is_global_zero:
+    if getattr(rank_zero_only, "rank", 0) == 0:  # as Lightning's process group has set it
         write_result(run_dir, result)
         _report(result, run_dir)
     finish_wandb(failed=False)
     return result["score"]
+
+
+def _on_model(cfg: DictConfig, task: Callable[..., dict[str, float]]) -> dict[str, Any]:
+    trainer, model, datamodule = build(cfg)
+    result = describe(cfg, trainer, model, datamodule)
+    _greet(result)
+    # What is not a training has its weights already.
+    ckpt_path = cfg.ckpt_path if _is_fit(cfg) else None
+    result["metrics"] = task(trainer, model, datamodule, ckpt_path)
+    result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    return result | _products(trainer)
+
+
+def _on_data(cfg: DictConfig, task: Callable[..., dict[str, float]]) -> dict[str, Any]:
+    """Do a task that needs no network: on the data, or on nothing of the config's."""
+    choices = HydraConfig.get().runtime.choices
+    result = {"task": choices["task"], "data": choices["data"], "seed": cfg.seed}
+    result |= {"world_size": 1, "score": None, "picture": None}
+    given = []
+    if "datamodule" in inspect.signature(task).parameters:
+        datamodule = instantiate(cfg.data, _convert_="all")
+        datamodule.prepare_data()
+        datamodule.setup()
+        given.append(datamodule)
+    return result | {"metrics": task(*given)}
 
 
 def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
@@ -83,7 +107,7 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
     if not is_further_rank() and external_rank() is None:
         # Before loggers and ranks are started: what is wrong with the data is said once.
         datamodule.prepare_data()
-        datamodule.setup()
+        datamodule.setup("fit" if _is_fit(cfg) else "test")
     parts = {
         name: [
             instantiate(node, _convert_="all") for node in (cfg.get(name) or {}).values() if node
@@ -153,9 +177,8 @@ def _check_devices(trainer: DictConfig) -> None:
             "trainer.devices, or set trainer.accelerator=cpu."
         )
     on_cpu = accelerator in ("cpu", "auto") and not on_gpu
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if on_cpu and cores and devices > cores:
-        log.warning("%d CPU processes share %d cores; each gets slower.", devices, cores)
+    if on_cpu and devices > cores():
+        log.warning("%d CPU processes share %d cores; each gets slower.", devices, cores())
 
 
 def describe(

@@ -107,14 +107,18 @@ class InMemoryDataModule(ImageDataModule):
     def dataset(self, split: str, *, augmented: bool) -> InMemoryImages:
         """Return ``train``, ``val`` or ``test``; an item of it, by (epoch, keys), is a batch."""
         images, labels = self._splits[split]
-        if self._on_gpu() and not self.num_workers:
+        if self._on_gpu() and not self._workers():
             device = self.trainer.strategy.root_device  # type: ignore[union-attr]
             self._splits[split] = images, labels = images.to(device), labels.to(device)
         steps = (self.crop_flip, self.transforms) if augmented else ()
         return InMemoryImages(images, labels, self.finish(augmented=augmented), steps)
 
+    def labels(self, split: str) -> np.ndarray:
+        """Return the labels (N,) of ``train``, ``val`` or ``test``."""
+        return self._splits[split][1].cpu().numpy()
+
     def _pin_memory(self) -> bool:
-        return self._on_gpu() and self.num_workers > 0  # else batches are made on the device
+        return self._on_gpu() and self._workers() > 0  # else batches are made on the device
 
 
 def cut_validation(size: int, val_size: int, split_seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,10 @@
 """What all datamodules share: the order, the ranks, the options of the augmentation."""
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
@@ -10,18 +13,26 @@ from se_lightning.data.color import ColorJitter
 from se_lightning.data.finish import Erasing, Finish, Mixing
 from se_lightning.data.order import EvalBatches, TrainBatches
 
-__all__ = ["ImageDataModule"]
+__all__ = ["ImageDataModule", "cores"]
+
+
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class ImageDataModule(LightningDataModule):
     """Loaders whose order depends on (seed, epoch) only, and whose pixels on the sample too.
 
-    A subclass names its images and says, in :meth:`dataset`, what a batch of them is.
+    A subclass names its images and says, in :meth:`dataset`, what a batch of them is, and in
+    :meth:`labels`, what they show.
 
     Args:
         batch_size: samples per device in training, at least 2.
         eval_batch_size: the most samples per device in validation and test.
-        num_workers: worker processes.
+        num_workers: worker processes of a rank; None is a core each, 8 at most.
         seed: of the training order and the augmentation.
         rotation: degrees, at most, to either side.
         pixel_jitter: the most that is added to each pixel's channel or taken off, of 255.
@@ -50,7 +61,7 @@ class ImageDataModule(LightningDataModule):
         *,
         batch_size: int,
         eval_batch_size: int,
-        num_workers: int,
+        num_workers: int | None,
         seed: int,
         rotation: float = 0.0,
         pixel_jitter: int = 0,
@@ -90,6 +101,10 @@ class ImageDataModule(LightningDataModule):
     def dataset(self, split: str, *, augmented: bool) -> Dataset:
         """Return ``train``, ``val`` or ``test``; an item of it, by (epoch, keys), is a batch."""
         raise TypeError(f"{type(self).__name__} must define `dataset`.")
+
+    def labels(self, split: str) -> np.ndarray:
+        """Return the labels (N,) of ``train``, ``val`` or ``test``."""
+        raise TypeError(f"{type(self).__name__} must define `labels`.")
 
     def finish(self, *, augmented: bool) -> Finish:
         """Return the last step, which makes bytes what the network sees."""
@@ -139,14 +154,24 @@ class ImageDataModule(LightningDataModule):
         return self._loader(dataset, EvalBatches(size, self.eval_batch_size, **self._ranks()))
 
     def _loader(self, dataset: Dataset, order: TrainBatches | EvalBatches) -> DataLoader:
-        return DataLoader(
-            dataset,
-            sampler=order,
-            batch_size=None,  # the sampler's items are batches already
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self._pin_memory(),
-        )
+        return DataLoader(dataset, **self._options(order))
+
+    def _options(self, order: TrainBatches | EvalBatches) -> dict[str, Any]:
+        workers = self._workers()
+        return {
+            "sampler": order,
+            "batch_size": None,  # the sampler's items are batches already
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": self._pin_memory(),
+        }
+
+    def _workers(self) -> int:
+        """Return the worker processes of a rank; None is a core each, 8 at most."""
+        if self.num_workers is not None:
+            return self.num_workers
+        ranks = 1 if self.trainer is None else self.trainer.num_devices
+        return min(8, max(1, cores() // ranks))
 
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -1,0 +1,130 @@
+"""CIFAR-10 and CIFAR-100."""
+
+from pathlib import Path
+from typing import Unpack
+
+import numpy as np
+
+from se_lightning.data.augment import Augmentation
+from se_lightning.data.cifar_files import download_cifar, find_cifar, read_cifar
+from se_lightning.data.in_memory import InMemoryDataModule, cut_validation
+
+__all__ = ["CIFARDataModule"]
+
+# The names are those of the official files, in their order.
+_TEN = "airplane automobile bird cat deer dog frog horse ship truck"
+_HUNDRED = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+    cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+    lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+_TWENTY = """
+    aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
+    household_furniture insects large_carnivores large_man-made_outdoor_things
+    large_natural_outdoor_scenes large_omnivores_and_herbivores medium_mammals
+    non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2
+"""
+# name: class names by the kind of label; mean and std of the 50,000 training images in [0, 1].
+_NAMES = {
+    "cifar10": {"fine": tuple(_TEN.split())},
+    "cifar100": {"fine": tuple(_HUNDRED.split()), "coarse": tuple(_TWENTY.split())},
+}
+_MEAN = {"cifar10": (0.4914, 0.4822, 0.4465), "cifar100": (0.5071, 0.4865, 0.4409)}
+_STD = {"cifar10": (0.2470, 0.2435, 0.2616), "cifar100": (0.2673, 0.2564, 0.2762)}
+
+
+class CIFARDataModule(InMemoryDataModule):
+    """CIFAR-10 or CIFAR-100: 50,000 images for training, 10,000 for the test, 32x32 in colour.
+
+    The files are the official ones, for Python or binary, packed or unpacked; nothing is unpacked
+    to disk, and the pickles cannot run anything. The official test set is only tested on;
+    validation is cut from the training set by a generator of its own, so that it is the same
+    for every ``seed``.
+
+    Args:
+        name: ``"cifar10"`` or ``"cifar100"``.
+        root: folder of the files: holds a ``.tar.gz`` or the folder in it, or is that folder.
+        labels: ``"fine"``; CIFAR-100 also has ``"coarse"``, its 20 superclasses.
+        download: fetch what is missing from the authors' site.
+        val_size: training images that are set aside for validation.
+        split_seed: of that cut.
+        batch_size: samples per device in training, at least 2.
+        eval_batch_size: the most samples per device in validation and test.
+        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
+        flip: mirror training images at random.
+        num_workers: worker processes; 0 is fastest, since a batch is one gather.
+        seed: of the training order and the augmentation.
+        **augmentation: see :class:`se_lightning.data.loading.ImageDataModule`.
+
+    Raises:
+        ValueError: naming the argument that does not fit, or the damaged file.
+        FileNotFoundError: naming what is missing and both ways to get it.
+
+    Reference:
+        Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+    """
+
+    image_size = 32
+    in_channels = 3
+
+    def __init__(
+        self,
+        name: str = "cifar10",
+        root: str = "data",
+        *,
+        labels: str = "fine",
+        download: bool = False,
+        val_size: int = 5000,
+        split_seed: int = 0,
+        batch_size: int = 128,
+        eval_batch_size: int = 512,
+        crop_padding: int = 4,
+        flip: bool = True,
+        num_workers: int = 0,
+        seed: int = 0,
+        **augmentation: Unpack[Augmentation],
+    ) -> None:
+        if name not in _NAMES:
+            raise ValueError(f"`name` (={name!r}) must be one of {', '.join(_NAMES)}.")
+        if labels not in _NAMES[name]:
+            raise ValueError(
+                f"`labels` (={labels!r}) must be one of {', '.join(_NAMES[name])} for {name}; "
+                "coarse are the superclasses of cifar100."
+            )
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            crop_padding=crop_padding,
+            flip=flip,
+            num_workers=num_workers,
+            seed=seed,
+            **augmentation,
+        )
+        self.set = name
+        self.root = Path(root)
+        self.kind = labels
+        self.class_names = _NAMES[name][labels]
+        self.mean, self.std = _MEAN[name], _STD[name]
+        self.download = download
+        self.val_size = val_size
+        self.split_seed = split_seed
+
+    def prepare_data(self) -> None:
+        """Download what is missing, if asked; Lightning calls it once a node."""
+        if self.download and find_cifar(self.root, self.set) is None:
+            download_cifar(self.root, self.set)
+
+    def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # noqa: D102
+        train, test = read_cifar(self.root, self.set, _NAMES[self.set])
+        images, labels = train.images, train.labels[self.kind]
+        stay, val = cut_validation(len(labels), self.val_size, self.split_seed)
+        return {
+            "train": (images[stay], labels[stay]),
+            "val": (images[val], labels[val]),
+            "test": (test.images, test.labels[self.kind]),
+        }

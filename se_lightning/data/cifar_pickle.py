@@ -1,0 +1,84 @@
+"""CIFAR's pickles, read without running anything."""
+
+import io
+import pickle
+from typing import Any
+
+import numpy as np
+
+__all__ = ["ByteArray", "plain", "unpickle"]
+
+
+def plain(value: Any) -> Any:
+    """Turn the strings of Python 2, which are bytes here, into strings."""
+    return value.decode("latin1") if isinstance(value, bytes) else value
+
+
+class ByteArray:
+    """Stands in for a NumPy array in a pickle: its bytes, and nothing else that a pickle can do."""
+
+    values = np.empty((0, 0), np.uint8)
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, state: tuple) -> None:
+        _version, shape, dtype, fortran, content = state
+        if dtype.name != "u1":
+            raise ValueError(f"an array of {dtype.name!r}, not of bytes")
+        order: Any = "F" if fortran else "C"
+        self.values = np.frombuffer(content, np.uint8).reshape(shape, order=order)
+
+
+class _Dtype:
+    """Stands in for a NumPy dtype."""
+
+    def __init__(self, name: str | bytes, *_: object) -> None:
+        self.name = plain(name)
+
+    def __setstate__(self, state: tuple) -> None:
+        """Byte order and alignment: nothing to a single byte."""
+
+
+_GLOBALS: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): ByteArray,
+    ("numpy._core.multiarray", "_reconstruct"): ByteArray,
+    ("numpy", "ndarray"): None,  # only an argument of _reconstruct
+    ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): str.encode,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Reads what CIFAR's pickles hold; every other name is refused before it is looked up."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _GLOBALS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which was not run")
+        return _GLOBALS[module, name]
+
+
+def unpickle(content: bytes, *keys: str) -> dict:
+    """Read a pickled dict of lists, strings, numbers and arrays of bytes.
+
+    Args:
+        content: the whole file, written by Python 2 or 3.
+        keys: what the dict must have.
+
+    Raises:
+        ValueError: saying what is wrong, for the caller to name the file.
+
+    Example:
+        >>> unpickle(pickle.dumps({b"labels": [3, 1]}), "labels")
+        {'labels': [3, 1]}
+    """
+    try:
+        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except Exception as error:  # a damaged pickle raises whatever its last step does
+        raise ValueError(f"its pickle cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"its pickle holds no dict but a {type(found).__name__}")
+    entries = {plain(key): value for key, value in found.items()}
+    for key in keys:
+        if key not in entries:
+            raise ValueError(f"it has no {key!r}, only {', '.join(map(str, entries))}")
+    return entries

@@ -1,0 +1,165 @@
+"""Batches of image files: decoded by the workers, handed over as bytes, finished on the device."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from se_lightning.data.augment import SampleTransforms
+from se_lightning.data.crops import CenterCrop, RandomResizedCrop
+from se_lightning.data.decode import BadImage
+from se_lightning.data.order import Batch, TrainBatches
+from se_lightning.data.sources import Source
+
+__all__ = ["BadFiles", "FileBatch", "FileLoader", "ImageFiles"]
+
+log = logging.getLogger(__name__)
+BAD_FILES = "bad_files.txt"
+
+
+class FileBatch(NamedTuple):
+    """What a worker hands over: a quarter of the bytes that floats would be.
+
+    Attributes:
+        images: (B, 3, H, W) uint8.
+        labels: (B,) int64.
+        augmented: whether it is to train on.
+        epoch: from 0.
+        keys: (B,) the samples, which stay on the CPU.
+        bad: name of and reason for each file that could not be read.
+    """
+
+    images: Tensor
+    labels: Tensor
+    augmented: bool
+    epoch: int
+    keys: Tensor
+    bad: list[tuple[str, str]]
+
+
+class ImageFiles(Dataset):
+    """Image files by their index; an item is a batch, without those that could not be read.
+
+    Args:
+        source: of the files.
+        view: decodes a file and cuts the view out of it.
+        transforms: what is done to each image then; None if they are not to train on.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        view: RandomResizedCrop | CenterCrop,
+        transforms: SampleTransforms | None = None,
+    ) -> None:
+        self.source, self.view, self.transforms = source, view, transforms
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, batch: Batch) -> FileBatch:
+        epoch, keys = batch
+        side = self.view.side(epoch)
+        images = torch.empty(len(keys), 3, side, side, dtype=torch.uint8)
+        good: list[int] = []
+        bad = []
+        for position, (key, draws) in enumerate(
+            zip(keys, self.view.draws(epoch, keys), strict=True)
+        ):
+            index = int(key) % len(self)
+            try:
+                images[len(good)] = self.view(self.source.read(index), epoch, draws)
+                good.append(position)
+            except (OSError, BadImage) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                bad.append((self.source.name(index), reason))
+        images, keys = images[: len(good)], keys[good]
+        augmented = self.transforms is not None
+        if self.transforms is not None:
+            images = self.transforms(images, epoch, keys)
+        labels = torch.from_numpy(self.source.labels[keys % len(self)])
+        return FileBatch(images, labels, augmented, epoch, torch.from_numpy(keys), bad)
+
+
+class BadFiles:
+    """The files that could not be read: the first one ends the run, or all of them are listed.
+
+    Args:
+        on_error: ``"stop"`` or ``"skip"``.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+
+    def __init__(self, on_error: str) -> None:
+        if on_error not in ("stop", "skip"):
+            raise ValueError(f"`on_error` (={on_error!r}) must be 'stop' or 'skip'.")
+        self.skip = on_error == "skip"
+        self._new: dict[str, str] = {}
+        self._known: set[str] = set()
+
+    def take(self, batch: FileBatch, *, train: bool) -> None:
+        """Note a batch's bad files.
+
+        Raises:
+            ValueError: naming the first of them, unless they are skipped; and if a batch to train
+                on has nothing else.
+        """
+        if not batch.bad:
+            return
+        name, reason = batch.bad[0]
+        if not self.skip:
+            raise ValueError(
+                f"{name} cannot be read: {reason}. Mend the file or take it away, or go on without "
+                "such files by data.on_error=skip."
+            )
+        if train and not len(batch.keys):
+            raise ValueError(
+                f"None of the {len(batch.bad)} files of a batch can be read; the first is {name}: "
+                f"{reason}."
+            )
+        self._new |= {name: reason for name, reason in batch.bad if name not in self._known}
+
+    def write(self, folder: Path) -> None:
+        """Add those that are new to ``bad_files.txt``, and say so."""
+        if not self._new:
+            return
+        path = folder / BAD_FILES
+        lines = [f"{name}: {reason}\n" for name, reason in sorted(self._new.items())]
+        folder.mkdir(parents=True, exist_ok=True)
+        # Appended in one go: the ranks share the file.
+        with path.open("a") as file:
+            file.write("".join(lines))
+        log.warning("%d files cannot be read and were skipped; %s names them.", len(lines), path)
+        self._known |= set(self._new)
+        self._new = {}
+
+
+class FileLoader(DataLoader):
+    """A DataLoader that says, at the end of its epoch, which files were bad.
+
+    Args:
+        dataset: image files.
+        bad_files: takes note of them.
+        folder: where they are listed.
+        **options: of DataLoader.
+    """
+
+    def __init__(
+        self, dataset: ImageFiles, *, bad_files: BadFiles, folder: Path, **options: Any
+    ) -> None:
+        super().__init__(dataset, **options)
+        self.bad_files, self.folder = bad_files, folder
+
+    def __iter__(self) -> Iterator[FileBatch]:  # type: ignore[override]
+        train = isinstance(self.sampler, TrainBatches)
+        try:
+            for batch in super().__iter__():
+                self.bad_files.take(batch, train=train)
+                yield batch
+        finally:
+            self.bad_files.write(self.folder)

@@ -1,0 +1,155 @@
+"""What a long look at many files found: numpy arrays only, cached on disk."""
+
+import hashlib
+import os
+import stat
+import tempfile
+import time
+import warnings
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["Arrays", "Stamps", "Strings", "cached_index", "stamp"]
+
+Arrays = dict[str, np.ndarray]
+Stamps = dict[str, tuple[int, int]]
+
+_FORMAT = 1  # of the cache files
+
+
+class Strings:
+    """Many strings in two arrays: a million paths without a million Python objects.
+
+    Pages of such arrays stay shared between forked workers; those of a list would be copied,
+    since reading a Python object writes its reference count.
+
+    Args:
+        blob: the bytes of all strings, one after the other, uint8.
+        offsets: where each one starts, and where the last one ends, int64.
+
+    Shape:
+        - blob: (B,)
+        - offsets: (N + 1,)
+
+    Example:
+        >>> names = Strings.pack(["cat/1.jpg", "dog/2.jpg"])
+        >>> len(names), names[1]
+        (2, 'dog/2.jpg')
+    """
+
+    def __init__(self, blob: np.ndarray, offsets: np.ndarray) -> None:
+        self.blob = blob
+        self.offsets = offsets
+
+    @classmethod
+    def pack(cls, strings: Iterable[str]) -> "Strings":
+        """Take in strings, file names that are no UTF-8 included, without keeping any."""
+        blob, offsets = bytearray(), array("q", [0])
+        for string in strings:
+            blob += os.fsencode(string)
+            offsets.append(len(blob))
+        # Copies, lest the arrays keep the growth room of bytearray and array.
+        return cls(np.array(blob, np.uint8), np.array(offsets, np.int64))
+
+    @classmethod
+    def of(cls, arrays: Arrays, name: str) -> "Strings":
+        """Take them out of arrays that :meth:`arrays` gave."""
+        return cls(arrays[name], arrays[f"{name}_offsets"])
+
+    def arrays(self, name: str) -> Arrays:
+        """Give the two arrays, named for an .npz file."""
+        return {name: self.blob, f"{name}_offsets": self.offsets}
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> str:
+        index = range(len(self))[index]
+        start, end = self.offsets[index : index + 2]
+        return os.fsdecode(self.blob[start:end].tobytes())
+
+
+def stamp(path: str) -> tuple[int, int]:
+    """Return what changes with a path: mtime (ns) and, of a file, size (bytes)."""
+    found = os.stat(path)
+    return found.st_mtime_ns, -1 if stat.S_ISDIR(found.st_mode) else found.st_size
+
+
+def cached_index(root: Path, kind: str, scan: Callable[[], tuple[Arrays, Stamps]]) -> Arrays:
+    """Return what ``scan`` finds, from an earlier time if nothing has changed since.
+
+    The cache is ``$SE_LIGHTNING_CACHE``, else ``se_lightning`` in ``$XDG_CACHE_HOME`` or
+    ``~/.cache``; its files can be deleted at any time.
+
+    Args:
+        root: what is looked at.
+        kind: how, where there is more than one way.
+        scan: does it; returns the arrays and the :func:`stamp` of all that they depend on, taken
+            before it was read: every folder (adding or removing a file changes its mtime), every
+            archive.
+    """
+    digest = hashlib.sha256(os.fsencode(f"{_FORMAT}\n{kind}\n{os.path.abspath(root)}"))
+    path = _cache_folder() / f"{digest.hexdigest()[:32]}.npz"
+    index = _load(path)
+    if index is None:
+        began = time.time_ns()
+        index, stamps = scan()
+        if not _is_too_fresh(stamps, began):
+            _save(path, index, stamps)
+    return index
+
+
+def _is_too_fresh(stamps: Stamps, began: int) -> bool:
+    """Tell whether a later change could carry the same mtime as the one that was seen."""
+    times = np.array([time for time, _ in stamps.values()], np.int64)
+    # File systems tick in milliseconds, old ones (and FAT) in seconds.
+    tick = 2_000_000_000 if (times % 1_000_000_000 == 0).all() else 100_000_000
+    # What lies in the future was set by hand, or by a clock that is wrong for good.
+    return bool(((times > began - tick) & (times <= time.time_ns())).any())
+
+
+def _cache_folder() -> Path:
+    if folder := os.environ.get("SE_LIGHTNING_CACHE"):
+        return Path(folder)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path("~/.cache").expanduser()) / "se_lightning"
+
+
+def _load(path: Path) -> Arrays | None:
+    try:
+        # Opened here, because np.load forgets to close what is no zip.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            index = dict(arrays)
+        paths, stamps = Strings.of(index, "stamp_paths"), index.pop("stamps")
+        valid = all(stamp(path) == tuple(then) for path, then in zip(paths, stamps, strict=True))
+    except Exception:  # missing, one of its folders is gone, or damage, which raises anything
+        return None
+    for name in ("stamp_paths", "stamp_paths_offsets"):
+        del index[name]
+    return index if valid else None
+
+
+def _save(path: Path, index: Arrays, stamps: Stamps) -> None:
+    arrays = {**index, **Strings.pack(stamps).arrays("stamp_paths")}
+    arrays["stamps"] = np.array(list(stamps.values()), np.int64).reshape(-1, 2)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = file.name
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        warnings.warn(
+            f"The index of the files cannot be kept in {path.parent} ({error.strerror or error}): "
+            "it is made anew each time. Set SE_LIGHTNING_CACHE to a folder that can be written.",
+            stacklevel=2,
+        )

@@ -1,0 +1,255 @@
+"""How fast images are made ready, beside torchvision with a DataLoader."""
+
+import json
+import logging
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import datasets, transforms
+from torchvision.transforms import v2
+
+from se_lightning.data import FakeDataModule, ImageFolderDataModule
+from se_lightning.data.loading import ImageDataModule, cores
+
+__all__ = ["benchmark_data"]
+
+log = logging.getLogger(__name__)
+_BATCH = 128
+
+
+@dataclass
+class _Result:
+    case: str
+    what: str
+    ours: float
+    torchvision: float
+    ratio: float
+    ratios: list[float]
+    torchvision_setting: str
+    torchvision_settings: dict[str, float]
+
+
+def benchmark_data(
+    *,
+    folder: str,
+    cases: Sequence[str] = ("mnist", "cifar", "jpeg"),
+    rounds: int = 5,
+    seconds: float = 3.0,
+    workers: Sequence[int] | None = None,
+) -> dict[str, float]:
+    """Measure images a second of our training pipeline and of torchvision's, with one augmentation.
+
+    Both end with normalised float batches. torchvision's is its data set, its transforms (the
+    faster of both versions) and a DataLoader of the best number of workers, which is tried out
+    first; then both run in turns. Writes ``benchmark_data.json``.
+
+    Args:
+        folder: where to.
+        cases: of ``"mnist"``, ``"cifar"`` and ``"jpeg"``.
+        rounds: turns that each has; the ratio is their median.
+        seconds: the least that a turn takes.
+        workers: numbers of workers to try for torchvision; None is 0, half the cores, and all.
+
+    Returns:
+        The ratio of each case, as ``ratio/mnist`` and so on.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    if unknown := [case for case in cases if case not in _CASES]:
+        raise ValueError(f"`cases` (={list(cases)}) must be of {', '.join(_CASES)}: {unknown[0]}?")
+    if rounds < 1:
+        raise ValueError(f"`rounds` (={rounds}) must be at least 1.")
+    tried = sorted({0, cores() // 2, cores()}) if workers is None else workers
+    results = []
+    log.info("%-34s%10s%13s%9s", "images per second", "ours", "torchvision", "ratio")
+    with tempfile.TemporaryDirectory() as scratch:
+        for case in cases:
+            results.append(_measure(case, Path(scratch), tried, rounds, seconds))
+            log.info("%s", _line(results[-1]))
+    machine = {"cores": cores(), "processor": _processor(), "torch": torch.__version__}
+    content = {"machine": machine, "results": [asdict(result) for result in results]}
+    path = Path(folder) / "benchmark_data.json"
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    log.info("%s", path)
+    return {f"ratio/{result.case}": result.ratio for result in results}
+
+
+def _line(result: _Result) -> str:
+    rates = f"{result.ours:10,.0f}{result.torchvision:13,.0f}{result.ratio:8.1f}x"
+    return f"{result.what:34}{rates}  ({result.torchvision_setting})"
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _measure(
+    case: str, scratch: Path, workers: Sequence[int], rounds: int, seconds: float
+) -> _Result:
+    what, ours, theirs = _CASES[case](scratch)
+    settings = {
+        (version, count): DataLoader(
+            dataset,
+            batch_size=_BATCH,
+            shuffle=True,
+            drop_last=True,
+            num_workers=count,
+            persistent_workers=count > 0,
+            multiprocessing_context="fork" if count else None,
+        )
+        for version, dataset in theirs.items()
+        for count in workers
+    }
+    rates = {key: _rate(_Images(loader), seconds / 2) for key, loader in settings.items()}
+    best = max(rates, key=lambda key: rates[key])
+    loaders = _Finished(ours), _Images(settings[best])
+    for loader in loaders:
+        _rate(loader, 0)  # starts the workers, fills the caches
+    turns = [[_rate(loader, seconds) for loader in loaders] for _ in range(rounds)]
+    ratios = [mine / its for mine, its in turns]
+    mine, its = map(statistics.median, zip(*turns, strict=True))
+    named = {"{}, {} workers".format(*key): rate for key, rate in rates.items()}
+    return _Result(
+        case,
+        what,
+        mine,
+        its,
+        statistics.median(ratios),
+        ratios,
+        max(named, key=lambda name: named[name]),
+        named,
+    )
+
+
+class _Finished:
+    """The training images of a datamodule, as Lightning hands them to the network."""
+
+    def __init__(self, data: ImageDataModule) -> None:
+        data.setup("fit")
+        self.data, self.loader = data, data.train_dataloader()
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for batch in self.loader:
+            yield self.data.on_after_batch_transfer(batch, 0)[0]
+
+
+class _Images:
+    """The images of a DataLoader's batches."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for images, _ in self.loader:
+            yield images
+
+
+def _rate(batches: Iterable[torch.Tensor], seconds: float) -> float:
+    """Return images per second over whole epochs, as many as fill the time."""
+    images, start = 0, time.perf_counter()
+    while True:
+        images += sum(len(batch) for batch in batches)
+        elapsed = time.perf_counter() - start
+        if elapsed >= seconds:
+            return images / elapsed
+
+
+class _PerSample(Dataset):
+    """Small images as torchvision's MNIST and CIFAR10 serve them: one PIL image at a time."""
+
+    def __init__(self, images: np.ndarray, transform: Callable[[Image.Image], Any]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(Image.fromarray(self.images[index])), 0
+
+
+def _versions(*steps: tuple[str, dict[str, Any]], mean: Any, std: Any) -> dict[str, Any]:
+    """Return the same augmentation in torchvision's first and second version of transforms."""
+    ends = {
+        "transforms": [transforms.ToTensor(), transforms.Normalize(mean, std)],
+        "transforms.v2": [
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ],
+    }
+    made: dict[str, Any] = {}
+    for (name, end), module in zip(ends.items(), (transforms, v2), strict=True):
+        begin = [getattr(module, step)(**options) for step, options in steps]
+        made[name] = module.Compose(begin + end)
+    return made
+
+
+def _in_memory(
+    what: str, size: int, channels: int, side: int, padding: int, flip: bool
+) -> tuple[str, ImageDataModule, dict[str, Dataset]]:
+    data = FakeDataModule(
+        size=size,
+        in_channels=channels,
+        image_size=side,
+        batch_size=_BATCH,
+        crop_padding=padding,
+        flip=flip,
+    )
+    images = data.load()["train"][0]
+    arrays = images[:, 0] if channels == 1 else np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    steps: list[tuple[str, dict[str, Any]]] = [("RandomCrop", {"size": side, "padding": padding})]
+    steps += [("RandomHorizontalFlip", {})] if flip else []
+    versions = _versions(*steps, mean=[data.mean] * channels, std=[data.std] * channels)
+    theirs: dict[str, Dataset] = {
+        name: _PerSample(arrays, transform) for name, transform in versions.items()
+    }
+    return what, data, theirs
+
+
+def _jpeg(scratch: Path) -> tuple[str, ImageDataModule, dict[str, Dataset]]:
+    root = scratch / "jpeg"
+    for number in range(6 * _BATCH):
+        _write_photo(root / "train" / str(number % 2) / f"{number}.jpg", number)
+    for label in range(2):
+        _write_photo(root / "val" / str(label) / "0.jpg", label)
+    data = ImageFolderDataModule(str(root), batch_size=_BATCH)
+    crop = ("RandomResizedCrop", {"size": 224, "antialias": True})
+    versions = _versions(crop, ("RandomHorizontalFlip", {}), mean=data.mean, std=data.std)
+    theirs: dict[str, Dataset] = {
+        name: datasets.ImageFolder(str(root / "train"), transform)
+        for name, transform in versions.items()
+    }
+    return "500x375 JPEGs to 224x224", data, theirs
+
+
+def _write_photo(path: Path, seed: int) -> None:
+    """Write a 500x375 JPEG of about 90 KB: noise at every scale, strongest at the coarse ones."""
+    generator = np.random.default_rng(seed)
+    photo = np.full((375, 500, 3), 128.0)
+    for scale, strength in ((125, 60), (25, 30), (5, 20), (1, 9)):
+        shape = (-(-375 // scale), -(-500 // scale), 3)
+        noise = generator.normal(0, strength, shape)
+        photo += np.kron(noise, np.ones((scale, scale, 1)))[:375, :500]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(photo.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+_CASES: dict[str, Callable[[Path], tuple[str, ImageDataModule, dict[str, Dataset]]]] = {
+    "mnist": lambda _: _in_memory("28x28x1, crop", 20_000, 1, 28, padding=2, flip=False),
+    "cifar": lambda _: _in_memory("32x32x3, crop and flip", 20_000, 3, 32, padding=4, flip=True),
+    "jpeg": _jpeg,
+}

@@ -1,0 +1,115 @@
+"""See what the network sees."""
+
+import csv
+import logging
+import math
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from se_lightning.data.loading import ImageDataModule
+
+__all__ = ["look"]
+
+log = logging.getLogger(__name__)
+
+
+def look(
+    datamodule: LightningDataModule, *, folder: str, images: int = 64, epoch: int = 0
+) -> dict[str, float]:
+    """Draw training images as they are augmented, with their labels, and count the classes.
+
+    Writes ``look.png``, ``class_counts.png`` and ``class_counts.csv``.
+
+    Args:
+        datamodule: one of this package's.
+        folder: where to.
+        images: how many.
+        epoch: of which the augmentation is.
+
+    Returns:
+        The number of images of each split, as ``train/images`` and so on.
+
+    Raises:
+        ValueError: if no image is wanted, or it is somebody else's datamodule.
+    """
+    if not isinstance(datamodule, ImageDataModule):
+        raise ValueError(f"task=look knows no {type(datamodule).__name__}.")
+    if images < 1:
+        raise ValueError(f"`images` (={images}) must be at least 1.")
+    pixels, labels = _first_images(datamodule, images, epoch)
+    names = datamodule.class_names
+    counts = {
+        split: np.bincount(datamodule.labels(split), minlength=len(names))
+        for split in ("train", "val", "test")
+    }
+    out = Path(folder)
+    _draw_sheet(pixels, [_caption(label, names) for label in labels], out / "look.png")
+    _draw_counts(counts, names, out / "class_counts.png")
+    with (out / "class_counts.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["class", *counts])
+        rows.writerows(zip(names, *(each.tolist() for each in counts.values()), strict=True))
+    for split, each in counts.items():
+        log.info(
+            "%-5s  %d images of %d classes, %d to %d each",
+            split,
+            each.sum(),
+            len(names),
+            each.min(),
+            each.max(),
+        )
+    log.info("pictures       %s", out / "look.png")
+    return {f"{split}/images": float(each.sum()) for split, each in counts.items()}
+
+
+def _first_images(data: ImageDataModule, count: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """Return an epoch's first images, as uint8 again, and their labels."""
+    size = data.batch_size
+    batches = islice(data.train_dataloader(epoch=epoch), math.ceil(count / size))
+    finished = [data.on_after_batch_transfer(batch, 0) for batch in batches]
+    pixels, labels = (torch.cat(parts)[:count] for parts in zip(*finished, strict=True))
+    mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (data.mean, data.std))
+    return (pixels * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8), labels
+
+
+def _caption(label: Tensor, names: Sequence[str]) -> str:
+    if not label.ndim:
+        return names[int(label)]
+    shares = label.sort(descending=True)
+    parts = zip(shares.values.tolist(), shares.indices.tolist(), strict=True)
+    return "\n".join(f"{share:.2f} {names[index]}" for share, index in parts if share > 0.005)
+
+
+def _draw_sheet(pixels: Tensor, captions: Sequence[str], path: Path) -> None:
+    columns = math.ceil(math.sqrt(len(pixels)))
+    rows = math.ceil(len(pixels) / columns)
+    figure = Figure(figsize=(1.3 * columns, 1.55 * rows), layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid:
+        axes.axis("off")
+    for axes, image, caption in zip(grid, pixels, captions, strict=False):
+        # One channel is drawn as grey, and what is no picture as its first channel.
+        shown = image.permute(1, 2, 0) if len(image) == 3 else image[0]
+        axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.set_title(caption, fontsize=7)
+    figure.savefig(path, dpi=120)
+
+
+def _draw_counts(counts: dict[str, np.ndarray], names: Sequence[str], path: Path) -> None:
+    figure = Figure(figsize=(8, 3 * len(counts)), layout="constrained")
+    plots = figure.subplots(len(counts), 1, sharex=True)
+    for axes, (split, each) in zip(plots, counts.items(), strict=True):
+        axes.bar(range(len(names)), each, width=1 if len(names) > 50 else 0.8)
+        axes.set_ylabel(f"images in {split}")
+    if len(names) <= 50:
+        plots[-1].set_xticks(range(len(names)), names, rotation=45, ha="right")
+    else:
+        plots[-1].set_xlabel("class")
+    figure.savefig(path, dpi=120)
