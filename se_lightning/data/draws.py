@@ -1,6 +1,7 @@
 """Random numbers that are a function of the sample, for a whole batch at once."""
 
 import zlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,6 +15,14 @@ def _mix(state: np.ndarray) -> np.ndarray:
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))
+
+
+@lru_cache(maxsize=64)
+def _stream(seed: int, epoch: int, purpose: str) -> np.ndarray:
+    state = np.zeros(1, np.uint64)
+    for number in (seed, epoch, zlib.crc32(purpose.encode())):
+        state = _mix((state ^ np.uint64(number % 2**64)) + _GOLDEN)
+    return state
 
 
 def sample_seeds(seed: int, epoch: int, keys: np.ndarray, purpose: str) -> np.ndarray:
@@ -36,10 +45,7 @@ def sample_seeds(seed: int, epoch: int, keys: np.ndarray, purpose: str) -> np.nd
         ... )[0]
         np.True_
     """
-    state = np.zeros(1, np.uint64)
-    for number in (seed, epoch, zlib.crc32(purpose.encode())):
-        state = _mix((state ^ np.uint64(number % 2**64)) + _GOLDEN)
-    return _mix((keys.astype(np.uint64) + np.uint64(1)) * _GOLDEN ^ state)
+    return _mix((keys.astype(np.uint64) + np.uint64(1)) * _GOLDEN ^ _stream(seed, epoch, purpose))
 
 
 def uniform(seed: int, epoch: int, keys: np.ndarray, purpose: str, count: int) -> np.ndarray:

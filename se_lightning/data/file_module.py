@@ -82,7 +82,7 @@ class FileDataModule(ImageDataModule):
         flip: bool = True,
         interpolation: str = "bilinear",
         on_error: str = "stop",
-        batch_size: int = 64,
+        batch_size: int = 32,
         eval_batch_size: int = 128,
         num_workers: int | None = None,
         seed: int = 0,
@@ -162,7 +162,7 @@ class FileDataModule(ImageDataModule):
         if not isinstance(batch, FileBatch):
             return batch
         finish = self._finishes[batch.augmented]
-        return finish(batch.images, batch.labels, batch.epoch, batch.keys.numpy())
+        return finish(batch.images, batch.labels, batch.epoch, batch.keys)
 
     @cached_property
     def _finishes(self) -> dict[bool, Finish]:

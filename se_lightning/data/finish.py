@@ -159,8 +159,10 @@ class Finish:
         mixing: Mixing | None = None,
         num_classes: int = 0,
     ) -> None:
-        self._shift = 255 * torch.tensor(mean).view(-1, 1, 1)
-        self._scale = 255 * torch.tensor(std).view(-1, 1, 1)
+        self._shift, self._scale = (
+            255 * torch.tensor(mean).view(-1),
+            255 * torch.tensor(std).view(-1),
+        )
         self.color, self.erasing, self.mixing = color, erasing, mixing
         self.num_classes = num_classes
 
@@ -178,12 +180,22 @@ class Finish:
         if self._shift.device != images.device:
             self._shift = self._shift.to(images.device)
             self._scale = self._scale.to(images.device)
-        images = images.float()
         if self.color:
-            images = self.color(images.div_(255), epoch, keys).mul_(255)
-        images = images.sub_(self._shift).div_(self._scale)
+            images = self.color(images.float().div_(255), epoch, keys).mul_(255)
+        images = self._normalized(images)
         if self.erasing is not None:
             images = self.erasing(images, epoch, keys)
         if self.mixing and len(keys):
             return self.mixing(images, labels, self.num_classes, epoch, keys)
         return images, labels
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        """Return float32 in the same memory format, from uint8 or float."""
+        n, c, h, w = images.shape
+        shift, scale = self._shift.expand(c), self._scale.expand(c)
+        if images.stride(1) == 1 and c > 1:
+            # Channels last: whole rows at once, or a loop of 3 would be the innermost.
+            rows = images.permute(0, 2, 3, 1).reshape(n, h, w * c)
+            shift, scale = shift.repeat(w), scale.repeat(w)
+            return rows.float().sub_(shift).div_(scale).view(n, h, w, c).permute(0, 3, 1, 2)
+        return images.float().sub_(shift.view(-1, 1, 1)).div_(scale.view(-1, 1, 1))

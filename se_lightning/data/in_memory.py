@@ -43,10 +43,10 @@ class InMemoryImages(Dataset):
     def __getitem__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         epoch, keys = batch
         indices = torch.from_numpy(keys % len(self)).to(self.images.device, non_blocking=True)
-        images = self.images[indices]
+        images = self.images.index_select(0, indices)  # 14 times as fast as images[indices]
         for step in self.steps:
             images = step(images, epoch, keys)
-        return self.finish(images, self.labels[indices], epoch, keys)
+        return self.finish(images, self.labels.index_select(0, indices), epoch, keys)
 
 
 class InMemoryDataModule(ImageDataModule):

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 
 from se_lightning.data import cifar
 from se_lightning.data.cifar import CIFARDataModule
@@ -99,12 +98,3 @@ def test_only_what_is_missing_is_downloaded_and_only_if_asked(root, tmp_path, mo
     assert asked == []
     CIFARDataModule("cifar100", str(tmp_path / "empty"), download=True).prepare_data()
     assert asked == [(tmp_path / "empty", "cifar100")]
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_the_shipped_file_has_the_defaults(name):
-    with initialize_config_module("se_lightning.conf", version_base="1.3"):
-        node = dict(compose(f"data/{name}").data)
-    assert node.pop("_target_") == "se_lightning.CIFARDataModule"
-    shipped, defaults = CIFARDataModule(**node), CIFARDataModule(name)
-    assert shipped.hparams == defaults.hparams
