@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from se_lightning.data.augment import SampleTransforms
 from se_lightning.data.crops import CenterCrop, RandomResizedCrop
 from se_lightning.data.decode import BadImage
-from se_lightning.data.order import Batch, TrainBatches
+from se_lightning.data.order import Batch
 from se_lightning.data.sources import Source
 
 __all__ = ["BadFiles", "FileBatch", "FileLoader", "ImageFiles"]
@@ -166,7 +166,7 @@ class FileLoader(DataLoader):
         self.bad_files, self.folder = bad_files, folder
 
     def __iter__(self) -> Iterator[FileBatch]:  # type: ignore[override]
-        train = isinstance(self.sampler, TrainBatches)
+        train = self.dataset.transforms is not None  # type: ignore[attr-defined]
         try:
             for batch in super().__iter__():
                 self.bad_files.take(batch, train=train)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from se_lightning.data.augment import SampleTransforms
 from se_lightning.data.color import ColorJitter
 from se_lightning.data.finish import Erasing, Finish, Mixing
-from se_lightning.data.order import EvalBatches, TrainBatches
+from se_lightning.data.order import EvalBatches, OneEpoch, TrainBatches
 
 __all__ = ["ImageDataModule", "cores"]
 
@@ -158,8 +158,9 @@ class ImageDataModule(LightningDataModule):
 
     def _options(self, order: TrainBatches | EvalBatches) -> dict[str, Any]:
         workers = self._workers()
+        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return {
-            "sampler": order,
+            "sampler": OneEpoch(order) if overfits else order,
             "batch_size": None,  # the sampler's items are batches already
             "num_workers": workers,
             "persistent_workers": workers > 0,

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
-__all__ = ["EvalBatches", "TrainBatches"]
+__all__ = ["EvalBatches", "OneEpoch", "TrainBatches"]
 
 Batch = tuple[int, np.ndarray]
 
@@ -134,3 +134,22 @@ class EvalBatches(DistributedSampler):
 
     def __len__(self) -> int:
         return self.batches
+
+
+class OneEpoch(SequentialSampler):
+    """The batches of one epoch again and again, for Lightning's ``overfit_batches``.
+
+    Lightning would put a SequentialSampler of single samples in the place of any other sampler.
+
+    Args:
+        batches: those of the epoch.
+    """
+
+    def __init__(self, batches: TrainBatches | EvalBatches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)

@@ -5,7 +5,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from se_lightning import DigitsDataModule, FakeDataModule
+from se_lightning import DigitsDataModule, FakeDataModule, SEResNetModule
 
 
 def batches(workers, epoch):
@@ -96,6 +96,31 @@ def test_two_epochs_and_two_copies_of_a_sample_are_augmented_differently():
     for one, other in itertools.combinations(seen, 2):
         # Of 9 * 9 offsets, flipped or not, a few agree by chance.
         assert (one == other).flatten(1).all(1).sum() < 4
+
+
+def test_overfit_batches_sees_the_same_batches_in_every_epoch(tmp_path):
+    seen = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            seen.append(batch[0].clone())
+
+    trainer = pl.Trainer(
+        overfit_batches=2,
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=Keep(),
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(SEResNetModule(20, 10, ratio=4, in_channels=1), DigitsDataModule())
+    assert [len(images) for images in seen] == [64] * 4
+    assert torch.equal(seen[0], seen[2])
+    assert torch.equal(seen[1], seen[3])
+    assert not torch.equal(seen[0], seen[1])
 
 
 @pytest.mark.gpu
