@@ -1,5 +1,6 @@
 """Every command of README.md runs; `.ci/run` runs the two set-up blocks literally."""
 
+import itertools
 import re
 import shlex
 import sys
@@ -30,6 +31,9 @@ SLOW = (
     "model.gate=none",
     "optimizer=adamw",
     "model=se_inception_v3",
+    "model=se_resnet50 data=imagenet",
+    "task=shard",
+    "task=benchmark_data",
 )
 
 
@@ -38,11 +42,20 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.fixture
-def fashion(idx_root, write_idx):
-    """Make a data set that leaves something to train on beside 5,000 validation images."""
+def data(idx_root, write_idx, write_jpeg):
+    """Make a folder that has every data set; 200 images beside the 5,000 of validation."""
     generator = np.random.default_rng(0)
     write_idx(idx_root / "train-images-idx3-ubyte.gz", generator.integers(0, 256, (5200, 28, 28)))
     write_idx(idx_root / "train-labels-idx1-ubyte", np.arange(5200) % 10)
+    cifar = idx_root / "cifar-10-batches-bin"
+    cifar.mkdir()
+    for name, size in (*((f"data_batch_{i}", 1040) for i in range(1, 6)), ("test_batch", 20)):
+        rows = generator.integers(0, 256, (size, 3073), dtype=np.uint8)
+        rows[:, 0] = np.arange(size) % 10
+        (cifar / f"{name}.bin").write_bytes(rows.tobytes())
+    for split, number in itertools.product(("train", "val"), range(12)):
+        name = f"ILSVRC2012_val_{number + 1:08}.JPEG"
+        write_jpeg(idx_root / split / ("n01443537", "n02110958")[number % 2] / name, number)
     return idx_root
 
 
@@ -55,7 +68,7 @@ def test_the_set_up_commands_are_what_ci_runs():
 
 
 def test_the_table_of_commands_is_found():
-    assert len(COMMANDS) == 19
+    assert len(COMMANDS) == 25
 
 
 @pytest.mark.parametrize(
@@ -66,8 +79,8 @@ def test_the_table_of_commands_is_found():
     ],
 )
 @pytest.mark.timeout(600)
-def test_a_command_runs(command, cli, short, fashion, tmp_path):
-    places = {"RUN_DIR": "old", "=DIR": f"={fashion}", "=FILE": "=weights.pth"}
+def test_a_command_runs(command, cli, short, data, tmp_path):
+    places = {"RUN_DIR": "old", "=DIR": f"={data}", "=FILE": "=weights.pth"}
     for place, value in places.items():
         command = command.replace(place, value)
     words = shlex.split(command)
@@ -81,9 +94,14 @@ def test_a_command_runs(command, cli, short, fashion, tmp_path):
         gate = "channel" if "task=test" in words else "none"
         cli(*short, "hydra.run.dir=old", "logger=csv", f"model.gate={gate}")
     ends = () if "--help" in words else short
+    if "task=benchmark_data" in words:
+        ends = ("task.rounds=1", "task.seconds=0")
+    if "data=imagenet" in words and "task=shard" not in words:
+        ends += ("data.image_size=64", "data.batch_size=4", "data.eval_batch_size=4")
     done = cli(*words[1:], *ends, command=start)
     if ends:
-        assert "test accuracy" in done.stdout
+        trains = not any(word.startswith("task=") for word in words) or "task=test" in words
+        assert ("test accuracy" if trains else "run directory") in done.stdout
 
 
 def test_the_table_of_networks_has_every_name_and_its_counts():

@@ -88,7 +88,7 @@ def _caption(label: Tensor, names: Sequence[str]) -> str:
 
 
 def _draw_sheet(pixels: Tensor, captions: Sequence[str], path: Path) -> None:
-    columns = math.ceil(math.sqrt(len(pixels)))
+    columns = math.ceil(math.sqrt(1.5 * len(pixels)))
     rows = math.ceil(len(pixels) / columns)
     figure = Figure(figsize=(1.3 * columns, 1.55 * rows), layout="constrained")
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
