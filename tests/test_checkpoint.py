@@ -35,7 +35,7 @@ def test_model_and_data_come_back_from_the_file_alone(saved):
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[key]), key
     data = datamodule_from(checkpoint, eval_batch_size=3)
-    assert (data.batch_size, data.crop_padding, data.eval_batch_size) == (8, 1, 3)
+    assert (data.batch_size, data.hparams.crop_padding, data.eval_batch_size) == (8, 1, 3)
 
 
 def test_weights_of_another_network_are_refused_by_the_first_difference(saved):

@@ -33,6 +33,9 @@ SLOW = (
     "model=se_inception_v3",
     "model=se_resnet50 data=imagenet",
     "task=shard",
+    "data=cifar10",
+    "data=image_folder",
+    "data.download=true",
     "task=benchmark_data",
 )
 

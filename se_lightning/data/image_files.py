@@ -74,8 +74,8 @@ class ImageFiles(Dataset):
                 pixels.append(image.permute(1, 2, 0))
                 good.append(position)
             except (OSError, BadImage) as error:
-                reason = getattr(error, "strerror", None) or str(error)
-                bad.append((self.source.name(index), reason))
+                name = self.source.name(index)
+                bad.append((name, str(error).removeprefix(f"{name} cannot be read: ").rstrip(".")))
         keys = keys[good]
         images = self._stack(pixels, self.view.side(epoch))
         augmented = self.transforms is not None

@@ -45,6 +45,7 @@ _FILES = {
     ("test", "images"): "t10k-images-idx3-ubyte",
     ("test", "labels"): "t10k-labels-idx1-ubyte",
 }
+_NDIM = {"images": 3, "labels": 1}
 
 
 class MNISTDataModule(InMemoryDataModule):
@@ -111,7 +112,10 @@ class MNISTDataModule(InMemoryDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing, if asked; Lightning calls it once a node."""
-        if not self.download or all(self._find(file) for file in _FILES.values()):
+        if not self.download:
+            return
+        self._discard_halves()
+        if all(self._find(file) for file in _FILES.values()):
             return
         from torchvision import datasets
 
@@ -132,6 +136,17 @@ class MNISTDataModule(InMemoryDataModule):
             "test": self._read("test"),
         }
 
+    def _discard_halves(self) -> None:
+        """Delete what an interrupted download has left in torchvision's folder."""
+        for (_, part), file in _FILES.items():
+            path = self._find(file)
+            if path is None or path.parent != self.root / self.folder / "raw":
+                continue
+            try:
+                read_idx(path, _NDIM[part])
+            except ValueError:
+                path.unlink()
+
     def _find(self, file: str) -> Path | None:
         folders = (self.root / self.folder / "raw", self.root)
         candidates = [folder / (file + end) for folder in folders for end in ("", ".gz")]
@@ -139,7 +154,7 @@ class MNISTDataModule(InMemoryDataModule):
 
     def _read(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         arrays, paths = [], []
-        for part, ndim in (("images", 3), ("labels", 1)):
+        for part, ndim in _NDIM.items():
             file = _FILES[split, part]
             path = self._find(file)
             if path is None:

@@ -107,6 +107,29 @@ def test_download_goes_through_torchvision_and_its_failure_is_one_message(tmp_pa
     assert "by hand: train-images-idx3-ubyte" in str(told.value)
 
 
+def test_a_half_file_of_an_interrupted_download_is_fetched_again(idx_root, tmp_path, monkeypatch):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for path in idx_root.iterdir():
+        (raw / path.name).write_bytes(path.read_bytes())
+    (half,) = raw.glob("t10k-images*")
+    half.write_bytes(half.read_bytes()[:1000])
+    asked = []
+
+    def download(root, download):
+        assert not half.exists()
+        half.write_bytes((idx_root / half.name).read_bytes())
+        asked.append(root)
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", download)
+    data = MNISTDataModule("mnist", str(tmp_path), download=True, val_size=20)
+    data.prepare_data()
+    data.prepare_data()  # all is there now
+    data.setup()
+    assert asked == [str(tmp_path)]
+    assert len(data.labels("test")) == 101
+
+
 def test_nothing_is_downloaded_that_is_there(idx_root, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "MNIST", None)
     MNISTDataModule("mnist", str(idx_root), download=True).prepare_data()
