@@ -76,14 +76,17 @@ def _on_data(cfg: DictConfig, task: Callable[..., dict[str, float]]) -> dict[str
     """Do a task that needs no network: on the data, or on nothing of the config's."""
     choices = HydraConfig.get().runtime.choices
     result = {"task": choices["task"], "data": choices["data"], "seed": cfg.seed}
-    result |= {"world_size": 1, "score": None, "picture": None}
+    result |= {"world_size": 1, "score": None, "picture": None, "metrics": {}}
+    if is_further_rank():  # one process does it
+        return result
     given = []
     if "datamodule" in inspect.signature(task).parameters:
         datamodule = instantiate(cfg.data, _convert_="all")
         datamodule.prepare_data()
         datamodule.setup()
         given.append(datamodule)
-    return result | {"metrics": task(*given)}
+    result["metrics"] = task(*given)
+    return result
 
 
 def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:

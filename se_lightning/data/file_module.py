@@ -162,7 +162,7 @@ class FileDataModule(ImageDataModule):
         if not isinstance(batch, FileBatch):
             return batch
         finish = self._finishes[batch.augmented]
-        return finish(batch.images, batch.labels, batch.epoch, batch.keys)
+        return finish(batch.images, batch.labels, batch.epoch, batch.keys, batch.first)
 
     @cached_property
     def _finishes(self) -> dict[bool, Finish]:

@@ -119,9 +119,9 @@ class Mixing:
         return bool(self.mixup or self.cutmix)
 
     def __call__(
-        self, images: Tensor, labels: Tensor, num_classes: int, epoch: int, keys: np.ndarray
+        self, images: Tensor, labels: Tensor, num_classes: int, epoch: int, first: int
     ) -> tuple[Tensor, Tensor]:
-        """Mix images (N, C, H, W), the samples ``keys`` (N,), with one another."""
+        """Mix images (N, C, H, W) of the batch whose first sample is ``first`` with one another."""
         kinds = [
             kind(alpha=alpha, num_classes=num_classes)
             for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
@@ -130,7 +130,7 @@ class Mixing:
         generator = torch.default_generator
         state = generator.get_state()
         # A sample is in one batch of an epoch only, so that the first one tells the batch.
-        seed = sample_seeds(self.seed, epoch, keys[:1], "mixing")[0]
+        seed = sample_seeds(self.seed, epoch, np.array([first]), "mixing")[0]
         generator.manual_seed(int(seed >> np.uint64(1)))
         images, labels = v2.RandomChoice(kinds)(images, labels)
         generator.set_state(state)
@@ -167,7 +167,12 @@ class Finish:
         self.num_classes = num_classes
 
     def __call__(
-        self, images: Tensor, labels: Tensor, epoch: int, keys: np.ndarray
+        self,
+        images: Tensor,
+        labels: Tensor,
+        epoch: int,
+        keys: np.ndarray,
+        first: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return (N, C, H, W) float32, and labels (N,) or, mixed, (N, K).
 
@@ -176,6 +181,7 @@ class Finish:
             labels: (N,) int64.
             epoch: from 0.
             keys: (N,) the samples.
+            first: sample of the batch, where that one is bad and left out.
         """
         if self._shift.device != images.device:
             self._shift = self._shift.to(images.device)
@@ -186,7 +192,8 @@ class Finish:
         if self.erasing is not None:
             images = self.erasing(images, epoch, keys)
         if self.mixing and len(keys):
-            return self.mixing(images, labels, self.num_classes, epoch, keys)
+            first = int(keys[0]) if first is None else first
+            return self.mixing(images, labels, self.num_classes, epoch, first)
         return images, labels
 
     def _normalized(self, images: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class FileBatch(NamedTuple):
         augmented: whether it is to train on.
         epoch: from 0.
         keys: (B,) the samples, which stay on the CPU.
+        first: sample of the batch, bad or not; None where there is none.
         bad: name of and reason for each file that could not be read.
     """
 
@@ -39,6 +40,7 @@ class FileBatch(NamedTuple):
     augmented: bool
     epoch: int
     keys: np.ndarray
+    first: int | None
     bad: list[tuple[str, str]]
 
 
@@ -76,13 +78,13 @@ class ImageFiles(Dataset):
             except (OSError, BadImage) as error:
                 name = self.source.name(index)
                 bad.append((name, str(error).removeprefix(f"{name} cannot be read: ").rstrip(".")))
-        keys = keys[good]
+        first, keys = (int(keys[0]) if len(keys) else None), keys[good]
         images = self._stack(pixels, self.view.side(epoch))
         augmented = self.transforms is not None
         if self.transforms is not None:
             images = self.transforms(images, epoch, keys)
         labels = self.source.labels[keys % len(self)]
-        return FileBatch(images, labels, augmented, epoch, keys, bad)
+        return FileBatch(images, labels, augmented, epoch, keys, first, bad)
 
     def _stack(self, pixels: list[Tensor], side: int) -> Tensor:
         """Make a batch of images (H, W, 3); in a worker, where the main process reads it."""

@@ -133,6 +133,21 @@ def test_bad_files_are_skipped_listed_once_and_shift_nothing(
     assert [record.args[0] for record in caplog.records] == [3]
 
 
+def test_a_bad_file_does_not_change_how_its_batch_is_mixed(image_root):
+    def shares():
+        data = folder(image_root, on_error="skip", mixup=1.0, batch_size=24)
+        (batch,) = data.train_dataloader()
+        _, labels = data.on_after_batch_transfer(batch, 0)
+        # Mixed with one of its own class, a sample has a share of 1.
+        return {round(float(share), 5) for share in labels.flatten()} - {0.0, 1.0}
+
+    before = shares()
+    first = next(iter(folder(image_root, batch_size=24).train_dataloader())).first
+    sorted((image_root / "train").rglob("*.jpg"))[first].write_text("hello")
+    assert shares() == before
+    assert len(before) == 2
+
+
 def test_a_training_batch_of_bad_files_only_stops(image_root):
     data = folder(image_root, on_error="skip")
     for path in (image_root / "train").rglob("*.jpg"):
