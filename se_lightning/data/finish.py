@@ -159,10 +159,8 @@ class Finish:
         mixing: Mixing | None = None,
         num_classes: int = 0,
     ) -> None:
-        self._shift, self._scale = (
-            255 * torch.tensor(mean).view(-1),
-            255 * torch.tensor(std).view(-1),
-        )
+        means, stds = torch.tensor(mean).view(-1), torch.tensor(std).view(-1)
+        self._scale, self._shift = 1 / (255 * stds), -means / stds
         self.color, self.erasing, self.mixing = color, erasing, mixing
         self.num_classes = num_classes
 
@@ -204,5 +202,5 @@ class Finish:
             # Channels last: whole rows at once, or a loop of 3 would be the innermost.
             rows = images.permute(0, 2, 3, 1).reshape(n, h, w * c)
             shift, scale = shift.repeat(w), scale.repeat(w)
-            return rows.float().sub_(shift).div_(scale).view(n, h, w, c).permute(0, 3, 1, 2)
-        return images.float().sub_(shift.view(-1, 1, 1)).div_(scale.view(-1, 1, 1))
+            return rows.float().mul_(scale).add_(shift).view(n, h, w, c).permute(0, 3, 1, 2)
+        return images.float().mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
