@@ -78,6 +78,7 @@ def test_two_processes_train_se_resnet50_with_a_plus(cli, short, result, tmp_pat
     assert done.stdout.count("test accuracy") == 1
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_net_with_gates_in_one_stage(cli, short, result, tmp_path):
     """DDP waits for every parameter: what is switched off must not be there."""
     gates = ("model.gate=concurrent", "model.stages=[2]", "model.placement=pre")
@@ -94,6 +95,7 @@ def test_an_accuracy_of_zero_is_told(caplog, tmp_path):
     assert "test accuracy  0.00 %" in caplog.text
 
 
+@pytest.mark.slow
 def test_more_processes_than_cores_are_told(cli, short, tmp_path, result):
     cores = len(os.sched_getaffinity(0))
     done = cli(f"trainer.devices={cores + 1}", *short, "logger=csv", "callbacks=none")
@@ -148,6 +150,7 @@ def test_a_key_without_a_server_goes_offline_with_one_line(cli, short, result, t
     assert done.stdout.count("W&B: offline (CommError: ") == 1
 
 
+@pytest.mark.slow
 def test_torchrun_runs_a_multirun_in_its_own_ranks(cli, short, tmp_path):
     cli(
         "--standalone", "--nproc_per_node=2", "-m", "se_lightning", "-m", "trainer.devices=2",
