@@ -4,9 +4,8 @@ Training decodes ordinary JPEGs with libjpeg-turbo, at reduced scale where the c
 enough then, and no rows below the crop. All else is Pillow's: other formats and colours, and
 whatever the fast way refuses, so that Pillow alone judges what can be read.
 
-Up to Pillow's limit against decompression bombs (2 * ``PIL.Image.MAX_IMAGE_PIXELS``, 179 million
-pixels) an image is read without a word, above it is refused. Pillow's warnings about files that it
-reads all the same are not shown: an epoch would repeat them a thousand times.
+Up to Pillow's limit against decompression bombs (2 * ``PIL.Image.MAX_IMAGE_PIXELS``) an image is
+read without a word, above it is refused. Pillow's warnings about what it reads are not shown.
 """
 
 import io
@@ -22,7 +21,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-__all__ = ["BadImage", "eval_image", "open_rgb", "train_image"]
+__all__ = ["BadImage", "check_interpolation", "eval_image", "open_rgb", "train_image"]
 
 Box = tuple[int, int, int, int]  # top, left, height, width, in pixels
 
@@ -76,7 +75,7 @@ def train_image(
         >>> train_image(file.getvalue(), 2, lambda height, width: (0, 0, height, width))[:, 0, 0]
         tensor([255,   0,   0], dtype=torch.uint8)
     """
-    _check_interpolation(interpolation)
+    check_interpolation(interpolation)
     box = pixels = None
     shape = _jpeg_shape(content)
     if shape is not None:
@@ -113,7 +112,7 @@ def eval_image(
     Raises:
         BadImage: if the content is no image that can be read whole.
     """
-    _check_interpolation(interpolation)
+    check_interpolation(interpolation)
     if not 0 < crop <= resize:
         raise ValueError(f"`crop` (={crop}) must be from 1 to `resize` (={resize}).")
     image = open_rgb(content, upright)
@@ -225,11 +224,10 @@ def _decode_box(
     would take longer than by the next larger one.
     """
     top, left, bottom, right = box[0], box[1], box[0] + box[2], box[1] + box[3]
-    scale = 1
+    scale, short = 1, None
     while scale < 8 and min(box[2:]) >= 2 * scale * size:
         scale *= 2
     height, width = shape
-    short = None
     # Whole blocks, and the row below that the colours of the last one may need: the rows above
     # are the same to the bit.
     rows = (bottom // 16 + 1) * 16
@@ -296,6 +294,7 @@ def _ask(window: Callable[[int, int], Box], height: int, width: int) -> Box:
     return box
 
 
-def _check_interpolation(name: str) -> None:
+def check_interpolation(name: str) -> None:
+    """Refuse an interpolation that there is not."""
     if name not in _FILTERS:
         raise ValueError(f"`interpolation` (={name!r}) must be one of {', '.join(_FILTERS)}.")

@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from se_lightning.data.augment import Augmentation
 from se_lightning.data.crops import CenterCrop, RandomResizedCrop
+from se_lightning.data.decode import check_interpolation
 from se_lightning.data.finish import Finish
 from se_lightning.data.image_files import BadFiles, FileBatch, FileLoader, ImageFiles
 from se_lightning.data.loading import ImageDataModule
 from se_lightning.data.order import EvalBatches, TrainBatches
 from se_lightning.data.sources import Source
+from se_lightning.models.gates import positive_integer
 
 __all__ = ["FileDataModule", "FileOptions"]
 
@@ -95,10 +97,8 @@ class FileDataModule(ImageDataModule):
             seed=seed,
             **augmentation,
         )
-        if interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(
-                f"`interpolation` (={interpolation!r}) must be 'bilinear' or 'bicubic'."
-            )
+        check_interpolation(interpolation)
+        positive_integer("image_size", image_size)
         self.image_size = image_size
         resize = round(image_size * 256 / 224) if eval_resize is None else eval_resize
         look: dict[str, Any] = {"upright": self.upright, "interpolation": interpolation}

@@ -156,10 +156,13 @@ def test_a_training_batch_of_bad_files_only_stops(image_root):
         list(data.train_dataloader())
 
 
-@pytest.mark.parametrize("on_error", ["ignore", None])
-def test_another_way_with_errors_is_refused(image_root, on_error):
-    with pytest.raises(ValueError, match="`on_error`"):
-        folder(image_root, on_error=on_error)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("on_error", "ignore"), ("on_error", None), ("interpolation", "cubic"), ("image_size", 0)],
+)
+def test_a_wrong_option_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        ImageFolderDataModule(**{name: value})
 
 
 def test_image_folder_trains_and_skips_in_lightning(image_root, write_jpeg, tmp_path):
