@@ -9,12 +9,8 @@ from torchmetrics.classification import MulticlassAccuracy
 __all__ = ["MeanCrossEntropy", "MixedAccuracy", "accuracy", "evaluation"]
 
 
-class MeanCrossEntropy(Metric):
-    """Cross-entropy per sample, over all batches and ranks.
-
-    ``self.log(..., sync_dist=True)`` would do, but that Lightning averages the ranks' numbers of
-    samples as integers: 11 and 10 make 10, and the loss 5 % too large (2.6.6, result.py).
-    """
+class _Mean(Metric):
+    """A mean over the samples of all batches and ranks."""
 
     full_state_update = False
     total: Tensor
@@ -24,41 +20,36 @@ class MeanCrossEntropy(Metric):
         super().__init__()
         self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
         self.add_state("samples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        """Return the mean."""
+        return self.total / self.samples
+
+
+class MeanCrossEntropy(_Mean):
+    """Cross-entropy per sample, in nats.
+
+    ``self.log(..., sync_dist=True)`` would do, but that Lightning averages the ranks' numbers of
+    samples as integers: 11 and 10 make 10, and the loss 5 % too large (2.6.6, result.py).
+    """
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (N, K), labels (N,)."""
         self.total += F.cross_entropy(logits, labels, reduction="sum")
         self.samples += len(labels)
 
-    def compute(self) -> Tensor:
-        """Return the mean, in nats."""
-        return self.total / self.samples
 
-
-class MixedAccuracy(Metric):
-    """Share of a mixed label (mixup, cutmix) that lies on the predicted class, on average.
+class MixedAccuracy(_Mean):
+    """Share of a mixed label (mixup, cutmix) that lies on the predicted class, in [0, 1].
 
     A sample that is 0.7 of class a and 0.3 of class b counts 0.7 if a is predicted: the papers'
     ``lam * accuracy(a) + (1 - lam) * accuracy(b)``.
     """
 
-    full_state_update = False
-    total: Tensor
-    samples: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("samples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (N, K), probabilities (N, K)."""
         self.total += labels.gather(1, logits.argmax(1, keepdim=True)).sum()
         self.samples += len(labels)
-
-    def compute(self) -> Tensor:
-        """Return the mean, in [0, 1]."""
-        return self.total / self.samples
 
 
 def accuracy(num_classes: int, k: int) -> Metric:

@@ -133,7 +133,9 @@ def test_bad_files_are_skipped_listed_once_and_shift_nothing(
     assert [record.args[0] for record in caplog.records] == [3]
 
 
-def test_a_bad_file_does_not_change_how_its_batch_is_mixed(image_root):
+def test_a_bad_file_does_not_change_how_its_batch_is_mixed(image_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # bad_files.txt goes there
+
     def shares():
         data = folder(image_root, on_error="skip", mixup=1.0, batch_size=24)
         (batch,) = data.train_dataloader()
