@@ -12,6 +12,7 @@ from se_lightning.data.augment import SampleTransforms
 from se_lightning.data.color import ColorJitter
 from se_lightning.data.finish import Erasing, Finish, Mixing
 from se_lightning.data.order import EvalBatches, OneEpoch, TrainBatches
+from se_lightning.models.gates import positive_integer
 
 __all__ = ["ImageDataModule", "cores"]
 
@@ -75,6 +76,7 @@ class ImageDataModule(LightningDataModule):
         repeats: int = 1,
     ) -> None:
         super().__init__()
+        positive_integer("repeats", repeats)
         # One call serves the subclasses too: it collects the arguments of all constructors.
         self.save_hyperparameters()
         self.batch_size = batch_size

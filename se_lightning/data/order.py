@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
+from se_lightning.models.gates import positive_integer
+
 __all__ = ["EvalBatches", "OneEpoch", "TrainBatches"]
 
 Batch = tuple[int, np.ndarray]
@@ -68,8 +70,7 @@ class TrainBatches(DistributedSampler):
             )
         if size // world_size < 2:
             raise ValueError(f"{size} training samples are too few for {world_size} processes.")
-        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-            raise ValueError(f"`repeats` (={repeats!r}) must be a whole number, at least 1.")
+        positive_integer("repeats", repeats)
         self.batch_size = batch_size
         self.repeats = repeats
         self.first = (0, 0)

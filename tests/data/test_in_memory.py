@@ -98,6 +98,11 @@ def test_two_epochs_and_two_copies_of_a_sample_are_augmented_differently():
         assert (one == other).flatten(1).all(1).sum() < 4
 
 
+def test_wrong_repeats_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"`repeats` \(=0\)"):
+        DigitsDataModule(repeats=0)
+
+
 def test_overfit_batches_sees_the_same_batches_in_every_epoch(tmp_path):
     seen = []
 
