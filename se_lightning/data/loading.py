@@ -145,12 +145,13 @@ class ImageDataModule(LightningDataModule):
         return self._loader(dataset, order)
 
     def val_dataloader(self) -> DataLoader:  # noqa: D102
-        return self._eval_loader("val")
+        return self.eval_dataloader("val")
 
     def test_dataloader(self) -> DataLoader:  # noqa: D102
-        return self._eval_loader("test")
+        return self.eval_dataloader("test")
 
-    def _eval_loader(self, split: str) -> DataLoader:
+    def eval_dataloader(self, split: str) -> DataLoader:
+        """Return the batches of ``train``, ``val`` or ``test``, in order and not augmented."""
         dataset = self.dataset(split, augmented=False)
         size = len(dataset)  # type: ignore[arg-type]
         return self._loader(dataset, EvalBatches(size, self.eval_batch_size, **self._ranks()))

@@ -25,7 +25,12 @@ from se_lightning.models import (
 )
 from se_lightning.models.bn_inception import *  # noqa: F403
 from se_lightning.models.densenet import *  # noqa: F403
-from se_lightning.models.find import find_gates, hidden_widths
+from se_lightning.models.find import (
+    ExcitationParts,
+    find_excitations,
+    find_gates,
+    hidden_widths,
+)
 from se_lightning.models.gates import (
     ConcurrentExcitation,
     DoubleSigmoid,
@@ -71,6 +76,7 @@ __all__ = [
     "ConcurrentExcitation",
     "DoubleSigmoid",
     "Excitation",
+    "ExcitationParts",
     "FeatureMap",
     "ImageNetwork",
     "LoadReport",
@@ -78,6 +84,7 @@ __all__ = [
     "SqueezeExcitation",
     "add_excitation",
     "create_model",
+    "find_excitations",
     "find_gates",
     "hidden_widths",
     "list_models",

@@ -1,0 +1,89 @@
+"""Handing on what callbacks found: to the run's folder, and to whatever loggers there are."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+
+__all__ = ["alert", "folder", "save_arrays", "save_figure", "send_histograms", "send_metrics"]
+
+
+def folder(trainer: Trainer) -> Path:
+    """Return the folder ``excitation`` under the trainer's root folder, made if missing."""
+    path = Path(trainer.default_root_dir) / "excitation"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def send_metrics(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Log numbers with every logger."""
+    for logger in trainer.loggers:
+        # Not experiment.log(step=...): W&B's own step counts rows, and drops what goes back.
+        logger.log_metrics(dict(metrics), step=trainer.global_step)
+
+
+def send_histograms(trainer: Trainer, counts: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
+    """Log histograms that are counted already with W&B and TensorBoard.
+
+    Args:
+        trainer: whose loggers.
+        counts: by name, (B,).
+        edges: (B + 1,), the same for all.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            rows = {k: wandb.Histogram(np_histogram=(c, edges)) for k, c in counts.items()}
+            logger.log_metrics(rows, step=trainer.global_step)  # type: ignore[arg-type]
+        elif isinstance(logger, TensorBoardLogger):
+            for name, each in counts.items():
+                logger.experiment.add_histogram_raw(
+                    name, **_moments(each, edges), global_step=trainer.global_step
+                )
+
+
+def _moments(counts: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
+    """Return what TensorBoard keeps beside the bins; of the values, it knows their bins' middle."""
+    middles = (edges[:-1] + edges[1:]) / 2
+    return {
+        "min": edges[0],
+        "max": edges[-1],
+        "num": counts.sum(),
+        "sum": counts @ middles,
+        "sum_squares": counts @ middles**2,
+        "bucket_limits": edges[1:].tolist(),
+        "bucket_counts": counts.tolist(),
+    }
+
+
+def save_figure(trainer: Trainer, name: str, figure: Figure) -> Path:
+    """Save a picture as ``excitation/<name>.png``, and log it with W&B and TensorBoard."""
+    path = folder(trainer) / f"{name}.png"
+    figure.savefig(path, dpi=120)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(f"excitation/{name}", [str(path)], step=trainer.global_step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(
+                f"excitation/{name}", figure, global_step=trainer.global_step, close=False
+            )
+    return path
+
+
+def save_arrays(trainer: Trainer, name: str, **arrays: Any) -> Path:
+    """Save arrays as ``excitation/<name>.npz``."""
+    path = folder(trainer) / f"{name}.npz"
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def alert(trainer: Trainer, title: str, text: str) -> None:
+    """Raise an alert with each W&B logger, which mails it to whoever asked for that."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.alert(title=title, text=text)

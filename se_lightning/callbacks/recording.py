@@ -1,0 +1,266 @@
+"""What the callbacks that look at gates share: one engine, whichever of them are there."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from se_lightning.excitation import ExcitationStatistics, ExcitationSummary, Taps, choose_classes
+from se_lightning.models import DoubleSigmoid
+
+__all__ = ["ExcitationCallback", "Wanted"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a callback needs of the engine: bins, labels kept apart, and hidden units."""
+
+    bins: int = 0
+    classes: tuple[int, ...] = ()
+    hidden: bool = False
+
+
+class ExcitationCallback(Callback):
+    """Base of the callbacks that look at gates while validating, in any Trainer.
+
+    The first of them in a trainer records for all, once, on the device; nothing is recorded in
+    training and in the sanity check. A subclass says in :meth:`wanted` what it needs, and gets
+    each epoch's summary, of all ranks, on the first rank: in :meth:`on_summary` after every
+    validation, in :meth:`on_last_summary` once the run is over.
+
+    Attributes:
+        summary: of the last validation; None before the first, and where there are no gates.
+    """
+
+    summary: ExcitationSummary | None = None
+    _recorder: "_Recorder | None" = None
+
+    def wanted(self, trainer: Trainer, pl_module: LightningModule) -> Wanted:
+        """Say what the engine should keep."""
+        return Wanted()
+
+    def on_summary(self, trainer: Trainer, summary: ExcitationSummary) -> None:
+        """Use what was recorded in a validation epoch; on the first rank only."""
+
+    def on_last_summary(self, trainer: Trainer, summary: ExcitationSummary) -> None:
+        """Use what was recorded last, when the run is over; on the first rank only."""
+
+    def _leader(self, trainer: Trainer) -> "ExcitationCallback":
+        return _siblings(trainer)[0]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Hook the gates; before a first compiled call, after which a hook would never fire."""
+        self.teardown(trainer, pl_module, stage)  # an earlier run may have ended in an exception
+        if stage not in ("fit", "validate"):
+            return
+        self.summary = None
+        if self is self._leader(trainer):
+            wants = [callback.wanted(trainer, pl_module) for callback in _siblings(trainer)]
+            self._recorder = _Recorder(pl_module, wants)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        if self._recorder is not None:
+            self._recorder.taps.remove()
+        self._recorder = None
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if self._recorder is not None:
+            self._recorder.start(pl_module.device)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Find out how many of a loader's samples are this rank's own."""
+        if self._recorder is not None and batch_idx == 0:
+            self._recorder.left = _own_samples(_val_loader(trainer, dataloader_idx))
+
+    def on_validation_batch_end(  # noqa: D102
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._recorder is not None and not trainer.sanity_checking:
+            self._recorder.add(labels_of(batch))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sum over ranks, all of them taking part; the first goes on."""
+        if self._recorder is not None:
+            self._recorder.taps.pause()
+        leader = self._leader(trainer)
+        if leader._recorder is None or trainer.sanity_checking:
+            return
+        if self is leader:
+            self.summary = leader._recorder.finish()
+        else:
+            self.summary = leader.summary
+        if trainer.is_global_zero and self.summary is not None:
+            self.on_summary(trainer, self.summary)
+            if trainer.state.fn == TrainerFn.VALIDATING:
+                self.on_last_summary(trainer, self.summary)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if trainer.is_global_zero and self.summary is not None:
+            self.on_last_summary(trainer, self.summary)
+
+
+class _Recorder:
+    """Taps and statistics of one run."""
+
+    def __init__(self, model: nn.Module, wants: Sequence[Wanted]) -> None:
+        self.taps = Taps(model, hidden=any(want.hidden for want in wants))
+        self.left: int | None = None
+        self._told = False
+        self.statistics: ExcitationStatistics | None = None
+        if not self.taps.layers:
+            log.info(
+                "No squeeze-and-excitation gates in the model: there are no excitations to show. "
+                "se_lightning.models.add_excitation puts gates into any network."
+            )
+            return
+        if self.taps.recompiles:
+            log.info("The network is compiled with taps on its gates, anew if it was before.")
+        lower, upper = _range(self.taps)
+        self.statistics = ExcitationStatistics(
+            self.taps.layers,
+            self.taps.channels,
+            self.taps.hidden,
+            bins=max(want.bins for want in wants) or 64,
+            lower=lower,
+            upper=upper,
+            classes=sorted({label for want in wants for label in want.classes}),
+        )
+
+    def start(self, device: torch.device) -> None:
+        if self.statistics is not None:
+            # MPS has no float64.
+            self.statistics.to(torch.device("cpu") if device.type == "mps" else device).reset()
+            self.taps.record()
+
+    def add(self, labels: Tensor | None) -> None:
+        if self.statistics is None:
+            return
+        gates, hidden = self.taps.take()
+        if self.left is not None:
+            rows = next((len(calls[0]) for calls in gates if calls), 0)
+            size = rows if labels is None else len(labels)
+            keep = min(size, self.left)
+            self.left -= keep
+            gates, hidden = (_first(calls, keep, size) for calls in (gates, hidden))
+            labels = None if labels is None else labels[:keep]
+        self.statistics.update(gates, hidden, labels)
+
+    def finish(self) -> ExcitationSummary | None:
+        if self.statistics is None:
+            return None
+        summary = self.statistics.summary()
+        if not self._told:
+            self._told = True
+            self._tell(summary)
+        return summary
+
+    def _tell(self, summary: ExcitationSummary) -> None:
+        """Say, once a run, what the figures leave out."""
+        if summary.unseen:
+            log.warning(
+                "Not one gate of %s was seen: the forward pass never calls it, or runs code that "
+                "was scripted or exported without it.",
+                ", ".join(summary.unseen),
+            )
+        bins = len(summary.edges) - 1
+        for layer, (nan, outside) in zip(
+            summary.layers, summary.histogram()[:, bins:].tolist(), strict=True
+        ):
+            if nan or outside:
+                ends = f"[{summary.edges[0]:g}, {summary.edges[-1]:g}]"
+                log.warning("%s: %d gates are NaN, %d outside %s.", layer, nan, outside, ends)
+
+
+def _siblings(trainer: Trainer) -> list[ExcitationCallback]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, ExcitationCallback)]
+
+
+def labels_of(batch: Any) -> Tensor | None:
+    """Return the labels of a batch, (images, labels) or a mapping, if they are whole numbers."""
+    found: Any = None
+    if isinstance(batch, Mapping):
+        names = ("label", "labels", "target", "targets", "y")
+        found = next((batch[name] for name in names if name in batch), None)
+    elif isinstance(batch, list | tuple) and len(batch) > 1:
+        found = batch[1]
+    if not isinstance(found, Tensor) or found.ndim != 1 or found.is_floating_point():
+        return None
+    return found.long()
+
+
+def chosen_classes(
+    classes: Sequence[int | str] | int | None, trainer: Trainer, pl_module: LightningModule
+) -> dict[int, str]:
+    """Return the names of the chosen classes by label, as the data or the module knows them.
+
+    Raises:
+        ValueError: if one does not exist.
+    """
+    data = getattr(trainer, "datamodule", None)
+    count = getattr(data, "num_classes", None) or getattr(pl_module, "num_classes", None)
+    names = getattr(data, "class_names", None)
+    return choose_classes(classes, count, names)
+
+
+def _range(taps: Taps) -> tuple[float, float]:
+    """Return the ends of what the gates can be; of those without an upper end, 2."""
+    known: dict[type[nn.Module], tuple[float, float]] = {
+        nn.Tanh: (-1.0, 1.0),
+        DoubleSigmoid: (0.0, 2.0),
+        nn.ReLU: (0.0, 2.0),
+    }
+    gates = [parts.gate for parts in taps.excitations.values()]
+    ends = [known.get(type(gate), (0.0, 1.0)) for gate in gates]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _first(calls: list[list[Tensor]], keep: int, size: int) -> list[list[Tensor]]:
+    """Return the rows of a batch's first samples."""
+    if keep == size:
+        return calls
+    return [[call[: keep * (len(call) // size)] for call in each] for each in calls]
+
+
+def _val_loader(trainer: Trainer, index: int) -> Any:
+    loaders = trainer.val_dataloaders
+    return loaders[index] if isinstance(loaders, list | tuple) else loaders
+
+
+def _own_samples(loader: Any) -> int | None:
+    """Return how many samples of this rank are no repetition; None: all of them.
+
+    A DistributedSampler, which Lightning puts in where a data set does not shard itself, repeats
+    its first samples until all ranks have as many.
+    """
+    sampler = getattr(loader, "sampler", None)
+    if (
+        not isinstance(loader, DataLoader)
+        or loader.batch_size is None
+        or not isinstance(sampler, DistributedSampler)
+        or sampler.shuffle
+    ):
+        return None
+    size = len(sampler.dataset)  # type: ignore[arg-type]
+    return len(range(sampler.rank, size, sampler.num_replicas))

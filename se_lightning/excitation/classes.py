@@ -1,0 +1,74 @@
+"""Which classes are looked at, by label or by name."""
+
+import difflib
+from collections.abc import Sequence
+
+__all__ = ["PAPERS_CLASSES", "choose_classes"]
+
+# Figure 6 of the paper; its plane is ImageNet's airliner.
+PAPERS_CLASSES = {1: "goldfish", 254: "pug", 404: "plane", 972: "cliff"}
+
+
+def choose_classes(
+    classes: Sequence[int | str] | int | None,
+    num_classes: int | None = None,
+    class_names: Sequence[str] | None = None,
+) -> dict[int, str]:
+    """Return the names of the chosen classes by their labels.
+
+    Args:
+        classes: labels or names; a number of classes, evenly spread over all; None is goldfish,
+            pug, plane and cliff of 1000 classes, which are taken for ImageNet's, else the first
+            four.
+        num_classes: how many there are; None if nobody knows.
+        class_names: their names; None gives the labels.
+
+    Raises:
+        ValueError: naming the class that does not exist, and those near it.
+
+    Example:
+        >>> choose_classes(["cat", 0], class_names=["ant", "cat", "dog"])
+        {1: 'cat', 0: 'ant'}
+        >>> choose_classes(3, num_classes=9)
+        {0: '0', 4: '4', 8: '8'}
+    """
+    if num_classes is None and class_names is not None:
+        num_classes = len(class_names)
+    if classes is None:
+        if num_classes == 1000:
+            return dict(PAPERS_CLASSES)
+        classes = list(range(4 if num_classes is None else min(4, num_classes)))
+    elif isinstance(classes, int):
+        classes = _spread(classes, num_classes)
+    labels = [_label(each, num_classes, class_names) for each in classes]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"`classes` (={list(classes)}) names a class twice.")
+    return {label: class_names[label] if class_names else str(label) for label in labels}
+
+
+def _spread(count: int, num_classes: int | None) -> list[int]:
+    if count < 1 or num_classes is None:
+        raise ValueError(
+            f"`classes` (={count}) is a number of classes, at least 1, of a data set that says "
+            "how many it has; else give a list of labels."
+        )
+    count = min(count, num_classes)
+    return [round(k * (num_classes - 1) / max(count - 1, 1)) for k in range(count)]
+
+
+def _label(given: int | str, num_classes: int | None, names: Sequence[str] | None) -> int:
+    if isinstance(given, str):
+        if names is None:
+            raise ValueError(
+                f"`classes`: {given!r} is a name, but this data set names no classes; give a label."
+            )
+        if given not in names:
+            near = difflib.get_close_matches(given, names, n=3) or list(names[:3])
+            raise ValueError(
+                f"`classes`: there is no class {given!r}; near it: {', '.join(near)}. "
+                f"There are {len(names)}."
+            )
+        return list(names).index(given)
+    if given < 0 or (num_classes is not None and given >= num_classes):
+        raise ValueError(f"`classes`: there is no class {given} in the {num_classes} from 0 on.")
+    return given

@@ -1,0 +1,135 @@
+"""Taps on the gates of a model: what they put out, batch by batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from se_lightning.models import find_excitations
+
+__all__ = ["Taps", "eager", "profile"]
+
+
+def _record_output(module: Any, inputs: Any, output: Tensor) -> None:
+    # Traced by torch.compile like the network itself. One function for all modules, which finds
+    # the list through its module: blocks that share compiled code keep apart, and the list, unlike
+    # the hook, is guarded, so that code compiled without recording is not used with it.
+    if module._tapped is not None:
+        module._tapped.append(output.detach())
+
+
+def _record_input(module: Any, inputs: tuple[Tensor, ...]) -> None:
+    if module._tapped is not None:
+        module._tapped.append(inputs[0].detach())
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Run compiled modules as they are written: hooks set after a compilation fire too."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def profile(values: Tensor, channels: int) -> Tensor:
+    """Return a gate's (or hidden layer's) value per sample and channel, its mean over space.
+
+    Args:
+        values: (N, C, H, W), (N, C, 1, 1), (N, 1, 1, C) or (N, C).
+        channels: C.
+
+    Shape:
+        (N, C), float32 or wider.
+    """
+    if not values.dtype.is_floating_point or values.itemsize < 4:
+        values = values.float()
+    values = values.reshape(len(values), channels, -1)
+    return values[..., 0] if values.shape[2] == 1 else values.mean(2)
+
+
+class Taps:
+    """Hooks on every gate of a model that keep its output while recording.
+
+    Set them before the first compiled call. Where the model was compiled before, what is compiled
+    is dropped, so that the next call compiles the hooks in.
+
+    Args:
+        model: any, with gates of this package, timm or torchvision.
+        hidden: keep the hidden units' activations too.
+
+    Example:
+        >>> from se_lightning.models import se_resnet20
+        >>> net = se_resnet20(ratio=4).eval()
+        >>> with Taps(net) as taps:
+        ...     taps.record()
+        ...     _ = net(torch.zeros(2, 3, 32, 32))
+        ...     gates, _ = taps.take()
+        >>> len(gates), gates[0][0].shape
+        (9, torch.Size([2, 16, 1, 1]))
+    """
+
+    def __init__(self, model: nn.Module, *, hidden: bool = False) -> None:
+        self.excitations = find_excitations(model)
+        self.layers = tuple(self.excitations)
+        self.channels = tuple(parts.channels for parts in self.excitations.values())
+        self.hidden = tuple(parts.hidden if hidden else 0 for parts in self.excitations.values())
+        self._gates: list[Any] = [parts.gate for parts in self.excitations.values()]
+        # What enters the last layer is what the hidden units put out.
+        self._expansions: list[Any] = [
+            parts.expand if width else None
+            for parts, width in zip(self.excitations.values(), self.hidden, strict=True)
+        ]
+        self._handles: list[RemovableHandle] = []
+        for gate in self._gates:
+            gate._tapped = None
+            self._handles.append(gate.register_forward_hook(_record_output))
+        for layer in filter(None, self._expansions):
+            layer._tapped = None
+            self._handles.append(layer.register_forward_pre_hook(_record_input))
+        self.recompiles = bool(self._gates) and _is_compiled(model)
+        if self.recompiles:
+            torch._dynamo.reset()
+
+    def record(self) -> None:
+        """Keep what the gates put out from now on."""
+        for module in self._tapped():
+            module._tapped = []
+
+    def take(self) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Return what was recorded, by layer and call, of gates and of hidden units; go on."""
+        gates = [gate._tapped or [] for gate in self._gates]
+        hidden = [layer._tapped or [] if layer else [] for layer in self._expansions]
+        self.record()
+        return gates, hidden
+
+    def pause(self) -> None:
+        """Record no more; what was not taken is forgotten."""
+        for module in self._tapped():
+            module._tapped = None
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for module in self._tapped():
+            if hasattr(module, "_tapped"):
+                del module._tapped
+
+    def _tapped(self) -> list[Any]:
+        return [module for module in self._gates + self._expansions if module is not None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.remove()
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    return getattr(model, "_compiler_ctx", None) is not None or any(  # Lightning's, of a module
+        isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
