@@ -44,9 +44,7 @@ def train(cfg: DictConfig) -> float | None:
     try:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         task = instantiate(cfg.task)
-        # A task says by its parameters what it works on.
-        wanted = inspect.signature(task).parameters
-        result = _on_model(cfg, task) if "model" in wanted else _on_data(cfg, task)
+        result = _way(task)(cfg, task)
     except BaseException:
         finish_wandb(failed=True)
         raise
@@ -61,7 +59,15 @@ def train(cfg: DictConfig) -> float | None:
     return result["score"]
 
 
-def _on_model(cfg: DictConfig, task: Callable[..., dict[str, float]]) -> dict[str, Any]:
+def _way(task: Callable[..., Any]) -> Callable[[DictConfig, Callable[..., Any]], dict[str, Any]]:
+    """Tell how a task is done: it says by its parameters what it works on."""
+    wanted = inspect.signature(task).parameters
+    if "trainer" in wanted:
+        return _in_trainer
+    return _on_networks if {"model", "models"} & wanted.keys() else _on_data
+
+
+def _in_trainer(cfg: DictConfig, task: Callable[..., dict[str, float]]) -> dict[str, Any]:
     trainer, model, datamodule = build(cfg)
     result = describe(cfg, trainer, model, datamodule)
     _greet(result)
@@ -72,12 +78,64 @@ def _on_model(cfg: DictConfig, task: Callable[..., dict[str, float]]) -> dict[st
     return result | _products(trainer)
 
 
+def _alone(cfg: DictConfig) -> dict[str, Any]:
+    """Begin the result of a task that one process does, without a trainer."""
+    result = {"task": HydraConfig.get().runtime.choices["task"], "seed": cfg.seed}
+    return result | {"world_size": 1, "score": None, "picture": None, "metrics": {}}
+
+
+def _on_networks(cfg: DictConfig, task: Callable[..., dict[str, float]]) -> dict[str, Any]:
+    """Do a task that looks into a trained network, or into several."""
+    result = _alone(cfg)
+    if is_further_rank():
+        return result
+    if unused := [
+        key for key in _given() if key.startswith("trainer.") and key != "trainer.accelerator"
+    ]:
+        raise ValueError(
+            f"task={result['task']} has no trainer; leave out {unused[0]}=. It runs in one "
+            "process, on the GPU if there is one (trainer.accelerator=cpu keeps it off)."
+        )
+    wanted = inspect.signature(task).parameters
+    several = "models" in wanted
+    paths = _checkpoints(cfg, several=several)
+    rebuilt = [_rebuild(cfg, path) for path in paths]
+    datamodule = rebuilt[0][1]
+    datamodule.prepare_data()
+    for stage in ("validate", "test"):  # without the training files, which need not be there
+        datamodule.setup(stage)
+    device = _device(cfg.trainer.accelerator)
+    models = [model.to(device).eval() for model, _ in rebuilt]
+    given: dict[str, Any] = {"datamodule": datamodule}
+    given |= {"models": models, "names": paths} if several else {"model": models[0]}
+    if "ckpt_path" in wanted:
+        given["ckpt_path"] = paths[0]
+    result |= {"model": type(models[0]).__name__, "data": type(datamodule).__name__}
+    result |= {"metrics": task(**given)}
+    return result
+
+
+def _checkpoints(cfg: DictConfig, *, several: bool) -> list[str | None]:
+    """Return the paths in ``ckpt_path``: two of a task that compares, else one."""
+    given = cfg.ckpt_path
+    paths = list(given) if OmegaConf.is_list(given) else [given]
+    if several and len(paths) != 2:
+        raise ValueError(f"`ckpt_path` (={given}) must be two checkpoints: ckpt_path=[A,B].")
+    if not several and len(paths) != 1:
+        raise ValueError(f"`ckpt_path` (={given}): this task takes one checkpoint.")
+    return paths
+
+
+def _device(accelerator: str) -> torch.device:
+    """Return where a task without a trainer works; Apple's GPUs lack the float64 of statistics."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
+
+
 def _on_data(cfg: DictConfig, task: Callable[..., dict[str, float]]) -> dict[str, Any]:
     """Do a task that needs no network: on the data, or on nothing of the config's."""
-    choices = HydraConfig.get().runtime.choices
-    result = {"task": choices["task"], "data": choices["data"], "seed": cfg.seed}
-    result |= {"world_size": 1, "score": None, "picture": None, "metrics": {}}
-    if is_further_rank():  # one process does it
+    result = _alone(cfg) | {"data": HydraConfig.get().runtime.choices["data"]}
+    if is_further_rank():
         return result
     given = []
     if "datamodule" in inspect.signature(task).parameters:
@@ -96,6 +154,7 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
         ValueError: if a checkpoint is needed and not given, or arguments contradict it.
     """
     _check_devices(cfg.trainer)
+    (path,) = _checkpoints(cfg, several=False)
     if _is_fit(cfg):
         _check_beginning(cfg)
         datamodule = instantiate(cfg.data, _convert_="all")
@@ -103,10 +162,10 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
             if key in cfg.model and cfg.model[key] is None:
                 cfg.model[key] = getattr(datamodule, key)
         model = instantiate(cfg.model, _convert_="all")
-        if cfg.ckpt_path is not None:
-            checkpoint.check_fits(checkpoint.read_checkpoint(cfg.ckpt_path), model, cfg.ckpt_path)
+        if path is not None:
+            checkpoint.check_fits(checkpoint.read_checkpoint(path), model, path)
     else:
-        model, datamodule = _rebuild(cfg)
+        model, datamodule = _rebuild(cfg, path)
     if not is_further_rank() and external_rank() is None:
         # Before loggers and ranks are started: what is wrong with the data is said once.
         datamodule.prepare_data()
@@ -149,22 +208,29 @@ def _check_beginning(cfg: DictConfig) -> None:
         )
 
 
-def _rebuild(cfg: DictConfig) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+def _rebuild(
+    cfg: DictConfig, path: str | None
+) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     """Take model and data from the checkpoint; ``data`` and ``data.*`` overrides go on top."""
-    if cfg.ckpt_path is None:
+    if path is None:
         raise ValueError("This task needs a checkpoint: ckpt_path=RUN_DIR/checkpoints/best.ckpt.")
-    given = [override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
+    given = _given()
     structural = [key for key in given if key.split(".")[0] == "model"]
     if structural:
         raise ValueError(
             f"The model is rebuilt from `ckpt_path` as it was trained; leave out {structural[0]}=."
         )
-    read = checkpoint.read_checkpoint(cfg.ckpt_path)
-    model = checkpoint.model_from(read, cfg.ckpt_path)
+    read = checkpoint.read_checkpoint(path)
+    model = checkpoint.model_from(read, path)
     if "data" in given or "experiment" in given:
         return model, instantiate(cfg.data, _convert_="all")
     changes = {key[5:]: OmegaConf.select(cfg, key) for key in given if key.startswith("data.")}
     return model, checkpoint.datamodule_from(read, **changes)
+
+
+def _given() -> list[str]:
+    """Return the keys that the command line sets."""
+    return [override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
 
 
 def _check_devices(trainer: DictConfig) -> None:
