@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from se_lightning.excitation import ExcitationStatistics, ExcitationSummary, Taps, choose_classes
-from se_lightning.models import DoubleSigmoid
 
 __all__ = ["ExcitationCallback", "Wanted"]
 
@@ -136,7 +135,7 @@ class _Recorder:
             return
         if self.taps.recompiles:
             log.info("The network is compiled with taps on its gates, anew if it was before.")
-        lower, upper = _range(self.taps)
+        lower, upper = self.taps.ends
         self.statistics = ExcitationStatistics(
             self.taps.layers,
             self.taps.channels,
@@ -149,8 +148,7 @@ class _Recorder:
 
     def start(self, device: torch.device) -> None:
         if self.statistics is not None:
-            # MPS has no float64.
-            self.statistics.to(torch.device("cpu") if device.type == "mps" else device).reset()
+            self.statistics.on(device).reset()
             self.taps.record()
 
     def add(self, labels: Tensor | None) -> None:
@@ -210,6 +208,15 @@ def labels_of(batch: Any) -> Tensor | None:
     return found.long()
 
 
+def known_classes(
+    trainer: Trainer, pl_module: LightningModule
+) -> tuple[int | None, Sequence[str] | None]:
+    """Return how many classes there are and their names, as the data or the module knows them."""
+    data = getattr(trainer, "datamodule", None)
+    count = getattr(data, "num_classes", None) or getattr(pl_module, "num_classes", None)
+    return count, getattr(data, "class_names", None)
+
+
 def chosen_classes(
     classes: Sequence[int | str] | int | None, trainer: Trainer, pl_module: LightningModule
 ) -> dict[int, str]:
@@ -218,22 +225,7 @@ def chosen_classes(
     Raises:
         ValueError: if one does not exist.
     """
-    data = getattr(trainer, "datamodule", None)
-    count = getattr(data, "num_classes", None) or getattr(pl_module, "num_classes", None)
-    names = getattr(data, "class_names", None)
-    return choose_classes(classes, count, names)
-
-
-def _range(taps: Taps) -> tuple[float, float]:
-    """Return the ends of what the gates can be; of those without an upper end, 2."""
-    known: dict[type[nn.Module], tuple[float, float]] = {
-        nn.Tanh: (-1.0, 1.0),
-        DoubleSigmoid: (0.0, 2.0),
-        nn.ReLU: (0.0, 2.0),
-    }
-    gates = [parts.gate for parts in taps.excitations.values()]
-    ends = [known.get(type(gate), (0.0, 1.0)) for gate in gates]
-    return min(low for low, _ in ends), max(high for _, high in ends)
+    return choose_classes(classes, *known_classes(trainer, pl_module))
 
 
 def _first(calls: list[list[Tensor]], keep: int, size: int) -> list[list[Tensor]]:

@@ -1,7 +1,7 @@
 """The one engine under everything that is said of gates: counts and moments, on the device."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from se_lightning.excitation.summary import ExcitationSummary
-from se_lightning.excitation.taps import profile
+from se_lightning.excitation.taps import per_sample
 
 __all__ = ["ExcitationStatistics"]
 
@@ -114,7 +114,7 @@ class ExcitationStatistics(Metric):
         columns, present = self._places(here)
         self._count(counts, here, calls, columns)
         means = [
-            _per_sample(each, self.channels[k], size) for k, each in zip(here, calls, strict=True)
+            per_sample(each, self.channels[k], size) for k, each in zip(here, calls, strict=True)
         ]
         row, values = self._rows(labels, size), torch.cat(means, 1).double()
         samples.index_add_(0, row, present.expand(size, -1))
@@ -179,8 +179,8 @@ class ExcitationStatistics(Metric):
         self, vectors: Tensor, products: Tensor, calls: Sequence[Tensor], layer: int, size: int
     ) -> None:
         calls = [call.to(vectors.device) for call in calls]
-        values = _per_sample(calls, self.hidden[layer], size).double()
-        alive = _per_sample([call != 0 for call in calls], self.hidden[layer], size) > 0
+        values = per_sample(calls, self.hidden[layer], size).double()
+        alive = per_sample([call != 0 for call in calls], self.hidden[layer], size) > 0
         vectors += torch.stack([alive.double().sum(0), values.sum(0)])
         products += values.T @ values
 
@@ -214,6 +214,10 @@ class ExcitationStatistics(Metric):
         parts = self.totals.split(sizes)
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
+    def on(self, device: torch.device) -> Self:
+        """Move to a device; to the CPU in the place of Apple's GPUs, which have no float64."""
+        return self.to("cpu" if device.type == "mps" else device)
+
     @property
     def nbytes(self) -> int:
         """Bytes of device memory that the state takes."""
@@ -242,10 +246,3 @@ class ExcitationStatistics(Metric):
             hidden_sums=tuple(vectors[1] for vectors in units[::2]),
             hidden_products=tuple(units[1::2]),
         )
-
-
-def _per_sample(calls: Sequence[Tensor], channels: int, size: int) -> Tensor:
-    """Return (size, channels): the mean over space, the rows of a sample, and the calls."""
-    means = [profile(call, channels) for call in calls]
-    means = [each if len(each) == size else each.view(size, -1, channels).mean(1) for each in means]
-    return means[0] if len(means) == 1 else torch.stack(means).mean(0)

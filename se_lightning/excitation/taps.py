@@ -1,6 +1,6 @@
 """Taps on the gates of a model: what they put out, batch by batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from se_lightning.models import find_excitations
+from se_lightning.models import DoubleSigmoid, find_excitations
 
-__all__ = ["Taps", "eager", "profile"]
+__all__ = ["Taps", "eager", "per_sample", "profile"]
 
 
 def _record_output(module: Any, inputs: Any, output: Tensor) -> None:
@@ -47,6 +47,17 @@ def profile(values: Tensor, channels: int) -> Tensor:
         values = values.float()
     values = values.reshape(len(values), channels, -1)
     return values[..., 0] if values.shape[2] == 1 else values.mean(2)
+
+
+def per_sample(calls: Sequence[Tensor], channels: int, size: int) -> Tensor:
+    """Return the mean over space, over the rows of a sample (frames of a clip), and over calls.
+
+    Shape:
+        (size, channels)
+    """
+    means = [profile(call, channels) for call in calls]
+    means = [each if len(each) == size else each.view(size, -1, channels).mean(1) for each in means]
+    return means[0] if len(means) == 1 else torch.stack(means).mean(0)
 
 
 class Taps:
@@ -92,6 +103,17 @@ class Taps:
         if self.recompiles:
             torch._dynamo.reset()
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Between which the gates can be; of those without an upper end (ReLU), 2."""
+        known: dict[type[nn.Module], tuple[float, float]] = {
+            nn.Tanh: (-1.0, 1.0),
+            DoubleSigmoid: (0.0, 2.0),
+            nn.ReLU: (0.0, 2.0),
+        }
+        ends = {known.get(type(gate), (0.0, 1.0)) for gate in self._gates} or {(0.0, 1.0)}
+        return min(low for low, _ in ends), max(high for _, high in ends)
+
     def record(self) -> None:
         """Keep what the gates put out from now on."""
         for module in self._tapped():
@@ -101,7 +123,9 @@ class Taps:
         """Return what was recorded, by layer and call, of gates and of hidden units; go on."""
         gates = [gate._tapped or [] for gate in self._gates]
         hidden = [layer._tapped or [] if layer else [] for layer in self._expansions]
-        self.record()
+        for module in self._tapped():
+            if module._tapped is not None:
+                module._tapped = []
         return gates, hidden
 
     def pause(self) -> None:

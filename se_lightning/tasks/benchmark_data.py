@@ -23,7 +23,7 @@ from torchvision.transforms import v2
 from se_lightning.data import FakeDataModule, ImageFolderDataModule
 from se_lightning.data.loading import ImageDataModule, cores
 
-__all__ = ["benchmark_data"]
+__all__ = ["benchmark_data", "machine"]
 
 log = logging.getLogger(__name__)
 _BATCH = 128  # of small images; files: the datamodule's own
@@ -80,8 +80,7 @@ def benchmark_data(
         for case in cases:
             results.append(_measure(case, Path(scratch), tried, rounds, seconds))
             log.info("%s", _line(results[-1]))
-    machine = {"cores": cores(), "processor": _processor(), "torch": torch.__version__}
-    content = {"machine": machine, "results": [asdict(result) for result in results]}
+    content = {"machine": machine(), "results": [asdict(result) for result in results]}
     path = Path(folder) / "benchmark_data.json"
     path.write_text(json.dumps(content, indent=2) + "\n")
     log.info("%s", path)
@@ -91,6 +90,11 @@ def benchmark_data(
 def _line(result: _Result) -> str:
     rates = f"{result.ours:10,.0f}{result.torchvision:13,.0f}{result.ratio:8.1f}x"
     return f"{result.what:34}{rates}  ({result.torchvision_setting})"
+
+
+def machine() -> dict[str, Any]:
+    """Say what was measured on."""
+    return {"cores": cores(), "processor": _processor(), "torch": torch.__version__}
 
 
 def _processor() -> str:

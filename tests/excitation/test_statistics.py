@@ -208,3 +208,31 @@ def test_1000_classes_with_the_default_hundred_of_them_take_less_than_50_mb():
 def test_what_cannot_be_counted_is_refused(options, named):
     with pytest.raises(ValueError, match=named):
         ExcitationStatistics(["a"], [1], **options)
+
+
+def test_an_update_never_needs_a_value_on_the_host():
+    """On the meta device there are none: whatever would wait for a GPU raises there."""
+    statistics = ExcitationStatistics(["a", "b"], CHANNELS, [2, 3], classes=[1]).to("meta")
+    gates = [[torch.rand(7, c, 1, 1, device="meta")] for c in CHANNELS]
+    hidden = [[torch.rand(7, h, 1, 1, device="meta")] for h in (2, 3)]
+    labels = torch.zeros(7, dtype=torch.int64, device="meta")
+    statistics.update(gates, hidden, labels)
+    statistics.update([[], gates[1]], hidden, labels)
+    statistics.update([[gates[0][0].expand(-1, -1, 4, 4)], gates[1]])
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        statistics.totals.sum().item()
+
+
+@pytest.mark.gpu
+def test_an_update_never_waits_for_the_gpu():
+    statistics = ExcitationStatistics(["a", "b"], CHANNELS, [2, 3], classes=[1]).to("cuda")
+    gates = [[torch.rand(7, c, 1, 1, device="cuda")] for c in CHANNELS]
+    hidden = [[torch.rand(7, h, 1, 1, device="cuda")] for h in (2, 3)]
+    labels = torch.zeros(7, dtype=torch.int64, device="cuda")
+    statistics.update(gates, hidden, labels)  # copies its tables once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        statistics.update(gates, hidden, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert statistics.summary().samples.sum() == 2 * 2 * 7

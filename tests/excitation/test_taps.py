@@ -117,3 +117,17 @@ def test_gates_in_training_are_cut_from_the_graph():
         net(IMAGES)
         gates, hidden = taps.take()
     assert not any(calls[0].requires_grad for calls in gates + [h for h in hidden if h])
+
+
+@pytest.mark.parametrize(
+    ("activation", "ends"),
+    [
+        ("sigmoid", (0, 1)),
+        ("hard-sigmoid", (0, 1)),
+        ("double-sigmoid", (0, 2)),
+        ("tanh", (-1, 1)),
+        ("relu", (0, 2)),
+    ],
+)
+def test_the_ends_are_those_of_the_gates_activation(activation, ends):
+    assert Taps(se_resnet20(ratio=4, gate_activation=activation)).ends == ends

@@ -1,0 +1,129 @@
+"""How far each layer's gates tell classes apart, an epoch."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from pytorch_lightning import LightningModule, Trainer
+
+from se_lightning.callbacks.history import HistoryCallback, moment
+from se_lightning.callbacks.publish import save_figure, send_metrics
+from se_lightning.callbacks.recording import Wanted, chosen_classes, known_classes
+from se_lightning.excitation import (
+    ExcitationSummary,
+    draw_selectivity,
+    draw_selectivity_epochs,
+)
+from se_lightning.models import find_excitations
+
+__all__ = ["ClassSelectivity"]
+
+log = logging.getLogger(__name__)
+
+
+class ClassSelectivity(HistoryCallback):
+    """Logs the share of each layer's gate variance that lies between classes.
+
+    0: the gates do not tell the classes apart; 1: they depend on the class alone; see
+    :meth:`se_lightning.excitation.ExcitationSummary.selectivity`. Every validation, all loggers
+    get ``selectivity/<module path>``, where it is defined. In the folder ``excitation`` under the
+    trainer's ``default_root_dir``:
+
+    - ``selectivity.npz``: all validations so far: ``epochs`` trained and ``steps`` (E,),
+      ``layers`` (L,), ``labels`` (K,), ``values`` (E, L). Of ``trainer.validate``,
+      ``selectivity_validate.npz``.
+    - at the end ``selectivity.png``, by depth, of the last validation; and, if there were several,
+      ``selectivity_epochs.png``.
+
+    Args:
+        classes: so many classes, evenly spread over all; ``"all"``; or a list of labels or names.
+            Each takes 16 bytes a channel on the device.
+
+    Raises:
+        ValueError: if that is no choice of two classes or more; when a run begins, naming the
+            class that does not exist.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> trainer = Trainer(callbacks=[ClassSelectivity("all")], logger=False)
+    """
+
+    def __init__(self, classes: Sequence[int | str] | int | str = 100) -> None:
+        super().__init__()
+        if isinstance(classes, str):
+            fits = classes == "all"
+        else:
+            fits = (classes if isinstance(classes, int) else len(classes)) >= 2
+        if not fits:
+            raise ValueError(
+                f"`classes` (={classes!r}) must be a number of classes, 2 or more, 'all', or a "
+                "list of so many labels or names."
+            )
+        self.classes = classes
+        self._labels: tuple[int, ...] = ()
+        self._warned = False
+        self._title = ""
+
+    def wanted(self, trainer: Trainer, pl_module: LightningModule) -> Wanted:
+        """Ask for the classes, and say what they take."""
+        self._labels, self._warned = self._choose(trainer, pl_module), False
+        channels = sum(parts.channels for parts in find_excitations(pl_module).values())
+        if self._labels and channels and trainer.is_global_zero:
+            # A sum and a sum of squares, float64, of each channel and class, and of the rest.
+            size = (len(self._labels) + 1) * channels * 16
+            log.info(
+                "Class selectivity: %d classes, %.1f MB of statistics on the device.",
+                len(self._labels),
+                size / 1e6,
+            )
+        return Wanted(classes=self._labels)
+
+    def _choose(self, trainer: Trainer, pl_module: LightningModule) -> tuple[int, ...]:
+        classes = self.classes
+        if isinstance(classes, int | str):
+            count, _ = known_classes(trainer, pl_module)
+            if count is None and classes == "all":
+                raise ValueError(
+                    "`classes` (=all): neither the module nor the datamodule has `num_classes`; "
+                    "give a list of labels."
+                )
+            if count is None:
+                log.info(
+                    "No class selectivity: neither the module nor the datamodule has "
+                    "`num_classes`; ClassSelectivity(classes=[0, 1, ...]) takes a list of labels."
+                )
+                return ()
+            classes = count if isinstance(classes, str) else classes
+        return tuple(chosen_classes(classes, trainer, pl_module))
+
+    def on_summary(self, trainer: Trainer, summary: ExcitationSummary) -> None:
+        """Log the selectivity of each layer, and save all so far."""
+        if not self._labels:
+            return
+        seen = sum(summary.class_samples(label) > 0 for label in self._labels)
+        if seen < 2 and not self._warned:
+            self._warned = True
+            log.warning(
+                "Class selectivity needs samples of two classes; of those chosen, the validation "
+                "batches have %d.",
+                seen,
+            )
+        values = summary.selectivity(self._labels)
+        rows = zip(summary.layers, values.tolist(), strict=True)
+        if metrics := {f"selectivity/{k}": v for k, v in rows if np.isfinite(v)}:
+            send_metrics(trainer, metrics)
+        self._title = f"{len(self._labels)} classes, validation set{moment(trainer)}"
+        common = {"layers": summary.layers, "labels": self._labels}
+        self.keep(trainer, "selectivity", {"values": values}, common)
+
+    def on_last_summary(self, trainer: Trainer, summary: ExcitationSummary) -> None:
+        """Draw the last validation and the course of all."""
+        if not self._labels:
+            return
+        layers, title = summary.layers, f"Class selectivity of the gates, {self._title}"
+        figure = draw_selectivity(layers, summary.selectivity(self._labels), title)
+        save_figure(trainer, "selectivity", figure)
+        if course := self.course(trainer):
+            epochs = course["epochs"].tolist()
+            figure = draw_selectivity_epochs(layers, epochs, course["values"], title)
+            save_figure(trainer, "selectivity_epochs", figure)

@@ -1,0 +1,200 @@
+"""Say what a trained network's gates do: the paper's section 7.2 as one file."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+
+from se_lightning.excitation import (
+    ExcitationStatistics,
+    ExcitationSummary,
+    Taps,
+    choose_classes,
+)
+from se_lightning.excitation.capture import NO_GATES, record
+from se_lightning.excitation.cost import ExcitationCost, excitation_cost
+from se_lightning.excitation.curves import find_layers
+from se_lightning.excitation.doctor import GateReport, diagnose
+from se_lightning.modules import ImageClassifier
+from se_lightning.tasks.evaluation import class_names, device_of, split_batches
+from se_lightning.tasks.report import Section, draw_both, page, picture_html
+from se_lightning.tasks.sections import Drawing, cost, figures, health
+
+__all__ = ["analyze"]
+
+log = logging.getLogger(__name__)
+
+# Bytes of moments by class; beyond it only the chosen classes are kept.
+MOST_STATE = 1e9
+
+
+class _Found(NamedTuple):
+    """What one pass over the split found."""
+
+    summary: ExcitationSummary
+    costs: list[ExcitationCost]
+    reports: list[GateReport]
+    correct: int
+    images: int
+
+
+def analyze(
+    model: ImageClassifier,
+    datamodule: LightningDataModule,
+    *,
+    folder: str,
+    split: str = "val",
+    classes: Sequence[int | str] | int | None = None,
+    layers: Sequence[str] | None = None,
+    bins: int = 64,
+) -> dict[str, float]:
+    """Write what the gates do on a split to the folder ``analysis``.
+
+    ``report.html`` needs no other file and no network. Its figures are there as PNG too, and its
+    numbers as ``statistics.npz``: ``layers`` and ``channels`` (L,), ``edges`` (B + 1,) and
+    ``counts`` (L, B + 2) of the histograms, the last two of what is NaN and what lies outside;
+    ``means`` and ``stds`` (C,) of all layers' channels, one layer after the other; ``classes``
+    (K,), ``class_means`` (K, C); ``selectivity`` (L,).
+
+    Args:
+        model: on its device.
+        datamodule: set up.
+        folder: where to.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        classes: those drawn: labels or names; a number of classes; None is goldfish, pug, plane
+            and cliff of ImageNet's, else the first four.
+        layers: paths of SE modules; None is all.
+        bins: of the histograms.
+
+    Returns:
+        ``analyze/acc1``, ``analyze/images``, and ``analyze/selectivity/<layer>``.
+
+    Raises:
+        ValueError: if the model has no gates, or there is no such class, layer or split.
+    """
+    names = class_names(datamodule, model.num_classes)
+    chosen = choose_classes(classes, len(names), names)
+    found = _measure(model, datamodule, split, layers, list(chosen), bins)
+    out = Path(folder) / "analysis"
+    out.mkdir(parents=True, exist_ok=True)
+    facts = _facts(model, datamodule, split, found)
+    sections = [_picture(figure, out) for figure in figures(found.summary, chosen)]
+    sections += [health(found.reports), cost(found.costs)]
+    title = f"What the gates of {type(model.backbone).__name__} do"
+    (out / "report.html").write_text(page(title, facts, sections), encoding="utf-8")
+    _save_arrays(found.summary, out / "statistics.npz")
+    for report in found.reports:
+        for finding in report.findings:
+            if finding.grave:
+                log.warning("%s: %s.", report.layer, finding.text)
+    log.info("report         %s", out / "report.html")
+    selectivity = zip(found.summary.layers, found.summary.selectivity().tolist(), strict=True)
+    return {
+        "analyze/acc1": found.correct / found.images,
+        "analyze/images": float(found.images),
+        **{f"analyze/selectivity/{k}": value for k, value in selectivity if np.isfinite(value)},
+    }
+
+
+def _measure(
+    model: ImageClassifier,
+    datamodule: LightningDataModule,
+    split: str,
+    layers: Sequence[str] | None,
+    chosen: Sequence[int],
+    bins: int,
+) -> _Found:
+    backbone, device = model.backbone, device_of(model)
+    with Taps(backbone, hidden=True) as taps:
+        if not taps.layers:
+            raise ValueError(NO_GATES.format(type(backbone).__name__))
+        known = range(len(taps.layers))
+        kept = list(known) if layers is None else sorted({*find_layers(taps.layers, layers)})
+        statistics = _statistics(taps, kept, model.num_classes, chosen, bins)
+        statistics.on(device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        images, example = 0, None
+        for batch in record(model, split_batches(datamodule, split, device), taps):
+            gates, hidden = ([calls[k] for k in kept] for calls in (batch.gates, batch.hidden))
+            statistics.update(gates, hidden, batch.labels)
+            correct += (batch.logits.argmax(1) == batch.labels).sum()
+            images += len(batch.labels)
+            example = batch.images[:1] if example is None else example
+        last: dict[str, Any] = {
+            layer: parts.expand.weight for layer, parts in taps.excitations.items()
+        }
+    summary = statistics.summary()
+    assert example is not None  # record() has seen a batch
+    costs = [cost for cost in excitation_cost(backbone, example) if cost.layer in summary.layers]
+    return _Found(summary, costs, diagnose(summary, last), int(correct), images)
+
+
+def _statistics(
+    taps: Taps, kept: Sequence[int], num_classes: int, chosen: Sequence[int], bins: int
+) -> ExcitationStatistics:
+    channels = [taps.channels[k] for k in kept]
+    classes: Sequence[int] = range(num_classes)
+    size = 2 * 8 * num_classes * sum(channels)
+    if size > MOST_STATE:
+        log.warning(
+            "The moments of %d classes would take %.1f GB: only those of the %d chosen are kept, "
+            "and selectivity is among these.",
+            num_classes,
+            size / 1e9,
+            len(chosen),
+        )
+        classes = chosen
+    lower, upper = taps.ends
+    return ExcitationStatistics(
+        [taps.layers[k] for k in kept],
+        channels,
+        [taps.hidden[k] for k in kept],
+        bins=bins,
+        lower=lower,
+        upper=upper,
+        classes=classes,
+    )
+
+
+def _facts(
+    model: ImageClassifier, datamodule: LightningDataModule, split: str, found: _Found
+) -> dict[str, str]:
+    parameters = sum(parameter.numel() for parameter in model.backbone.parameters())
+    options = {key: model.hparams.get(key) for key in ("name", "depth", "ratio")}
+    network = [type(model.backbone).__name__]
+    network += [f"{key} {value}" for key, value in options.items() if value is not None]
+    gates = f"{len(found.summary.layers)}, {sum(found.summary.channels):,} channels"
+    return {
+        "Network": ", ".join([*network, f"{parameters:,} parameters"]),
+        "Gates": gates,
+        "Data": f"{type(datamodule).__name__.removesuffix('DataModule')}, {split}",
+        "Images": f"{found.images:,}",
+        "Accuracy": f"{100 * found.correct / found.images:.2f} %",
+    }
+
+
+def _picture(drawing: Drawing, folder: Path) -> Section:
+    """Draw into the folder too, for light."""
+    picture = draw_both(drawing.draw)
+    (folder / f"{drawing.name}.png").write_bytes(picture.light)
+    return Section(drawing.title, drawing.text, picture_html(picture, drawing.title))
+
+
+def _save_arrays(summary: ExcitationSummary, path: Path) -> None:
+    means = [summary.mean(label) for label in summary.classes]
+    np.savez_compressed(
+        path,
+        layers=np.array(summary.layers),
+        channels=np.array(summary.channels),
+        edges=summary.edges,
+        counts=summary.histogram(),
+        means=summary.mean(),
+        stds=summary.std(),
+        classes=np.array(summary.classes),
+        class_means=np.stack(means),
+        selectivity=summary.selectivity(),
+    )

@@ -1,0 +1,186 @@
+"""What looking at the gates costs: validation batches with it and without it, in turns."""
+
+import json
+import logging
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader
+
+from se_lightning.callbacks import (
+    ClassSelectivity,
+    ExcitationCurves,
+    ExcitationHistogram,
+    GateDoctor,
+)
+from se_lightning.callbacks.recording import ExcitationCallback
+from se_lightning.models import create_model
+from se_lightning.models.gates import positive_integer
+from se_lightning.modules import ImageClassifier
+from se_lightning.tasks.benchmark_data import machine
+
+__all__ = ["benchmark_excitation"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Result:
+    model: str
+    batch_size: int
+    image_size: int
+    device: str
+    without_s: float
+    with_s: float
+    ratio: float
+    ratios: list[float]
+    epoch_end_s: float
+    state_mb: float
+
+
+class _Clock(Callback):
+    """Times batches, from :class:`_Start`, the first callback, to itself, the last."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.start = self.epoch_end_s = 0.0
+        self.state_bytes = 0
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        _wait(trainer)
+        self.times.append(time.perf_counter() - self.start)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.epoch_end_s = time.perf_counter() - self.start
+
+
+class _Start(Callback):
+    def __init__(self, clock: _Clock) -> None:
+        self.clock = clock
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        recorder = _leader(trainer)._recorder
+        assert recorder is not None
+        assert recorder.statistics is not None
+        self.clock.state_bytes = recorder.statistics.nbytes
+        if batch_idx % 2:
+            recorder.taps.record()
+        else:
+            recorder.taps.pause()
+        _wait(trainer)
+        self.clock.start = time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _wait(trainer)
+        self.clock.start = time.perf_counter()
+
+
+def _leader(trainer: Trainer) -> ExcitationCallback:
+    return next(c for c in trainer.callbacks if isinstance(c, ExcitationCallback))  # type: ignore[attr-defined]
+
+
+def _wait(trainer: Trainer) -> None:
+    if trainer.strategy.root_device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+class _Images(torch.utils.data.Dataset):
+    """Random batches; one is as good as another for the time that it takes."""
+
+    def __init__(self, batches: int, size: int, side: int) -> None:
+        self.batches = batches
+        self.images = torch.rand(size, 3, side, side)
+        self.labels = torch.randint(0, 1000, (size,))
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.images, self.labels
+
+
+def benchmark_excitation(
+    *,
+    folder: str,
+    name: str = "se_resnet50",
+    batch_size: int = 8,
+    image_size: int = 224,
+    pairs: int = 30,
+) -> dict[str, float]:
+    """Measure what all excitation callbacks together add to the time of a validation batch.
+
+    One validation of 1000 classes on random images, in which the callbacks look at every second
+    batch; a pair is two batches in a row. What they do at the epoch's end, pictures included, is
+    told apart. Writes ``benchmark_excitation.json``.
+
+    Args:
+        folder: where to.
+        name: of the network, of :func:`se_lightning.models.list_models`.
+        batch_size: images of a batch.
+        image_size: pixels of a side.
+        pairs: turns; the ratio is their median. Three more come first and do not count.
+
+    Returns:
+        ``ratio``, ``epoch_end_s`` and ``state_mb``.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    for argument, value in (("batch_size", batch_size), ("pairs", pairs)):
+        positive_integer(argument, value)
+    network: nn.Module = create_model(name, num_classes=1000)
+    clock = _Clock()
+    looks = [ExcitationHistogram(), ExcitationCurves(), ClassSelectivity(), GateDoctor()]
+    trainer = Trainer(
+        devices=1,
+        default_root_dir=folder,
+        logger=False,
+        callbacks=[_Start(clock), *looks, clock],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    batches = _Images(2 * (pairs + 3), batch_size, image_size)
+    loader = DataLoader(batches, batch_size=None)
+    trainer.validate(ImageClassifier(network, 1000), loader, verbose=False)
+    without, recorded = clock.times[6::2], clock.times[7::2]
+    ratios = [b / a for a, b in zip(without, recorded, strict=True)]
+    result = _Result(
+        model=name,
+        batch_size=batch_size,
+        image_size=image_size,
+        device=str(trainer.strategy.root_device),
+        without_s=statistics.median(without),
+        with_s=statistics.median(recorded),
+        ratio=statistics.median(ratios),
+        ratios=ratios,
+        epoch_end_s=clock.epoch_end_s,
+        state_mb=clock.state_bytes / 1e6,
+    )
+    log.info(
+        "%s, batches of %d: %.3f s without, %.3f s with; ratio %.4f, the median of %d pairs. At an "
+        "epoch's end %.1f s; %.1f MB on the device.",
+        name,
+        batch_size,
+        result.without_s,
+        result.with_s,
+        result.ratio,
+        pairs,
+        result.epoch_end_s,
+        result.state_mb,
+    )
+    path = Path(folder) / "benchmark_excitation.json"
+    path.write_text(json.dumps({"machine": machine(), **asdict(result)}, indent=2) + "\n")
+    return {
+        "ratio": result.ratio,
+        "epoch_end_s": result.epoch_end_s,
+        "state_mb": result.state_mb,
+    }

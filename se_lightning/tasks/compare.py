@@ -1,0 +1,156 @@
+"""Compare the gates of two trained networks, layer by layer."""
+
+import csv
+import logging
+from collections.abc import Sequence
+from itertools import tee
+from pathlib import Path
+
+import numpy as np
+from pytorch_lightning import LightningDataModule
+
+from se_lightning.excitation import ExcitationStatistics, Taps
+from se_lightning.excitation.capture import NO_GATES, record
+from se_lightning.excitation.drift import (
+    Drift,
+    ImageCosine,
+    check_comparable,
+    draw_drift,
+    drift_of,
+)
+from se_lightning.modules import ImageClassifier
+from se_lightning.tasks.evaluation import device_of, split_batches
+
+__all__ = ["compare"]
+
+log = logging.getLogger(__name__)
+
+# Layers in the log; the files have all.
+SHOWN = 10
+
+
+def compare(
+    models: Sequence[ImageClassifier],
+    datamodule: LightningDataModule,
+    *,
+    folder: str,
+    split: str = "val",
+    names: Sequence[str],
+) -> dict[str, float]:
+    """Say how far apart two networks' gates are on the same images.
+
+    Writes ``compare.csv``, ``compare.md`` and ``compare.png``; see
+    :class:`se_lightning.excitation.drift.Drift` for what is in them.
+
+    Args:
+        models: two, on their device, with the same gates.
+        datamodule: set up.
+        folder: where to.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        names: what the two are called.
+
+    Returns:
+        ``compare/images``, and of each layer ``compare/cosine/<layer>`` and
+        ``compare/js/<layer>``.
+
+    Raises:
+        ValueError: if there are not two, they have no gates, or other ones each.
+    """
+    if len(models) != 2:
+        raise ValueError(
+            f"task=compare takes two checkpoints, not {len(models)}: ckpt_path=[A.ckpt,B.ckpt]."
+        )
+    drifts, correct, images = _measure(models, datamodule, split, names)
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "compare.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(Drift._fields)
+        rows.writerows(drifts)
+    accuracies = [
+        f"{name} (accuracy {hits / images:.4f})" for name, hits in zip(names, correct, strict=True)
+    ]
+    heading = f"the gates of two networks on {images} images ({split})"
+    (out / "compare.md").write_text(_markdown(drifts, heading, accuracies))
+    draw_drift(drifts, f"How alike are {heading}").savefig(out / "compare.png", dpi=120)
+    _log_table(drifts)
+    log.info("table          %s", out / "compare.md")
+    return {"compare/images": float(images)} | {
+        f"compare/{kind}/{drift.layer}": getattr(drift, kind)
+        for kind in ("cosine", "js")
+        for drift in drifts
+        if np.isfinite(getattr(drift, kind))
+    }
+
+
+def _measure(
+    models: Sequence[ImageClassifier],
+    datamodule: LightningDataModule,
+    split: str,
+    names: Sequence[str],
+) -> tuple[list[Drift], list[int], int]:
+    """Return the drift of each layer, how often each network was right, and of how many images."""
+    device = device_of(models[0])
+    with Taps(models[0].backbone) as first, Taps(models[1].backbone) as second:
+        taps = (first, second)
+        if not first.layers and not second.layers:
+            raise ValueError(NO_GATES.format(type(models[0].backbone).__name__))
+        check_comparable(first, second, names)
+        lows, highs = zip(*(each.ends for each in taps), strict=True)
+        counted = [
+            ExcitationStatistics(
+                first.layers, first.channels, lower=min(lows), upper=max(highs)
+            ).on(device)
+            for _ in taps
+        ]
+        per_image = ImageCosine(first.channels, counted[0].totals.device)
+        correct, images = [0, 0], 0
+        # Both see a batch before the next is read.
+        batches = tee(split_batches(datamodule, split, device))
+        streams = [record(*each) for each in zip(models, batches, taps, strict=True)]
+        for pair in zip(*streams, strict=True):
+            size = len(pair[0].labels)
+            per_image.update(pair[0].gates, pair[1].gates, size)
+            for index, batch in enumerate(pair):
+                counted[index].update(batch.gates)
+                correct[index] += int((batch.logits.argmax(1) == batch.labels).sum())
+            images += size
+    summaries = [each.summary() for each in counted]
+    return drift_of(summaries[0], summaries[1], per_image.compute()), correct, images
+
+
+def _cells(drift: Drift) -> list[str]:
+    numbers = (drift.cosine, drift.image_cosine, drift.js)
+    return [drift.layer, str(drift.channels), *(f"{number:.4f}" for number in numbers)]
+
+
+_HEADER = ["layer", "channels", "cosine", "cosine per image", "Jensen-Shannon"]
+
+
+def _markdown(drifts: Sequence[Drift], heading: str, networks: Sequence[str]) -> str:
+    rows = [_HEADER, ["---", *["---:"] * 4], *map(_cells, drifts)]
+    lines = [
+        f"# How alike are {heading}",
+        "",
+        *(f"{number}. {name}" for number, name in enumerate(networks, 1)),
+        "",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        "Cosine: of the two mean gates; 1 is the same up to a factor. Cosine per image: the mean",
+        "over images of the cosine of the two gates. Both hold channel against channel, and so say",
+        "little of networks that began with other weights. Jensen-Shannon: the divergence of the",
+        "two histograms of gate values, base 2; 0 is the same values, 1 none in common.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _log_table(drifts: Sequence[Drift]) -> None:
+    """Log the layers whose histograms are farthest apart, in the order of depth."""
+    order = np.argsort([-np.nan_to_num(drift.js) for drift in drifts], kind="stable")[:SHOWN]
+    rows = [_HEADER, *(_cells(drifts[index]) for index in sorted(order))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+    for name, *numbers in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
+        log.info("%s", "  ".join([name.ljust(widths[0]), *aligned]))
+    if len(drifts) > SHOWN:
+        log.info("... the %d of %d layers whose gates differ most", SHOWN, len(drifts))

@@ -1,0 +1,117 @@
+"""Write the gates of every image of a split as a table, for programs of other people."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule
+
+from se_lightning.excitation import Taps
+from se_lightning.excitation.capture import NO_GATES, Recorded, record
+from se_lightning.excitation.curves import find_layers
+from se_lightning.excitation.taps import per_sample
+from se_lightning.modules import ImageClassifier
+from se_lightning.tasks.evaluation import device_of, split_batches
+
+__all__ = ["export"]
+
+log = logging.getLogger(__name__)
+
+
+def export(
+    model: ImageClassifier,
+    datamodule: LightningDataModule,
+    *,
+    folder: str,
+    split: str = "test",
+    layers: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """Write ``excitations.parquet``: a row an image, its gates a column a layer.
+
+    The columns are ``image``, its index in the split, ``label``, ``prediction``, and by their
+    paths the layers, lists of C float32: the gate's mean over space, null where it was not called.
+    Row groups are batches; whole or not at all is the file there.
+
+    Args:
+        model: on its device.
+        datamodule: set up.
+        folder: where to.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        layers: paths of SE modules; None is all.
+
+    Returns:
+        The number of images, ``export/images``.
+
+    Raises:
+        ValueError: if pyarrow is missing, or there is no such gate or split.
+    """
+    arrow, parquet = _arrow()
+    path = Path(folder) / "excitations.parquet"
+    with Taps(model.backbone) as taps:
+        if not taps.layers:
+            raise ValueError(NO_GATES.format(type(model.backbone).__name__))
+        known = range(len(taps.layers))
+        chosen = list(known) if layers is None else sorted({*find_layers(taps.layers, layers)})
+        types = {taps.layers[k]: arrow.list_(arrow.float32(), taps.channels[k]) for k in chosen}
+        whole = dict.fromkeys(("image", "label", "prediction"), arrow.int64())
+        schema = arrow.schema(list((whole | types).items()))
+        images = 0
+        batches = split_batches(datamodule, split, device_of(model))
+        # Dictionaries, the default, would make the file of numbers that hardly repeat half as large
+        # again.
+        options = {"use_dictionary": False, "compression": "zstd"}
+        with (
+            _renamed_when_whole(path) as part,
+            parquet.ParquetWriter(part, schema, **options) as writer,
+        ):
+            for batch in record(model, batches, taps):
+                columns = _columns(arrow, schema, batch, chosen, taps, images)
+                writer.write_batch(arrow.record_batch(columns, schema=schema))
+                images += len(batch.labels)
+    log.info("%d images, %d layers: %s", images, len(chosen), path)
+    return {"export/images": float(images)}
+
+
+def _arrow() -> tuple[ModuleType, ModuleType]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(
+            "task=export writes a Parquet file, for which pyarrow is not installed: "
+            'pip install "se_lightning[parquet]".'
+        ) from error
+    return pyarrow, pyarrow.parquet
+
+
+@contextmanager
+def _renamed_when_whole(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _columns(
+    arrow: Any, schema: Any, batch: Recorded, chosen: Sequence[int], taps: Taps, first: int
+) -> list[Any]:
+    size = len(batch.labels)
+    whole = [torch.arange(first, first + size), batch.labels, batch.logits.argmax(1)]
+    columns = [arrow.array(each.cpu().numpy(), arrow.int64()) for each in whole]
+    for layer in chosen:
+        name, channels, calls = taps.layers[layer], taps.channels[layer], batch.gates[layer]
+        if not calls:
+            columns.append(arrow.nulls(size, schema.field(name).type))
+            continue
+        values = per_sample(calls, channels, size).float().cpu().numpy()
+        flat = arrow.array(values.ravel(), arrow.float32())
+        columns.append(arrow.FixedSizeListArray.from_arrays(flat, channels))
+    return columns
