@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from se_lightning.callbacks import ExcitationHistogram
+    from se_lightning.callbacks import (
+        ClassSelectivity,
+        ExcitationCurves,
+        ExcitationHistogram,
+        GateDoctor,
+    )
     from se_lightning.data import (
         CIFARDataModule,
         DigitsDataModule,
@@ -40,9 +45,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CIFARDataModule",
+    "ClassSelectivity",
     "DigitsDataModule",
+    "ExcitationCurves",
     "ExcitationHistogram",
     "FakeDataModule",
+    "GateDoctor",
     "ImageClassifier",
     "ImageFolderDataModule",
     "ImageNetDataModule",
@@ -66,7 +74,9 @@ __all__ = [
     "TorchvisionModule",
 ]
 
-_HOMES = dict.fromkeys(__all__, "modules") | {"ExcitationHistogram": "callbacks"}
+_HOMES = dict.fromkeys(__all__, "modules") | dict.fromkeys(
+    ("ClassSelectivity", "ExcitationCurves", "ExcitationHistogram", "GateDoctor"), "callbacks"
+)
 _HOMES |= {name: "data" for name in __all__ if name.endswith("DataModule")}
 
 # In a checkout the configs lie beside the package and not in it: `se_lightning.conf` is found

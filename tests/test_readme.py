@@ -37,6 +37,12 @@ SLOW = (
     "data=image_folder",
     "data.download=true",
     "task=benchmark_data",
+    "task=what_if",
+    "task=fold",
+    "task=compare",
+    "task=export",
+    "task=benchmark_excitation",
+    "logger=tensorboard",
 )
 
 
@@ -64,14 +70,14 @@ def data(idx_root, write_idx, write_jpeg):
 
 def test_the_set_up_commands_are_what_ci_runs():
     ci = (ROOT / ".ci" / "run").read_text()
-    for name, last in (("run", "python -m se_lightning"), ("test", 'pytest -m "not slow"')):
+    for name, last in (("run", "python -m se_lightning"), ("test", 'pytest -n 2 -m "not slow"')):
         assert f"readme_command {name}" in ci
         (block,) = re.findall(rf"<!-- {name} -->\n```bash\n(.*?)```", README, re.DOTALL)
         assert block.rstrip().splitlines()[-1] == last
 
 
 def test_the_table_of_commands_is_found():
-    assert len(COMMANDS) == 25
+    assert len(COMMANDS) == 32
 
 
 @pytest.mark.parametrize(
@@ -94,11 +100,15 @@ def test_a_command_runs(command, cli, short, data, tmp_path):
     else:
         start = [sys.executable]
     if "old/" in command:
-        gate = "channel" if "task=test" in words else "none"
+        gate = "channel" if any(word.startswith("task=") for word in words) else "none"
         cli(*short, "hydra.run.dir=old", "logger=csv", f"model.gate={gate}")
     ends = () if "--help" in words else short
     if "task=benchmark_data" in words:
         ends = ("task.rounds=1", "task.seconds=0")
+    elif "task=benchmark_excitation" in words:
+        ends = ("task.name=se_resnet20", "task.image_size=32", "task.pairs=2")
+    elif "ckpt_path=" in command and "task=" in command and "task=test" not in words:
+        ends = ("trainer.accelerator=cpu",)
     if "data=imagenet" in words and "task=shard" not in words:
         ends += ("data.image_size=64", "data.batch_size=4", "data.eval_batch_size=4")
     done = cli(*words[1:], *ends, command=start)
@@ -125,10 +135,12 @@ def test_the_table_of_networks_has_every_name_and_its_counts():
 
 
 def test_the_python_blocks_run(cli, tmp_path):
-    surgery, training = blocks("python")
+    look, surgery, training = blocks("python")
     assert len([line for line in training.splitlines() if line]) <= 11
     cli(command=[sys.executable, "-c", training])
     assert (tmp_path / "excitation" / "histogram.png").exists()
+    done = cli(command=[sys.executable, "-c", look])
+    assert "'layer4.2.se': (8, 2048)" in done.stdout
     done = cli(command=[sys.executable, "-c", surgery])
     assert "torchvision's layout: 318 tensors loaded; 64 kept as they were" in done.stdout
 

@@ -184,3 +184,22 @@ def test_ctrl_c_ends_a_multirun_and_leaves_no_process(tmp_path):
     assert "interrupted" in (tmp_path / "sweep" / "summary.md").read_text()
     with pytest.raises(ProcessLookupError):
         os.killpg(running.pid, 0)
+
+
+def test_what_looks_into_networks_says_which_and_how_many_it_needs(told, short, tmp_path):
+    assert told(*short, "hydra.run.dir=old", "callbacks=checkpoint")[0] == 0
+    best = "ckpt_path=old/checkpoints/best.ckpt"
+    two = "ckpt_path=[old/checkpoints/best.ckpt,old/checkpoints/last.ckpt]"
+    for words, message in (
+        (("task=analyze",), "This task needs a checkpoint"),
+        (("task=analyze", best, "trainer.devices=2"), "task=analyze has no trainer; leave out"),
+        (("task=analyze", best, "model.ratio=2"), "rebuilt from `ckpt_path` as it was trained"),
+        (("task=compare", best), "must be two checkpoints: ckpt_path=[A,B]"),
+        (("task=what_if", two), "this task takes one checkpoint"),
+        (("task=test", two), "this task takes one checkpoint"),
+        ((two,), "this task takes one checkpoint"),
+    ):
+        code, error = told(*words)
+        assert code == 1
+        assert message in error
+        assert "Traceback" not in error

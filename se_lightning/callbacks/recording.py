@@ -95,7 +95,9 @@ class ExcitationCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._recorder is not None and not trainer.sanity_checking:
+        if self._recorder is not None and trainer.sanity_checking:
+            self._recorder.taps.take()  # and forget it
+        elif self._recorder is not None:
             self._recorder.add(labels_of(batch))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -71,7 +71,7 @@ class ExcitationSummary:
         """Return each channel's standard deviation (C,), not Bessel-corrected, as :meth:`mean`."""
         with np.errstate(invalid="ignore", divide="ignore"):
             second = self._rows(self.squares, label) / self._samples(label)
-        return np.sqrt(np.maximum(second - self.mean(label) ** 2, 0))
+            return np.sqrt(np.maximum(second - self.mean(label) ** 2, 0))
 
     def layer_mean(self) -> np.ndarray:
         """Return each layer's mean gate, (L,)."""

@@ -8,6 +8,7 @@ from typing import Any, Self, TypedDict
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
 from se_lightning.models import load_weights
+from se_lightning.models.folding import folded, repeat_folds
 from se_lightning.models.structure import classifier_path, structure
 from se_lightning.models.surgery import restore_hooks
 from se_lightning.modules import freezing
@@ -275,7 +277,18 @@ class ImageClassifier(LightningModule):
             "module": type(self).__name__,
             "datamodule": None if data is None else type(data).__name__,
             "structure": structure(self.backbone),
+            "folded": folded(self.backbone),
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the gates that were folded away in the network that was saved."""
+        fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        if fitting and "optimizer_states" not in checkpoint:
+            raise MisconfigurationException(
+                "This checkpoint has weights and no optimizer (task=fold writes such), so that no "
+                "run can go on from it: take its model with load_from_checkpoint and fit that."
+            )
+        repeat_folds(self.backbone, checkpoint.get("se_lightning", {}).get("folded", {}))
 
 
 def _checkpoint_gradients(backbone: nn.Module) -> None:

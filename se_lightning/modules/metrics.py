@@ -35,8 +35,8 @@ class MeanCrossEntropy(_Mean):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (N, K), labels (N,)."""
-        self.total += F.cross_entropy(logits, labels, reduction="sum")
-        self.samples += len(labels)
+        self.total = self.total + F.cross_entropy(logits, labels, reduction="sum")
+        self.samples = self.samples + len(labels)
 
 
 class MixedAccuracy(_Mean):
@@ -48,8 +48,8 @@ class MixedAccuracy(_Mean):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (N, K), probabilities (N, K)."""
-        self.total += labels.gather(1, logits.argmax(1, keepdim=True)).sum()
-        self.samples += len(labels)
+        self.total = self.total + labels.gather(1, logits.argmax(1, keepdim=True)).sum()
+        self.samples = self.samples + len(labels)
 
 
 def accuracy(num_classes: int, k: int) -> Metric:

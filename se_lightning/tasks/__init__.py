@@ -1,12 +1,31 @@
 """Tasks: plain functions that return metrics, over what their parameters name.
 
-``trainer, model, datamodule, ckpt_path`` all four, ``datamodule`` alone, or nothing.
+``trainer, model, datamodule, ckpt_path`` all four; ``model, datamodule`` of a checkpoint, or
+``models, names, datamodule`` of several; ``datamodule`` alone; or nothing.
 """
 
+from se_lightning.tasks.analyze import analyze
 from se_lightning.tasks.benchmark_data import benchmark_data
+from se_lightning.tasks.benchmark_excitation import benchmark_excitation
+from se_lightning.tasks.compare import compare
+from se_lightning.tasks.export import export
 from se_lightning.tasks.fit import fit
+from se_lightning.tasks.fold import fold
 from se_lightning.tasks.look import look
 from se_lightning.tasks.shard import shard
 from se_lightning.tasks.test import test
+from se_lightning.tasks.what_if import what_if
 
-__all__ = ["benchmark_data", "fit", "look", "shard", "test"]
+__all__ = [
+    "analyze",
+    "benchmark_data",
+    "benchmark_excitation",
+    "compare",
+    "export",
+    "fit",
+    "fold",
+    "look",
+    "shard",
+    "test",
+    "what_if",
+]

@@ -9,6 +9,7 @@ import timm
 import torch
 import wandb
 from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from se_lightning import DigitsDataModule, ExcitationHistogram, ImageClassifier, SEResNetModule
@@ -16,10 +17,11 @@ from se_lightning.loggers import GracefulWandbLogger, finish_wandb
 from se_lightning.models import SqueezeExcitation
 
 
-def trainer(folder, callback, **options):
-    defaults = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "callbacks": [callback]}
+def trainer(folder, *callbacks, **options):
+    defaults = {"max_epochs": 1, "accelerator": "cpu", "logger": False}
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-    quiet["enable_checkpointing"] = False
+    quiet["enable_checkpointing"] = any(isinstance(c, ModelCheckpoint) for c in callbacks)
+    quiet["callbacks"] = list(callbacks)
     return Trainer(default_root_dir=folder, **{**defaults, **quiet, **options})
 
 
@@ -36,6 +38,11 @@ def gates_by_hand(model, data):
         for images, _ in data.val_dataloader():
             model(images)
     return {path: torch.cat(values) for path, values in gates.items()}
+
+
+def arrays(folder, name="histogram"):
+    with np.load(folder / "excitation" / f"{name}.npz") as file:
+        return dict(file)
 
 
 def test_wandbs_file_holds_the_histograms_that_histc_counts_by_hand(tmp_path, wandb_history):
@@ -66,35 +73,172 @@ def test_wandbs_file_holds_the_histograms_that_histc_counts_by_hand(tmp_path, wa
     assert any("excitation/histogram._type" in row for row in wandb_history(tmp_path))
 
 
+def test_the_file_holds_all_epochs_as_counted_by_hand(tmp_path):
+    model = SEResNetModule(20, ratio=4, in_channels=1)
+    data = DigitsDataModule(eval_batch_size=90)
+    fitted = trainer(tmp_path, ExcitationHistogram(32), max_epochs=2, limit_train_batches=2)
+    fitted.fit(model, datamodule=data)
+    gates = gates_by_hand(model, data)
+    found = arrays(tmp_path)
+    assert found["epochs"].tolist() == [1, 2]
+    assert found["steps"].tolist() == [2, 4]
+    assert found["layers"].tolist() == list(gates)
+    np.testing.assert_allclose(found["edges"], np.linspace(0, 1, 33))
+    assert found["counts"].shape == (2, 9, 34)
+    last = [[*torch.histc(each, 32, 0, 1).tolist(), 0, 0] for each in gates.values()]
+    assert found["counts"][1].tolist() == last
+    by_hand = [each.double().mean().item() for each in gates.values()]
+    np.testing.assert_allclose(found["means"][1], by_hand, rtol=1e-6)
+    assert not np.array_equal(found["counts"][0], found["counts"][1])
+    assert (tmp_path / "excitation" / "epochs.png").exists()
+
+
+def test_a_single_epoch_has_no_heat_map(tmp_path):
+    fitted = trainer(tmp_path, ExcitationHistogram(), limit_train_batches=1)
+    fitted.fit(SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule())
+    assert (tmp_path / "excitation" / "histogram.png").exists()
+    assert not (tmp_path / "excitation" / "epochs.png").exists()
+
+
+def test_a_resumed_run_has_the_history_of_an_unbroken_one(tmp_path):
+    def run(folder, epochs, ckpt_path=None):
+        torch.manual_seed(0)
+        model = SEResNetModule(20, ratio=4, in_channels=1)
+        saving = ModelCheckpoint(folder, save_last=True, monitor=None)
+        fitted = trainer(
+            folder, ExcitationHistogram(), saving, max_epochs=epochs, limit_train_batches=2
+        )
+        fitted.fit(model, DigitsDataModule(), ckpt_path=ckpt_path, weights_only=True)
+        return arrays(folder)
+
+    whole = run(tmp_path / "whole", 3)
+    run(tmp_path / "broken", 2)
+    resumed = run(tmp_path / "broken", 3, tmp_path / "broken" / "last.ckpt")
+    assert resumed.keys() == whole.keys()
+    for name, expected in whole.items():
+        if expected.dtype.kind == "f":
+            np.testing.assert_allclose(resumed[name], expected)
+        else:
+            np.testing.assert_array_equal(resumed[name], expected)
+    assert whole["epochs"].tolist() == [1, 2, 3]
+
+
+def test_a_run_resumed_with_other_bins_begins_its_history_anew_and_says_so(tmp_path, caplog):
+    saving = ModelCheckpoint(tmp_path, save_last=True, monitor=None)
+    data, model = DigitsDataModule(), SEResNetModule(20, ratio=4, in_channels=1)
+    trainer(tmp_path, ExcitationHistogram(8), saving, limit_train_batches=1).fit(model, data)
+    other = ExcitationHistogram(16)
+    more = trainer(tmp_path, other, saving, max_epochs=2, limit_train_batches=1)
+    with caplog.at_level("INFO"):
+        more.fit(model, data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert "had other edges: its history is dropped" in caplog.text
+    assert arrays(tmp_path)["epochs"].tolist() == [2]
+    assert arrays(tmp_path)["counts"].shape == (1, 9, 18)
+
+
+def test_a_new_fit_begins_an_empty_history(tmp_path):
+    callback = ExcitationHistogram()
+    for _ in range(2):
+        fitted = trainer(tmp_path, callback, max_epochs=2, limit_train_batches=1)
+        fitted.fit(SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule())
+        assert arrays(tmp_path)["epochs"].tolist() == [1, 2]
+
+
+def test_a_trainer_that_trains_on_goes_on_with_its_history(tmp_path):
+    model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule()
+    fitted = trainer(tmp_path, ExcitationHistogram(), limit_train_batches=1)
+    fitted.fit(model, data)
+    fitted.fit_loop.max_epochs = 2
+    fitted.fit(model, data)
+    assert arrays(tmp_path)["epochs"].tolist() == [1, 2]
+
+
+def test_a_validation_and_a_fit_keep_apart(tmp_path):
+    callback = ExcitationHistogram()
+    saving = ModelCheckpoint(tmp_path, filename="{epoch}", monitor=None, save_top_k=-1)
+    model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule()
+    options = {"max_epochs": 2, "limit_train_batches": 1, "inference_mode": False}
+    fitted = trainer(tmp_path, callback, saving, **options)
+    fitted.validate(model, data, verbose=False)
+    assert not (tmp_path / "excitation" / "histogram.npz").exists()
+    fitted.fit(model, data)
+    before = (tmp_path / "excitation" / "histogram.npz").read_bytes()
+    assert arrays(tmp_path)["epochs"].tolist() == [1, 2]
+
+    def validated(ckpt_path):
+        fitted.validate(model, data, ckpt_path=ckpt_path, verbose=False)
+        assert (tmp_path / "excitation" / "histogram.npz").read_bytes() == before
+        assert len(callback.history) == 2
+        return arrays(tmp_path, "histogram_validate")
+
+    last, first = validated(None), validated(tmp_path / "epoch=0.ckpt")
+    assert last["epochs"].tolist() == [2]
+    assert np.isnan(first["epochs"]).tolist() == [True]  # nobody knows
+    np.testing.assert_array_equal(first["counts"][0], arrays(tmp_path)["counts"][0])
+    np.testing.assert_array_equal(last["counts"][0], arrays(tmp_path)["counts"][1])
+
+
+def test_validations_within_an_epoch_are_parts_of_it(tmp_path):
+    fitted = trainer(
+        tmp_path, ExcitationHistogram(), max_epochs=2, limit_train_batches=4, val_check_interval=2
+    )
+    fitted.fit(SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule())
+    assert arrays(tmp_path)["epochs"].tolist() == [0.5, 1, 1.5, 2]
+    assert arrays(tmp_path)["steps"].tolist() == [2, 4, 6, 8]
+
+
+def test_the_picture_says_which_weights_it_shows(tmp_path, monkeypatch):
+    titles = []
+
+    def draw(layers, counts, title, lower, upper):
+        titles.append(title)
+        return real(layers, counts, title, lower, upper)
+
+    from se_lightning.callbacks import excitation_histogram as home
+
+    real = home.draw_histogram
+    monkeypatch.setattr(home, "draw_histogram", draw)
+    model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule()
+    saving = ModelCheckpoint(tmp_path, filename="kept", monitor=None)
+    options = {"max_epochs": 2, "limit_train_batches": 1, "inference_mode": False}
+    fitted = trainer(tmp_path, ExcitationHistogram(), saving, **options)
+    fitted.validate(model, data, verbose=False)
+    fitted.fit(model, data)
+    fitted.validate(model, data, verbose=False)
+    fitted.validate(model, data, ckpt_path=tmp_path / "kept.ckpt", verbose=False)
+    fitted.validate(model, data, verbose=False)
+    ends = [title.removeprefix("Excitations on the validation set") for title in titles]
+    assert ends == ["", ", after 2 epochs", ", after 2 epochs", ", kept.ckpt", ", after 2 epochs"]
+
+
 def test_nothing_is_counted_in_training_or_in_the_sanity_check(tmp_path):
     counted = []
 
     class Spy(ExcitationHistogram):
-        def _record(self, layer, gate, inputs, output):
-            super()._record(layer, gate, inputs, output)
-            if self._recording:
-                counted.append(gate.training)
-
         def on_sanity_check_end(self, trainer, pl_module):
-            assert not self._histogram.counts.any()
+            assert not self._recorder.statistics.totals.any()
+
+        def on_train_batch_end(self, trainer, *_):
+            assert not self._recorder.statistics.totals.any()
+
+        def on_validation_batch_end(self, trainer, *arguments):
+            super().on_validation_batch_end(trainer, *arguments)
+            if not trainer.sanity_checking:
+                counted.append(self._recorder.statistics.totals[:2000].sum().item())
 
     model = SEResNetModule(20, ratio=4, in_channels=1)
     data = DigitsDataModule(eval_batch_size=90)
     trainer(tmp_path, Spy(), limit_train_batches=3).fit(model, datamodule=data)
-    assert counted == [False] * 9 * 2
+    assert len(counted) == 2
+    assert 0 < counted[0] < counted[1]
 
 
 def test_a_second_epoch_forgets_the_first(tmp_path):
     model = SEResNetModule(20, ratio=4, in_channels=1)
-    totals = []
-
-    class Spy(ExcitationHistogram):
-        def _send(self, trainer, counts):
-            totals.append(counts.sum().item())
-
-    fitted = trainer(tmp_path, Spy(), max_epochs=3, limit_train_batches=1)
+    fitted = trainer(tmp_path, ExcitationHistogram(), max_epochs=3, limit_train_batches=1)
     fitted.fit(model, datamodule=DigitsDataModule())
-    assert totals == [180 * 3 * (16 + 32 + 64)] * 3
+    totals = arrays(tmp_path)["counts"].sum(axis=(1, 2))
+    assert totals.tolist() == [180 * 3 * (16 + 32 + 64)] * 3
 
 
 def test_hooks_are_gone_after_the_run(tmp_path):
@@ -112,18 +256,13 @@ def test_a_run_after_one_that_broke_counts_once(tmp_path):
             if self.broken and not self.trainer.sanity_checking:
                 raise RuntimeError("broken")
 
-    totals = []
-
-    class Spy(ExcitationHistogram):
-        def _send(self, trainer, counts):
-            totals.append(counts.sum().item())
-
-    model, spy = Breaks(20, ratio=4, in_channels=1), Spy()
+    model, callback = Breaks(20, ratio=4, in_channels=1), ExcitationHistogram()
     with pytest.raises(RuntimeError, match="broken"):
-        trainer(tmp_path, spy, limit_train_batches=1).fit(model, datamodule=DigitsDataModule())
+        trainer(tmp_path, callback, limit_train_batches=1).fit(model, DigitsDataModule())
     model.train().broken = False
-    trainer(tmp_path, spy, limit_train_batches=1).fit(model, datamodule=DigitsDataModule())
-    assert totals == [180 * 3 * (16 + 32 + 64)]
+    trainer(tmp_path, callback, limit_train_batches=1).fit(model, DigitsDataModule())
+    totals = arrays(tmp_path)["counts"].sum(axis=(1, 2))
+    assert totals.tolist() == [180 * 3 * (16 + 32 + 64)]
 
 
 def test_it_sees_timms_gates_in_any_lightning_module(tmp_path):
@@ -140,7 +279,6 @@ def test_a_single_gate_is_enough(tmp_path, caplog):
     trainer(tmp_path, callback).validate(
         ImageClassifier(net, 10), DigitsDataModule(), verbose=False
     )
-    assert callback._counts is None
     assert callback.picture.exists()
     assert "NaN" not in caplog.text
 
@@ -152,6 +290,7 @@ def test_a_net_without_gates_is_told_and_trains(tmp_path, caplog):
         trainer(tmp_path, callback, limit_train_batches=1).fit(model, datamodule=DigitsDataModule())
     assert "No squeeze-and-excitation gates" in caplog.text
     assert callback.picture is None
+    assert not (tmp_path / "excitation").exists()
 
 
 def test_nan_gates_are_told(tmp_path, caplog):
@@ -159,6 +298,7 @@ def test_nan_gates_are_told(tmp_path, caplog):
     model.backbone.layer2[0].se.fc2.bias.data.fill_(float("nan"))
     trainer(tmp_path, ExcitationHistogram()).validate(model, DigitsDataModule(), verbose=False)
     assert f"backbone.layer2.0.se: {180 * 32} gates are NaN, 0 outside" in caplog.text
+    assert arrays(tmp_path, "histogram_validate")["counts"][0, 3, 64] == 180 * 32
 
 
 @pytest.mark.parametrize("bins", [0, 513])
@@ -177,8 +317,9 @@ from se_lightning import ExcitationHistogram, MNISTDataModule, SEResNetModule
 class Keep(ExcitationHistogram):
     kept = []
 
-    def _send(self, trainer, counts):
-        self.kept.append(counts.tolist())
+    def on_summary(self, trainer, summary):
+        super().on_summary(trainer, summary)
+        self.kept.append(summary.histogram().tolist())
 
 if __name__ == "__main__":
     root, folder, devices = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -199,6 +340,8 @@ if __name__ == "__main__":
         result = {"world": trainer.world_size, "val": val, "test": test, "one": one}
         result["bins"], result["bins of one"] = keep.kept
         open(f"{folder}/{devices}.json", "w").write(json.dumps(result))
+    else:
+        assert not keep.kept
 """
 
 
@@ -227,15 +370,15 @@ def test_two_ranks_count_what_one_process_counts(tmp_path, idx_root):
 
 def test_gates_that_enlarge_are_counted_up_to_two(tmp_path, caplog):
     model = SEResNetModule(20, ratio=4, in_channels=1, gate_activation="double-sigmoid")
-    callback = ExcitationHistogram(bins=4)
-    seen = []
-    send = callback._send
-    callback._send = lambda trainer, counts: (seen.append(counts.clone()), send(trainer, counts))
-    fitted = trainer(tmp_path, callback, limit_train_batches=1, limit_val_batches=1)
+    fitted = trainer(
+        tmp_path, ExcitationHistogram(bins=4), limit_train_batches=1, limit_val_batches=1
+    )
     torch.nn.init.constant_(model.backbone.layer1[0].se.fc2.bias, 40.0)  # a gate of exactly 2
     fitted.validate(model, datamodule=DigitsDataModule(batch_size=8))
-    (counts,) = seen
-    assert counts[0].tolist() == [0, 0, 0, counts[0].sum()]
-    assert counts[1].tolist() == [0, 0, counts[1].sum(), 0]  # of exactly 1
+    found = arrays(tmp_path, "histogram_validate")
+    np.testing.assert_array_equal(found["edges"], [0, 0.5, 1, 1.5, 2])
+    (counts,) = found["counts"]
+    assert counts[0].tolist() == [0, 0, 0, counts[0].sum(), 0, 0]
+    assert counts[1].tolist() == [0, 0, counts[1].sum(), 0, 0, 0]  # of exactly 1
     assert "outside" not in caplog.text
     assert (tmp_path / "excitation" / "histogram.png").exists()

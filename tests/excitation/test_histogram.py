@@ -1,54 +1,10 @@
+import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
-import torch
+from matplotlib.colors import to_rgba
 
-from se_lightning.excitation import GateHistogram, draw_histogram
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_counts_equal_numpys_over_several_batches(dtype):
-    histogram = GateHistogram(["a", "b"], bins=64)
-    batches = [torch.rand(7, 33, 1, 1).to(dtype) for _ in range(5)]
-    for batch in batches:
-        histogram.update(1, batch)
-    counts = histogram.compute()
-    values = torch.cat(batches).float().numpy()
-    assert counts[1].tolist() == [*np.histogram(values, 64, (0, 1))[0], 0, 0]
-    assert counts.dtype == torch.int64
-    assert not counts[0].any()
-
-
-def test_nothing_gets_lost():
-    values = torch.tensor([0.0, 1.0, 0.5, -0.1, 1.1, float("nan"), float("inf")])
-    histogram = GateHistogram(["a"], bins=4)
-    histogram.update(0, values)
-    assert histogram.compute().tolist() == [[1, 0, 1, 1, 1, 3]]
-
-
-def test_more_than_a_float32_can_count():
-    histogram = GateHistogram(["a"], bins=1)
-    histogram.counts += 2**24
-    histogram.update(0, torch.ones(1))
-    assert histogram.compute()[0, 0].item() == 2**24 + 1
-
-
-def test_reset_forgets():
-    histogram = GateHistogram(["a"])
-    histogram.update(0, torch.rand(5))
-    histogram.reset()
-    assert not histogram.counts.any()
-
-
-def test_states_are_summed_over_ranks_and_no_buffers():
-    histogram = GateHistogram(["a"])
-    assert dict(histogram.named_buffers()) == {}  # DDP overwrites those with rank 0's
-    reductions = {state: how.__name__ for state, how in histogram._reductions.items()}
-    assert reductions == {"counts": "dim_zero_sum"}
-
-
-def test_bins_below_one_are_refused():
-    with pytest.raises(ValueError, match="`bins`"):
-        GateHistogram(["a"], bins=0)
+from se_lightning.excitation import draw_epochs, draw_histogram
 
 
 def test_the_picture_shows_each_layers_share():
@@ -60,9 +16,42 @@ def test_the_picture_shows_each_layers_share():
     assert axes.get_title() == "title"
 
 
-def test_a_wider_range_equals_histc_over_it():
-    values = torch.cat([2 * torch.rand(500), torch.tensor([2.0, 2.1, -0.1])])
-    histogram = GateHistogram(["gate"], bins=16, upper=2.0)
-    histogram.update(0, values)
-    assert histogram.compute()[0].tolist() == [*torch.histc(values, 16, 0, 2).tolist(), 0, 2]
-    assert histogram.edges[[0, -1]].tolist() == [0, 2]
+def test_the_bins_lie_between_the_ends():
+    axes = draw_histogram(["first"], np.ones((1, 8)), "title", -1, 1).axes[0]
+    assert axes.images[0].get_extent() == [-1, 1, 1, 0]
+    assert draw_histogram(["first"], np.ones((1, 8)), "").axes[0].get_xlim() == (0, 1)
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_where_no_gate_is_the_histogram_is_as_light_or_dark_as_its_background(style):
+    with matplotlib.style.context(style):
+        image = draw_histogram(["first"], np.array([[0, 9]]), "title").axes[0].images[0]
+        background = np.mean(to_rgba(matplotlib.rcParams["axes.facecolor"])[:3])
+    none, all_gates = image.to_rgba(np.array([0.0, 1.0]))[:, :3].mean(axis=1)
+    assert abs(none - background) < 0.15
+    assert abs(all_gates - background) > 0.7
+
+
+def test_the_heat_map_has_a_row_a_layer_and_a_column_a_validation():
+    means = np.array([[0.5, 0.25], [0.5, 0.75], [np.nan, 1.0]])
+    axes = draw_epochs(["first", "second"], [1, 2.5, 3], means, "title").axes[0]
+    shown = axes.images[0].get_array()
+    np.testing.assert_array_equal(shown.filled(np.nan), means.T)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2.5", "3"]
+    assert axes.get_title() == "title"
+
+
+@pytest.mark.parametrize("count", [1, 16, 17, 300])
+def test_the_heat_maps_epochs_are_not_crowded(count):
+    means = np.full((count, 50), 0.5)
+    axes = draw_epochs([f"layer{k}" for k in range(50)], range(count), means, "").axes[0]
+    ticks = axes.get_xticks()
+    assert min(count, 8) <= len(ticks) <= 16
+    assert axes.images[0].get_array().shape == (50, count)
+
+
+def test_means_that_are_all_nan_are_drawn_blank(tmp_path):
+    figure = draw_epochs(["first"], [1, 2], np.full((2, 1), np.nan), "title")
+    figure.savefig(tmp_path / "epochs.png")  # a warning would be an error
+    assert figure.axes[0].images[0].get_array().mask.all()

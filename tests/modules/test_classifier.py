@@ -224,3 +224,13 @@ def test_mixup_trains_and_the_validation_stays_plain(tmp_path):
     fitted.fit(SEResNetModule(20, 10, ratio=4, in_channels=1), data)
     assert {"train/acc1_mixed", "val/acc1", "val/acc5"} <= set(fitted.callback_metrics)
     assert "train/acc1" not in fitted.callback_metrics
+
+
+def test_a_model_can_be_validated_before_it_is_trained(tmp_path):
+    """Validation makes inference tensors, which a metric may not change in place afterwards."""
+    model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule(batch_size=64)
+    fitted = trainer(tmp_path, limit_train_batches=1, enable_checkpointing=False)
+    (before,) = fitted.validate(model, data, verbose=False)
+    fitted.fit(model, datamodule=data)
+    (after,) = fitted.validate(model, data, verbose=False)
+    assert before.keys() == after.keys()

@@ -1,0 +1,213 @@
+"""What if a gate put out something else: accuracy without retraining."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from se_lightning.excitation.statistics import ExcitationStatistics
+from se_lightning.excitation.summary import ExcitationSummary
+from se_lightning.excitation.taps import Taps, eager
+from se_lightning.models import find_gates
+from se_lightning.models.gates import one_of
+
+__all__ = ["ALL_BLOCKS", "REPLACEMENTS", "Batches", "WhatIfRow", "replaced", "what_if"]
+
+REPLACEMENTS = {
+    "one": "1",
+    "data_mean": "their channel's mean over the split",
+    "class_mean": "their channel's mean over the images of the same class",
+    "shuffle": "those of another image of the batch",
+}
+ALL_BLOCKS = "all blocks"
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+Replacement = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class WhatIfRow:
+    """One experiment.
+
+    Attributes:
+        block: path of the SE module; ``all blocks``; empty in the first row, the baseline.
+        replacement: what its gates were replaced by; ``none`` in the first row.
+        acc1: top-1 accuracy, a fraction.
+        drop: the baseline's accuracy less this one.
+        samples: of how many images.
+    """
+
+    block: str
+    replacement: str
+    acc1: float
+    drop: float
+    samples: int
+
+
+@contextmanager
+def replaced(model: nn.Module, replacements: Mapping[str, Replacement]) -> Iterator[None]:
+    """Let gates put out something else; compiled networks run as they are written meanwhile.
+
+    Args:
+        model: any, with gates that :func:`find_gates` finds.
+        replacements: by the path of the SE module: gates to gates, of any shape that a gate has.
+
+    Raises:
+        ValueError: if there is no such module.
+
+    Example:
+        >>> from se_lightning.models import SqueezeExcitation
+        >>> net = nn.Sequential(SqueezeExcitation(4, 2))
+        >>> x = torch.rand(1, 4, 2, 2)
+        >>> with replaced(net, {"0": torch.ones_like}):
+        ...     torch.equal(net(x), x)
+        True
+    """
+    gates = find_gates(model)
+    for path in replacements:
+        if path not in gates:
+            raise ValueError(f"`replacements` names {path}, which is no gate: {', '.join(gates)}.")
+    with ExitStack() as stack:
+        stack.enter_context(eager())
+        for path, replacement in replacements.items():
+            handle = gates[path].register_forward_hook(
+                lambda module, inputs, output, new=replacement: new(output)
+            )
+            stack.callback(handle.remove)
+        yield
+
+
+def what_if(
+    model: nn.Module,
+    batches: Batches,
+    num_classes: int,
+    replacements: Sequence[str] = tuple(REPLACEMENTS),
+    *,
+    device: torch.device | None = None,
+    seed: int = 0,
+) -> list[WhatIfRow]:
+    """Measure the accuracy with the gates of each block, and of all, replaced.
+
+    A gate that varies over space is replaced by its mean over space too, but for a shuffled one.
+    In a batch of a single image that image is its own donor.
+
+    Args:
+        model: in eval mode: images to logits.
+        batches: called twice; yields the same images and labels, (N,) whole numbers, both times.
+        num_classes: K.
+        replacements: names of REPLACEMENTS.
+        device: of the model, where the images are taken to; None leaves them where they are.
+        seed: of the donors of shuffled gates: the same for all blocks.
+
+    Returns:
+        The baseline, then each block by each replacement, then all blocks at once.
+
+    Raises:
+        ValueError: if there is no gate, no image, or no such replacement.
+    """
+    if not replacements:
+        raise ValueError(f"`replacements` must name at least one of {', '.join(REPLACEMENTS)}.")
+    for name in replacements:
+        one_of("replacements", name, REPLACEMENTS)
+    layers = list(find_gates(model))
+    if not layers:
+        raise ValueError(f"`model`: there is no gate in this {type(model).__name__}.")
+    with eager(), torch.no_grad():
+        right, summary = _baseline(model, _on(batches, device), num_classes)
+        means = _means(summary, num_classes)
+        blocks = {path: [path] for path in layers} | {ALL_BLOCKS: layers}
+        totals = {(block, name): 0.0 for block in blocks for name in replacements}
+        generator = torch.Generator().manual_seed(seed)
+        for images, labels in _on(batches, device):
+            make = _Maker(means, labels, generator)
+            for block, name in totals:
+                wanted = {path: make(name, path) for path in blocks[block]}
+                with replaced(model, wanted):
+                    totals[block, name] += _right(model(images), labels)
+    samples = int(summary.samples.sum(axis=0).max())
+    rows = [WhatIfRow("", "none", right / samples, 0.0, samples)]
+    for (block, name), count in totals.items():
+        rows.append(WhatIfRow(block, name, count / samples, (right - count) / samples, samples))
+    return rows
+
+
+def _on(batches: Batches, device: torch.device | None) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, labels in batches():
+        yield (images, labels) if device is None else (images.to(device), labels.to(device))
+
+
+def _right(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(1) == labels).sum())
+
+
+def _baseline(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int
+) -> tuple[float, ExcitationSummary]:
+    right, count = 0.0, 0
+    with Taps(model) as taps:
+        taps.record()
+        statistics = ExcitationStatistics(
+            taps.layers, taps.channels, bins=1, classes=range(num_classes)
+        )
+        for images, labels in batches:
+            # MPS has no float64.
+            statistics.to("cpu" if images.device.type == "mps" else images.device)
+            right += _right(model(images), labels)
+            count += len(labels)
+            statistics.update(taps.take()[0], labels=labels.to(statistics.totals.device))
+    if not count:
+        raise ValueError("`batches` must hold an image at least.")
+    return right, statistics.summary()
+
+
+def _means(summary: ExcitationSummary, num_classes: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return, by layer, each channel's mean, (C,), and that of each class, (K, C)."""
+    of_classes = np.stack([summary.mean(label) for label in range(num_classes)])
+    found = {}
+    for layer, path in enumerate(summary.layers):
+        part = summary.of(layer)
+        found[path] = (
+            torch.from_numpy(summary.mean()[part]).float(),
+            torch.from_numpy(of_classes[:, part]).float(),
+        )
+    return found
+
+
+class _Maker:
+    """Makes the replacements for one batch."""
+
+    def __init__(
+        self, means: dict[str, tuple[Tensor, Tensor]], labels: Tensor, generator: torch.Generator
+    ) -> None:
+        self.means, self.labels = means, labels
+        # One cycle through a random order: nobody is his own donor.
+        order = torch.randperm(len(labels), generator=generator)
+        self.donors = torch.empty_like(order)
+        self.donors[order] = order.roll(1)
+
+    def __call__(self, name: str, path: str) -> Replacement:
+        if name == "one":
+            return torch.ones_like
+        if name == "shuffle":
+            return self._shuffled
+        mean, of_classes = (each.to(self.labels.device) for each in self.means[path])
+        values = of_classes[self.labels]
+        if name == "data_mean":
+            values = mean.expand_as(values)
+        return lambda gates: _like(values, gates)
+
+    def _shuffled(self, gates: Tensor) -> Tensor:
+        # A sample may have several rows, the frames of a video.
+        samples = gates.unflatten(0, (len(self.labels), -1))
+        return samples[self.donors.to(gates.device)].flatten(0, 1)
+
+
+def _like(values: Tensor, gates: Tensor) -> Tensor:
+    """Give values, (N, C), the shape of gates, whose channels are second, or last."""
+    values = values.repeat_interleave(len(gates) // len(values), 0).to(gates)
+    space = [1] * (gates.ndim - 2)
+    last = gates.ndim > 2 and gates.shape[1] != values.shape[1]
+    shape = [len(values), *space, -1] if last else [len(values), -1, *space]
+    return values.reshape(shape).expand_as(gates)

@@ -1,0 +1,73 @@
+"""Gates that were folded away: what stands in their place, and how a checkpoint tells of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from se_lightning.models.find import ExcitationParts, find_excitations
+
+__all__ = ["ChannelScale", "folded", "gated_channels", "put_in_place", "repeat_folds"]
+
+
+class ChannelScale(nn.Module):
+    """Multiplies each channel by a constant: what is left of a gate that never varied.
+
+    Args:
+        scale: (C,).
+
+    Shape:
+        (N, C, H, W) to the same.
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        return x * self.scale.to(x.dtype).view(-1, 1, 1)
+
+
+def gated_channels(parts: ExcitationParts) -> int:
+    """Return how many channels the module rescales."""
+    return parts.expand.in_channels if parts.reduce is None else parts.channels  # type: ignore[return-value]
+
+
+def put_in_place(model: nn.Module, path: str, scale: Tensor | None) -> None:
+    """Replace a gate: by a scale, or where there is none by an identity."""
+    old: Any = model.get_submodule(path)
+    new: Any = nn.Identity() if scale is None else ChannelScale(scale)
+    new.folded = "identity" if scale is None else "scale"
+    if hasattr(old, "insertion"):
+        new.insertion = old.insertion  # of add_excitation, whose hook goes on calling it
+    model.set_submodule(path, new.train(old.training))
+
+
+def folded(model: nn.Module) -> dict[str, str]:
+    """Return what stands where gates were folded away: ``identity`` or ``scale``, by path."""
+    return {
+        path: module.folded
+        for path, module in model.named_modules()
+        if isinstance(getattr(module, "folded", None), str)
+    }
+
+
+def repeat_folds(model: nn.Module, wanted: Mapping[str, str]) -> None:
+    """Fold the same gates of a network as :func:`folded` has told of another; weights follow.
+
+    Raises:
+        ValueError: if there is no such gate.
+    """
+    there, gates = folded(model), find_excitations(model)
+    for path, kind in wanted.items():
+        if there.get(path) == kind:
+            continue
+        if path not in gates:
+            raise ValueError(f"The checkpoint has `{path}` folded, which is no gate here.")
+        parts = gates[path]
+        like = parts.expand.weight
+        scale = torch.ones(gated_channels(parts), device=like.device)  # type: ignore[arg-type]
+        put_in_place(model, path, None if kind == "identity" else scale)

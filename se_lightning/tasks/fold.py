@@ -1,0 +1,176 @@
+"""Take out the gates that never vary."""
+
+import copy
+import json
+import logging
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningDataModule, LightningModule
+from torch import Tensor
+
+from se_lightning.checkpoint import read_checkpoint
+from se_lightning.excitation.fold import FoldReport, fold_gates
+from se_lightning.models import find_gates
+from se_lightning.models.folding import folded
+from se_lightning.models.gates import one_of
+from se_lightning.models.structure import structure
+from se_lightning.modules import ImageClassifier
+from se_lightning.tasks.evaluation import SPLITS, device_of, split_batches
+
+__all__ = ["fold"]
+
+log = logging.getLogger(__name__)
+
+# What belongs to the run that was, not to the network.
+_OF_THE_RUN = ("optimizer_states", "lr_schedulers", "callbacks", "loops", "MixedPrecision")
+PAIRS, SECONDS = 10, 30.0
+
+
+def fold(
+    model: LightningModule,
+    datamodule: LightningDataModule,
+    ckpt_path: str | None = None,
+    *,
+    folder: str,
+    split: str = "val",
+    tolerance: float = 0.01,
+    test_split: str = "test",
+) -> dict[str, float]:
+    """Fold gates that do not vary into the weights around them, and test what that changes.
+
+    Writes ``folded.ckpt``, which ``task=test`` and ``load_from_checkpoint`` take, ``fold.json``
+    and ``fold.md``; nothing if no gate is constant. The checkpoint and the model given stay as
+    they are.
+
+    Args:
+        model: an ImageClassifier in eval mode, on its device, with the weights of ``ckpt_path``.
+        datamodule: set up.
+        ckpt_path: where the model comes from.
+        folder: where to.
+        split: over whose images a gate must not vary.
+        tolerance: how far a gate may be from its channel's mean.
+        test_split: on which the accuracy is measured, before and after.
+
+    Returns:
+        ``fold/gates``, ``fold/folded``, and, if there are any, ``fold/acc1_before``,
+        ``fold/acc1_after`` and ``fold/speedup``.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+    for name, value in (("split", split), ("test_split", test_split)):
+        one_of(name, value, SPLITS)
+    if ckpt_path is None or not isinstance(model, ImageClassifier):
+        raise ValueError("task=fold needs the checkpoint of a network of ours: ckpt_path=...")
+    if not find_gates(model):
+        raise ValueError("task=fold needs a network with gates, and this one has none.")
+    device = device_of(model)
+    without = copy.deepcopy(model).eval()
+    batches = (images for images, _ in split_batches(datamodule, split, device))
+    report = fold_gates(without.backbone, batches, tolerance)
+    metrics = {"fold/gates": float(len(report.gates)), "fold/folded": float(len(report.folded))}
+    if not report.folded:
+        log.info("%s", _why_not(report, split))
+        return metrics
+    images = next(split_batches(datamodule, test_split, device))[0]
+    metrics |= {
+        "fold/acc1_before": _accuracy(model, split_batches(datamodule, test_split, device)),
+        "fold/acc1_after": _accuracy(without, split_batches(datamodule, test_split, device)),
+        "fold/speedup": _speedup(model, without, images),
+    }
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    torch.save(_checkpoint(ckpt_path, without), out / "folded.ckpt")
+    facts: dict[str, Any] = {"ckpt_path": str(ckpt_path), "split": split, "test_split": test_split}
+    facts |= {"batch_size": len(images), "device": str(device), **metrics}
+    (out / "fold.json").write_text(json.dumps(facts | asdict(report), indent=2) + "\n")
+    text = _summary(report, metrics, split, test_split, len(images))
+    (out / "fold.md").write_text(text + "\n" + _table(report))
+    log.info("%s", text)
+    log.info("checkpoint     %s", out / "folded.ckpt")
+    return metrics
+
+
+def _why_not(report: FoldReport, split: str) -> str:
+    near = report.nearest
+    what = (
+        f"No gate is constant within {report.tolerance:g} over {report.samples} images of {split}"
+    )
+    if near is None:
+        return f"{what}: none was called, or all were NaN. No file is written."
+    if near.spread <= report.tolerance:
+        return f"{what} and could be taken out ({near.layer}: {near.reason}). No file is written."
+    return (
+        f"{what}: the nearest is {near.layer}, whose gates are up to {near.spread:.3g} from their "
+        "channels' means. No file is written."
+    )
+
+
+def _accuracy(model: LightningModule, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+    right, count = 0, 0
+    with torch.no_grad():
+        for images, labels in batches:
+            right += int((model(images).argmax(1) == labels).sum())
+            count += len(labels)
+    return right / count
+
+
+def _seconds(model: LightningModule, images: Tensor) -> float:
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    start = time.perf_counter()
+    model(images)
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter() - start
+
+
+def _speedup(before: LightningModule, after: LightningModule, images: Tensor) -> float:
+    """Return how many times as long the network took before: the median over pairs."""
+    ratios: list[float] = []
+    with torch.no_grad():
+        for model in (before, after):  # warm up
+            _seconds(model, images)
+        start = time.perf_counter()
+        while len(ratios) < PAIRS and (time.perf_counter() - start < SECONDS or not ratios):
+            ratios.append(_seconds(before, images) / _seconds(after, images))
+    return statistics.median(ratios)
+
+
+def _checkpoint(path: str, model: ImageClassifier) -> dict[str, Any]:
+    """Return the checkpoint's content with the folded network in place of its own."""
+    content = {k: v for k, v in read_checkpoint(path).items() if k not in _OF_THE_RUN}
+    content["state_dict"] = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
+    content["se_lightning"] = {
+        **content["se_lightning"],
+        "structure": structure(model.backbone),
+        "folded": folded(model.backbone),
+    }
+    return content
+
+
+def _summary(
+    report: FoldReport, metrics: dict[str, float], split: str, test_split: str, batch: int
+) -> str:
+    before, after = (100 * metrics[f"fold/acc1_{when}"] for when in ("before", "after"))
+    return (
+        f"{len(report.folded)} of {len(report.gates)} gates are constant within "
+        f"{report.tolerance:g} over {report.samples} images of {split}, and taken out. Accuracy "
+        f"on {test_split} {before:.2f} % before, {after:.2f} % after; a forward of {batch} images "
+        f"is {metrics['fold/speedup']:.2f} times as fast."
+    )
+
+
+def _table(report: FoldReport) -> str:
+    rows = [
+        f"| {gate.layer} | {gate.spread:.3g} | {gate.low:.3f} to {gate.high:.3f} | {gate.reason} |"
+        for gate in report.gates
+    ]
+    head = ["", "| gate | largest distance from mean | means | |", "| --- | ---: | --- | --- |"]
+    return "\n".join([*head, *rows, ""])

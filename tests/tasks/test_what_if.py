@@ -1,0 +1,106 @@
+import csv
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import style
+from matplotlib.image import imread
+
+from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
+from se_lightning.excitation.what_if import ALL_BLOCKS, REPLACEMENTS, WhatIfRow
+from se_lightning.tasks import what_if
+from se_lightning.tasks.what_if import _batches, _short, draw_what_if
+
+
+@pytest.fixture(scope="module")
+def data():
+    data = DigitsDataModule(eval_batch_size=90)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return SEResNetModule([1, 1], widths=[8, 16], stem="cifar", ratio=4, in_channels=1).eval()
+
+
+def test_it_writes_a_table_a_picture_and_every_number(model, data, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        metrics = what_if(model, data, folder=str(tmp_path))
+    images = len(data.labels("test"))
+    right = sum((model(x).argmax(1) == y).sum().item() for x, y in data.test_dataloader())
+    assert metrics["what_if/baseline"] == pytest.approx(right / images)
+    paths = ["backbone.layer1.0.se", "backbone.layer2.0.se", ALL_BLOCKS]
+    drops = {f"what_if/{name}/{path}" for name in REPLACEMENTS for path in paths}
+    assert set(metrics) == {"what_if/baseline"} | drops
+    with (tmp_path / "what_if.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 1 + 3 * 4
+    assert {row["samples"] for row in rows} == {str(images)}
+    for row in rows[1:]:
+        name = f"what_if/{row['replacement']}/{row['block']}"
+        assert float(row["drop"]) == metrics[name]
+    text = (tmp_path / "what_if.md").read_text()
+    assert f"on {images} images of test" in text
+    assert "| layer2.0 | " in text
+    assert imread(tmp_path / "what_if.png").std() > 0.05
+    assert f"of {images} images of test" in caplog.text
+    assert what_if(model, data, folder=str(tmp_path)) == metrics
+
+
+def test_gates_that_are_one_already_lose_nothing(data, tmp_path):
+    options = {"stem": "cifar", "ratio": 4, "in_channels": 1}
+    model = SEResNetModule([1, 1], gate_activation="double-sigmoid", **options).eval()
+    metrics = what_if(model, data, folder=str(tmp_path), split="val", images=50)
+    assert {value for name, value in metrics.items() if name != "what_if/baseline"} == {0}
+
+
+def test_fewer_images_are_spread_over_the_split_and_batches_are_mixed(data):
+    read = _batches(data, "test", 30, torch.device("cpu"))
+    labels = torch.cat([labels for _, labels in read()])
+    images = torch.cat([images for images, _ in read()])
+    assert len(labels) == 30
+    whole = [torch.cat(part) for part in zip(*data.test_dataloader(), strict=True)]
+    whole[0] = data.on_after_batch_transfer([whole[0], whole[1]], 0)[0]
+    places = [int((whole[0] == image).flatten(1).all(1).nonzero()[0]) for image in images]
+    assert sorted(places) == [i * len(whole[1]) // 30 for i in range(30)]
+    assert places != sorted(places)
+    assert torch.equal(labels, whole[1][places])
+
+
+def test_what_does_not_fit_in_memory_is_read_again(data, monkeypatch, caplog):
+    monkeypatch.setattr(sys.modules[draw_what_if.__module__], "KEPT_BYTES", 1000)
+    read = _batches(data, "test", None, torch.device("cpu"))
+    assert "too many to be kept" in caplog.text
+    for _ in range(2):
+        assert torch.cat([y for _, y in read()]).tolist() == data.labels("test").tolist()
+
+
+@pytest.mark.parametrize("look", ["default", "dark_background"])
+@pytest.mark.parametrize("blocks", [1, 9, 50])
+def test_the_picture_holds_one_bar_a_block_and_replacement(blocks, look, tmp_path):
+    names = [f"layer{i // 3 + 1}.{i % 3}.se" for i in range(blocks)] + [ALL_BLOCKS]
+    rows = [WhatIfRow("", "none", 0.9, 0.0, 100)]
+    rows += [WhatIfRow(n, r, 0.8, 0.01 * k, 100) for n in names for k, r in enumerate(REPLACEMENTS)]
+    with style.context(look):
+        figure = draw_what_if(rows, _short(names), "test")
+        figure.savefig(tmp_path / "x.png", dpi=120)
+    left, right = figure.axes
+    assert len(left.patches) == 4 * blocks
+    assert [bar.get_height() for bar in right.patches] == pytest.approx([0, 1, 2, 3])
+    pixels = imread(tmp_path / "x.png")[..., :3].mean(-1)
+    assert (np.median(pixels) < 0.1) == (look == "dark_background")
+
+
+def test_mistakes_are_named(model, data, tmp_path):
+    with pytest.raises(ValueError, match=r"`split` \(='tset'\)"):
+        what_if(model, data, folder=str(tmp_path), split="tset")
+    with pytest.raises(ValueError, match=r"`images` \(=0\)"):
+        what_if(model, data, folder=str(tmp_path), images=0)
+    plain = ImageClassifier(torch.nn.Linear(2, 10), 10)
+    with pytest.raises(ValueError, match="needs a network with gates"):
+        what_if(plain, data, folder=str(tmp_path))
