@@ -14,7 +14,7 @@ from se_lightning.excitation.taps import Taps, eager
 from se_lightning.models import find_gates
 from se_lightning.models.gates import one_of
 
-__all__ = ["ALL_BLOCKS", "REPLACEMENTS", "Batches", "WhatIfRow", "replaced", "what_if"]
+__all__ = ["ALL_BLOCKS", "REPLACEMENTS", "Batches", "WhatIfRow", "replaced", "stages", "what_if"]
 
 REPLACEMENTS = {
     "one": "1",
@@ -32,11 +32,13 @@ class WhatIfRow:
     """One experiment.
 
     Attributes:
-        block: path of the SE module; ``all blocks``; empty in the first row, the baseline.
+        block: path of the SE module, or of a stage; ``all blocks``; empty in the first row, the
+            baseline.
         replacement: what its gates were replaced by; ``none`` in the first row.
         acc1: top-1 accuracy, a fraction.
         drop: the baseline's accuracy less this one.
         samples: of how many images.
+        gates: how many were replaced at once.
     """
 
     block: str
@@ -44,6 +46,7 @@ class WhatIfRow:
     acc1: float
     drop: float
     samples: int
+    gates: int = 1
 
 
 @contextmanager
@@ -79,6 +82,28 @@ def replaced(model: nn.Module, replacements: Mapping[str, Replacement]) -> Itera
         yield
 
 
+def stages(layers: Sequence[str]) -> dict[str, list[str]]:
+    """Return the gates of each stage: those whose paths begin alike.
+
+    Empty where that makes no stages: one for all, or one for each gate.
+
+    Args:
+        layers: paths of the SE modules.
+
+    Example:
+        >>> stages(["net.layer1.0.se", "net.layer1.1.se", "net.layer2.0.se"])
+        {'net.layer1': ['net.layer1.0.se', 'net.layer1.1.se'], 'net.layer2': ['net.layer2.0.se']}
+    """
+    parts = [layer.split(".") for layer in layers]
+    common = 0
+    while len({tuple(part[: common + 1]) for part in parts}) == 1 and common < len(parts[0]):
+        common += 1
+    found: dict[str, list[str]] = {}
+    for layer, part in zip(layers, parts, strict=True):
+        found.setdefault(".".join(part[: common + 1]), []).append(layer)
+    return found if 1 < len(found) < len(layers) else {}
+
+
 def what_if(
     model: nn.Module,
     batches: Batches,
@@ -88,7 +113,7 @@ def what_if(
     device: torch.device | None = None,
     seed: int = 0,
 ) -> list[WhatIfRow]:
-    """Measure the accuracy with the gates of each block, and of all, replaced.
+    """Measure the accuracy with the gates of each block, of each stage, and of all, replaced.
 
     A gate that varies over space is replaced by its mean over space too, but for a shuffled one.
     In a batch of a single image that image is its own donor.
@@ -102,7 +127,8 @@ def what_if(
         seed: of the donors of shuffled gates: the same for all blocks.
 
     Returns:
-        The baseline, then each block by each replacement, then all blocks at once.
+        The baseline, then each block by each replacement, each stage (of several), and all blocks
+        at once.
 
     Raises:
         ValueError: if there is no gate, no image, or no such replacement.
@@ -117,7 +143,7 @@ def what_if(
     with eager(), torch.no_grad():
         right, summary = _baseline(model, _on(batches, device), num_classes)
         means = _means(summary, num_classes)
-        blocks = {path: [path] for path in layers} | {ALL_BLOCKS: layers}
+        blocks = {path: [path] for path in layers} | stages(layers) | {ALL_BLOCKS: layers}
         totals = {(block, name): 0.0 for block in blocks for name in replacements}
         generator = torch.Generator().manual_seed(seed)
         for images, labels in _on(batches, device):
@@ -129,7 +155,8 @@ def what_if(
     samples = int(summary.samples.sum(axis=0).max())
     rows = [WhatIfRow("", "none", right / samples, 0.0, samples)]
     for (block, name), count in totals.items():
-        rows.append(WhatIfRow(block, name, count / samples, (right - count) / samples, samples))
+        drop, gates = (right - count) / samples, len(blocks[block])
+        rows.append(WhatIfRow(block, name, count / samples, drop, samples, gates))
     return rows
 
 

@@ -3,11 +3,13 @@
 import csv
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
@@ -38,9 +40,9 @@ def what_if(
 ) -> dict[str, float]:
     """Measure what accuracy is left when gates put out something else, without retraining.
 
-    Each block alone, and all at once: gates of 1, their channel's mean over the split, its mean
-    over the images of the same class, or those of another image. Writes ``what_if.csv``,
-    ``what_if.md`` and ``what_if.png``.
+    Each block alone, each stage, and all at once: gates of 1, their channel's mean over the split,
+    its mean over the images of the same class (which tells the network the class), or those of
+    another image. Writes ``what_if.csv``, ``what_if.md`` and ``what_if.png``.
 
     Args:
         model: in eval mode, on its device.
@@ -144,9 +146,9 @@ def _save(rows: Sequence[WhatIfRow], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "what_if.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["block", "replacement", "acc1", "drop", "samples"])
-        for row in rows:
-            table.writerow([row.block, row.replacement, row.acc1, row.drop, row.samples])
+        names = [field.name for field in fields(WhatIfRow)]
+        table.writerow(names)
+        table.writerows([getattr(row, name) for name in names] for row in rows)
 
 
 def _kinds(rows: Sequence[WhatIfRow]) -> list[str]:
@@ -165,8 +167,8 @@ def _table(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
     kinds = _kinds(rows)
     lines = [
         f"Accuracy on {rows[0].samples} images of {split}: {100 * rows[0].acc1:.2f} %. "
-        "Drop in percentage points when the gates of one block, or of all, are replaced; one image "
-        f"is {100 / rows[0].samples:.2g} points:",
+        "Drop in percentage points when the gates of a block, of a stage, or of all are replaced; "
+        f"one image is {100 / rows[0].samples:.2g} points:",
         "",
         "| block | " + " | ".join(kinds) + " |",
         "| --- |" + " ---: |" * len(kinds),
@@ -182,50 +184,54 @@ def _words(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
     first = f"{100 * rows[0].acc1:.2f} % of {rows[0].samples} images of {split}; drop with gates of"
     lines = [first]
     for kind in _kinds(rows):
-        of_kind = {row.block: 100 * row.drop for row in rows[1:] if row.replacement == kind}
-        everywhere = of_kind.pop(ALL_BLOCKS)
-        worst = max(of_kind, key=lambda block: of_kind[block])
-        lines.append(
-            f"{kind:14} {everywhere:6.2f} points in all blocks; in one at most "
-            f"{of_kind[worst]:.2f}, {names[worst]}"
-        )
+        *parts, everywhere = [row for row in rows[1:] if row.replacement == kind]
+        worst = max((row for row in parts if row.gates == 1), key=lambda row: row.drop)
+        text = f"{kind:14} {100 * everywhere.drop:6.2f} points in all blocks; in one at most "
+        text += f"{100 * worst.drop:.2f}, {names[worst.block]}"
+        if several := [row for row in parts if row.gates > 1]:
+            text += f"; in the last stage {100 * several[-1].drop:.2f}"
+        lines.append(text)
     return "\n".join(lines)
 
 
 def draw_what_if(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> Figure:
     """Draw the drops: a group of bars a block, a bar a replacement."""
     drops, kinds = _drops(rows), _kinds(rows)
-    everywhere = drops.pop(ALL_BLOCKS)
-    values = np.array(list(drops.values()))
-    # Blocks side by side while their names have room; all blocks at once have a scale of their own.
-    width = min(16.0, 3.5 + 0.13 * len(drops) * len(kinds))
-    figure = Figure(figsize=(max(width, 7.5), 4.5), layout="constrained")
-    ratios = [max(width - 1.8, 3.0), 1.8]
-    left, right = figure.subplots(1, 2, width_ratios=ratios)
-    colors = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
-    bar = 0.8 / len(kinds)
-    for index, kind in enumerate(kinds):
-        color = colors[index % len(colors)]
-        places = np.arange(len(drops)) + (index - (len(kinds) - 1) / 2) * bar
-        left.bar(places, values[:, index], bar, color=color, label=kind)
-        right.bar(index, everywhere[index], color=color)
-    step = -(-len(drops) // 60)
-    size = 8 if len(drops) <= 25 else 6
-    shown = [names[block] for block in drops][::step]
-    left.set_xticks(range(0, len(drops), step), shown, rotation=90, fontsize=size)
-    left.set_xlim(-0.6, len(drops) - 0.4)
+    several = {row.block for row in rows[1:] if row.gates > 1} | {ALL_BLOCKS}
+    single = {block: each for block, each in drops.items() if block not in several}
+    together = {block: each for block, each in drops.items() if block in several}
+    # Blocks side by side while their names have room; several at once have a scale of their own.
+    widths = [1.5 + 0.13 * len(part) * len(kinds) for part in (single, together)]
+    widths[0] = min(widths[0], 14.0)
+    figure = Figure(figsize=(max(sum(widths), 7.5), 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=widths)
+    _bars(left, single, names, kinds)
+    _bars(right, together, names, kinds)
     left.set_xlabel("block whose gates are replaced, in order of depth")
     left.set_ylabel("drop of accuracy, percentage points")
     left.legend(title="gates replaced by", fontsize=8, title_fontsize=8)
-    right.set_xticks(range(len(kinds)), kinds, rotation=90, fontsize=8)
-    right.set_xlabel(ALL_BLOCKS)
-    for axes in (left, right):
-        axes.axhline(0, color=matplotlib.rcParams["axes.edgecolor"], linewidth=0.8)
-        axes.grid(axis="y", alpha=0.3)
-        axes.set_axisbelow(True)
+    right.set_xlabel("several at once")
     figure.suptitle(
         f"What it costs to replace gates: as trained, {100 * rows[0].acc1:.2f} % of "
         f"{rows[0].samples} images of {split} are right",
         fontsize=11,
     )
     return figure
+
+
+def _bars(
+    axes: Axes, drops: dict[str, list[float]], names: dict[str, str], kinds: Sequence[str]
+) -> None:
+    colors = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
+    values, bar = np.array(list(drops.values())), 0.8 / len(kinds)
+    for index, kind in enumerate(kinds):
+        places = np.arange(len(drops)) + (index - (len(kinds) - 1) / 2) * bar
+        axes.bar(places, values[:, index], bar, color=colors[index % len(colors)], label=kind)
+    step = -(-len(drops) // 60)
+    size = 8 if len(drops) <= 25 else 6
+    shown = [names[block] for block in drops][::step]
+    axes.set_xticks(range(0, len(drops), step), shown, rotation=90, fontsize=size)
+    axes.set_xlim(-0.6, len(drops) - 0.4)
+    axes.axhline(0, color=matplotlib.rcParams["axes.edgecolor"], linewidth=0.8)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from se_lightning.excitation import replaced, what_if
+from se_lightning.excitation.what_if import stages
 from se_lightning.models import SpatialExcitation, SqueezeExcitation, find_gates, se_resnet20
 
 
@@ -174,3 +175,41 @@ def test_mistakes_are_named():
         replaced(net, {"c": abs}),
     ):
         pass
+
+
+class Ones(nn.Module):
+    def forward(self, x):
+        return torch.ones_like(x)
+
+
+@torch.no_grad()
+def test_a_stage_is_measured_as_all_its_blocks_at_once():
+    net = se_resnet20(ratio=4, num_classes=3).eval()
+    images, labels = torch.rand(24, 3, 32, 32), torch.arange(24) % 3
+    rows = what_if(net, lambda: [(images, labels)], 3, ["one"])
+    found = {row.block: row for row in rows}
+    assert [row.gates for row in rows] == [1] * 10 + [3] * 3 + [9]
+
+    def right():
+        return (net(images).argmax(1) == labels).double().mean().item()
+
+    for block in net.layer1:
+        block.se.gate = Ones()
+    assert found["layer1"].acc1 == pytest.approx(right())
+    for block in (*net.layer2, *net.layer3):
+        block.se.gate = Ones()
+    assert found["all blocks"].acc1 == pytest.approx(right())
+
+
+@pytest.mark.parametrize(
+    ("layers", "found"),
+    [
+        (["layer1.0.se", "layer1.1.se", "layer2.0.se"], ["layer1", "layer2"]),
+        (["n.blocks.0.0.se", "n.blocks.1.0.se", "n.blocks.1.1.se"], ["n.blocks.0", "n.blocks.1"]),
+        (["a.se", "b.se"], []),
+        (["se"], []),
+        (["layer1.0.se", "layer1.1.se"], []),
+    ],
+)
+def test_stages_are_paths_that_begin_alike(layers, found):
+    assert list(stages(layers)) == found

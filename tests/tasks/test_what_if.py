@@ -85,13 +85,19 @@ def test_what_does_not_fit_in_memory_is_read_again(data, monkeypatch, caplog):
 def test_the_picture_holds_one_bar_a_block_and_replacement(blocks, look, tmp_path):
     names = [f"layer{i // 3 + 1}.{i % 3}.se" for i in range(blocks)] + [ALL_BLOCKS]
     rows = [WhatIfRow("", "none", 0.9, 0.0, 100)]
-    rows += [WhatIfRow(n, r, 0.8, 0.01 * k, 100) for n in names for k, r in enumerate(REPLACEMENTS)]
+    names.insert(-1, "layer1")
+    rows += [
+        WhatIfRow(name, kind, 0.8, 0.01 * k, 100, 1 + (name == "layer1"))
+        for name in names
+        for k, kind in enumerate(REPLACEMENTS)
+    ]
     with style.context(look):
         figure = draw_what_if(rows, _short(names), "test")
         figure.savefig(tmp_path / "x.png", dpi=120)
     left, right = figure.axes
     assert len(left.patches) == 4 * blocks
-    assert [bar.get_height() for bar in right.patches] == pytest.approx([0, 1, 2, 3])
+    assert [bar.get_height() for bar in right.patches] == pytest.approx([0, 0, 1, 1, 2, 2, 3, 3])
+    assert [tick.get_text() for tick in right.get_xticklabels()] == ["layer1", ALL_BLOCKS]
     pixels = imread(tmp_path / "x.png")[..., :3].mean(-1)
     assert (np.median(pixels) < 0.1) == (look == "dark_background")
 
