@@ -187,7 +187,9 @@ def test_ctrl_c_ends_a_multirun_and_leaves_no_process(tmp_path):
 
 
 def test_what_looks_into_networks_says_which_and_how_many_it_needs(told, short, tmp_path):
-    assert told(*short, "hydra.run.dir=old", "callbacks=checkpoint")[0] == 0
+    options = ("lr_scheduler=constant", "callbacks=checkpoint", "hydra.run.dir=old")
+    code, error = told(*short, *options)
+    assert code == 0, error
     best = "ckpt_path=old/checkpoints/best.ckpt"
     two = "ckpt_path=[old/checkpoints/best.ckpt,old/checkpoints/last.ckpt]"
     for words, message in (

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from se_lightning.models import hub
 from se_lightning.models.files import read_file
+from se_lightning.models.folding import folded
 from se_lightning.models.layouts import recognise, translate
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.structure import (
@@ -116,6 +117,7 @@ def load_weights(
         model = around.backbone
     name, content = _read(source)
     state, there = _state_dict(content, name, use_ema)
+    _check_folds(model, content, name)
     state = _unwrapped(state, model)
     layout, head = recognise(state), classifier_path(model)
     names = {key: translate(key, layout, head) for key in state}
@@ -133,6 +135,16 @@ def load_weights(
         check_variant(model, layout, state, f"{name} ({layout.name} layout)", gated=gated)
     model.load_state_dict(fitted, strict=True)
     return report
+
+
+def _check_folds(model: nn.Module, content: Any, name: str) -> None:
+    about = content.get("se_lightning") if isinstance(content, Mapping) else None
+    there = about.get("folded") if isinstance(about, Mapping) else None
+    if there and there != folded(model):
+        raise ValueError(
+            f"{name} is of a network with {len(there)} gates folded away: take the network with "
+            "the module's load_from_checkpoint, or the weights of the one before task=fold."
+        )
 
 
 def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any]:

@@ -11,6 +11,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from se_lightning.models import create_model, load_weights
+from se_lightning.models.folding import folded, repeat_folds
+from se_lightning.models.structure import structure
 
 CAFFE = {"ceil_pool": True}
 # Ours, timm's, options of ours.
@@ -535,3 +537,18 @@ def test_the_state_dict_of_a_network_with_spatial_gates():
         source, model = (create_model("se_resnet20", gate=gate, ratio=4) for _ in range(2))
         load_weights(model, source.state_dict())
         assert torch.equal(model.fc.weight, source.fc.weight)
+
+
+def test_weights_of_a_network_with_gates_folded_away_go_only_into_such_a_network():
+    theirs, ours, alike = (create_model("se_resnet20", ratio=4) for _ in range(3))
+    repeat_folds(theirs, {"layer1.0.se": "identity", "layer3.2.se": "scale"})
+    about = {"structure": structure(theirs), "folded": folded(theirs)}
+    content = {"state_dict": theirs.state_dict(), "se_lightning": about}
+    before = {key: tensor.clone() for key, tensor in ours.state_dict().items()}
+    with pytest.raises(ValueError, match="2 gates folded away: take the network with"):
+        load_weights(ours, content)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in ours.state_dict().items())
+    repeat_folds(alike, about["folded"])
+    load_weights(alike, content)
+    for key, tensor in theirs.state_dict().items():
+        assert torch.equal(alike.state_dict()[key], tensor)
