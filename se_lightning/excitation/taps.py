@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from se_lightning.models import DoubleSigmoid, find_excitations
 
@@ -63,7 +62,8 @@ def per_sample(calls: Sequence[Tensor], channels: int, size: int) -> Tensor:
 class Taps:
     """Hooks on every gate of a model that keep its output while recording.
 
-    Set them before the first compiled call. Where the model was compiled before, what is compiled
+    The last taps on a model count; earlier ones see nothing any more. Set them before the first
+    compiled call. Where the model was compiled before, what is compiled
     is dropped, so that the next call compiles the hooks in.
 
     Args:
@@ -92,13 +92,12 @@ class Taps:
             parts.expand if width else None
             for parts, width in zip(self.excitations.values(), self.hidden, strict=True)
         ]
-        self._handles: list[RemovableHandle] = []
+        self.remove()  # of taps that an exception has left there
         for gate in self._gates:
-            gate._tapped = None
-            self._handles.append(gate.register_forward_hook(_record_output))
+            gate.register_forward_hook(_record_output)
         for layer in filter(None, self._expansions):
-            layer._tapped = None
-            self._handles.append(layer.register_forward_pre_hook(_record_input))
+            layer.register_forward_pre_hook(_record_input)
+        self.pause()
         self.recompiles = bool(self._gates) and _is_compiled(model)
         if self.recompiles:
             torch._dynamo.reset()
@@ -121,10 +120,12 @@ class Taps:
 
     def take(self) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
         """Return what was recorded, by layer and call, of gates and of hidden units; go on."""
-        gates = [gate._tapped or [] for gate in self._gates]
-        hidden = [layer._tapped or [] if layer else [] for layer in self._expansions]
+        gates, hidden = (
+            [getattr(module, "_tapped", None) or [] for module in modules]
+            for modules in (self._gates, self._expansions)
+        )
         for module in self._tapped():
-            if module._tapped is not None:
+            if getattr(module, "_tapped", None) is not None:
                 module._tapped = []
         return gates, hidden
 
@@ -134,13 +135,15 @@ class Taps:
             module._tapped = None
 
     def remove(self) -> None:
-        """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        for module in self._tapped():
-            if hasattr(module, "_tapped"):
-                del module._tapped
+        """Take the hooks away, also those of other taps on these gates."""
+        for parts in self.excitations.values():
+            for module, hooks, ours in (
+                (parts.gate, parts.gate._forward_hooks, _record_output),
+                (parts.expand, parts.expand._forward_pre_hooks, _record_input),
+            ):
+                for key in [key for key, hook in hooks.items() if hook is ours]:
+                    del hooks[key]
+                vars(module).pop("_tapped", None)
 
     def _tapped(self) -> list[Any]:
         return [module for module in self._gates + self._expansions if module is not None]

@@ -131,3 +131,16 @@ def test_gates_in_training_are_cut_from_the_graph():
 )
 def test_the_ends_are_those_of_the_gates_activation(activation, ends):
     assert Taps(se_resnet20(ratio=4, gate_activation=activation)).ends == ends
+
+
+def test_the_last_taps_on_a_model_count_and_leave_nothing():
+    """An exception may have kept the first ones from being removed."""
+    net = se_resnet20(ratio=4).eval()
+    first = Taps(net, hidden=True)
+    first.record()
+    taps, gates, hidden = recorded(net)
+    assert [len(calls) for calls in gates + hidden] == [1] * 18
+    assert taps.layers == first.layers
+    assert not any(map(any, first.take()))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    first.remove()  # once more, and no harm
