@@ -70,5 +70,6 @@ def _label(given: int | str, num_classes: int | None, names: Sequence[str] | Non
             )
         return list(names).index(given)
     if given < 0 or (num_classes is not None and given >= num_classes):
-        raise ValueError(f"`classes`: there is no class {given} in the {num_classes} from 0 on.")
+        labels = "begin with 0" if num_classes is None else f"are 0 to {num_classes - 1}"
+        raise ValueError(f"`classes`: there is no class {given}; labels {labels}.")
     return given
