@@ -59,7 +59,7 @@ class GateDoctor(ExcitationCallback):
         self._told: dict[str, list[str]] = {}
 
     def wanted(self, trainer: Trainer, pl_module: LightningModule) -> Wanted:  # noqa: D102
-        return Wanted(hidden=True)
+        return Wanted(hidden=True, examines=True)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin anew; what a checkpoint holds is loaded after this."""

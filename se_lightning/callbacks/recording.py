@@ -20,11 +20,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a callback needs of the engine: bins, labels kept apart, and hidden units."""
+    """What a callback needs of the engine: bins, labels kept apart, and hidden units.
+
+    One that ``examines`` says itself which gates are NaN or never called.
+    """
 
     bins: int = 0
     classes: tuple[int, ...] = ()
     hidden: bool = False
+    examines: bool = False
 
 
 class ExcitationCallback(Callback):
@@ -127,7 +131,8 @@ class _Recorder:
     def __init__(self, model: nn.Module, wants: Sequence[Wanted]) -> None:
         self.taps = Taps(model, hidden=any(want.hidden for want in wants))
         self.left: int | None = None
-        self._told = False
+        self._examined = any(want.examines for want in wants)
+        self._told: set[str] = set()
         self.statistics: ExcitationStatistics | None = None
         if not self.taps.layers:
             log.info(
@@ -170,25 +175,25 @@ class _Recorder:
         if self.statistics is None:
             return None
         summary = self.statistics.summary()
-        if not self._told:
-            self._told = True
-            self._tell(summary)
+        self._tell(summary)
         return summary
 
     def _tell(self, summary: ExcitationSummary) -> None:
-        """Say, once a run, what the figures leave out."""
-        if summary.unseen:
+        """Say, once a run and layer, what the figures leave out."""
+        unseen = set(summary.unseen) - self._told
+        if unseen and not self._examined:
             log.warning(
                 "Not one gate of %s was seen: the forward pass never calls it, or runs code that "
                 "was scripted or exported without it.",
-                ", ".join(summary.unseen),
+                ", ".join(layer for layer in summary.layers if layer in unseen),
             )
-        bins = len(summary.edges) - 1
-        for layer, (nan, outside) in zip(
-            summary.layers, summary.histogram()[:, bins:].tolist(), strict=True
-        ):
-            if nan or outside:
-                ends = f"[{summary.edges[0]:g}, {summary.edges[-1]:g}]"
+        self._told |= unseen
+        ends = f"[{summary.edges[0]:g}, {summary.edges[-1]:g}]"
+        lost = summary.histogram()[:, len(summary.edges) - 1 :].tolist()
+        for layer, (nan, outside) in zip(summary.layers, lost, strict=True):
+            nan = 0 if self._examined else nan
+            if (nan or outside) and layer not in self._told:
+                self._told.add(layer)
                 log.warning("%s: %d gates are NaN, %d outside %s.", layer, nan, outside, ends)
 
 

@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import nn
 
-from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
+from se_lightning import DigitsDataModule, GateDoctor, ImageClassifier, SEResNetModule
 from se_lightning.callbacks.recording import ExcitationCallback, Wanted, labels_of
 from se_lightning.excitation import ExcitationStatistics
 from se_lightning.models import SqueezeExcitation, se_resnet20
@@ -177,6 +177,25 @@ def test_a_gate_that_is_never_called_is_told(tmp_path, caplog):
     model = ImageClassifier(NeverCalled(), 10)
     quiet(tmp_path, Keep()).validate(model, DigitsDataModule(), verbose=False)
     assert "Not one gate of backbone.se was seen" in caplog.text
+
+
+@pytest.mark.parametrize("doctor", [False, True])
+def test_what_the_figures_leave_out_is_told_once_by_whoever_examines(tmp_path, caplog, doctor):
+    """NaN that comes in the second epoch; the doctor says it in its own words."""
+
+    class Breaks(SEResNetModule):
+        def on_validation_epoch_start(self):
+            if self.current_epoch == 1:
+                self.backbone.layer2[0].se.fc2.bias.data.fill_(float("nan"))
+
+    callbacks = [Keep(), GateDoctor()] if doctor else [Keep()]
+    model = Breaks(20, ratio=4, in_channels=1)
+    fitted = quiet(tmp_path, *callbacks, max_epochs=3, limit_train_batches=1)
+    fitted.fit(model, datamodule=DigitsDataModule(eval_batch_size=90))
+    told = [record.getMessage() for record in caplog.records]
+    warnings = [text for text in told if "layer2.0.se: 5760 gates are NaN" in text]
+    assert len(warnings) == 1
+    assert ("look for a learning rate" in warnings[0]) == doctor
 
 
 RANKS = """
