@@ -75,6 +75,9 @@ def _places(model: nn.Module, probe: Probe, where: str) -> list[str]:
             fault = f"it ran {runs} times in a forward, and a gate serves one feature map"
         elif probe.layout(path)[0] not in (1, 3):
             fault = "its output is no feature map (N, C, H, W) or (N, H, W, C)"
+        elif isinstance(model.get_submodule(path), nn.ModuleDict):
+            # torchvision's DenseNet blocks, whose forward hands each child the list of all maps.
+            fault = "it is a ModuleDict, whose forward may run the gate as one more of its layers"
         elif hasattr(model.get_submodule(path), "se"):
             fault = "it has an `se` already; remove_excitation takes out what was inserted"
         if fault:

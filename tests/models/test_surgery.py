@@ -548,6 +548,16 @@ def test_gates_of_a_network_of_ones_own_stay():
     assert list(hidden_widths(remove_excitation(model))) == own
 
 
+def test_a_block_that_would_run_its_gate_as_a_layer_is_refused():
+    """And the layers inside and behind it are places all the same."""
+    net = torchvision.models.densenet121()
+    with pytest.raises(ValueError, match="denseblock1`: it is a ModuleDict"):
+        add_excitation(net, "stages")
+    add_excitation(net.eval(), "features.transition?")
+    assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
+    assert len(find_gates(net)) == 3
+
+
 def test_a_second_insertion_is_refused_and_changes_nothing():
     model = trained(gated(torchvision.models.resnet18()))
     expected, keys = model(IMAGE), list(model.state_dict())
