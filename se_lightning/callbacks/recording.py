@@ -258,7 +258,6 @@ def _own_samples(loader: Any) -> int | None:
         not isinstance(loader, DataLoader)
         or loader.batch_size is None
         or not isinstance(sampler, DistributedSampler)
-        or sampler.shuffle
     ):
         return None
     size = len(sampler.dataset)  # type: ignore[arg-type]

@@ -1,17 +1,18 @@
 """The gates of a few images, as plain tensors, and those of a whole split, batch by batch."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from se_lightning.excitation.taps import Taps, eager, per_sample
 from se_lightning.models import find_excitations
 
-__all__ = ["NO_GATES", "Recorded", "excitations", "record", "undisturbed", "unheard"]
+__all__ = ["NO_GATES", "Recorded", "excitations", "record", "run_once", "undisturbed", "unheard"]
 
 NO_GATES = (
     "`model`: there are no squeeze-and-excitation gates in {}; "
@@ -56,6 +57,16 @@ def unheard(model: nn.Module) -> Iterator[None]:
             module._tapped = recorded
 
 
+def run_once(model: nn.Module, images: Tensor, handles: Sequence[RemovableHandle]) -> None:
+    """Run the model for its hooks, which are gone afterwards; nothing else has changed."""
+    try:
+        with undisturbed(model), unheard(model):
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def excitations(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return the gates of any model on a batch of images, by the path of each SE module.
 
@@ -90,12 +101,7 @@ def excitations(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         )
         for path, parts in found.items()
     ]
-    try:
-        with undisturbed(model), unheard(model):
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_once(model, images, handles)
     silent = [path for path, each in calls.items() if not each]
     if silent:
         warnings.warn(

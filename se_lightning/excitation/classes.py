@@ -3,10 +3,21 @@
 import difflib
 from collections.abc import Sequence
 
-__all__ = ["PAPERS_CLASSES", "choose_classes"]
+__all__ = ["PAPERS_CLASSES", "choose_classes", "evenly"]
 
 # Figure 6 of the paper; its plane is ImageNet's airliner.
 PAPERS_CLASSES = {1: "goldfish", 254: "pug", 404: "plane", 972: "cliff"}
+
+
+def evenly(total: int, most: int) -> list[int]:
+    """Return indices below ``total``, ``most`` of them or all: the first, the last, those between.
+
+    Example:
+        >>> evenly(9, 3), evenly(2, 6)
+        ([0, 4, 8], [0, 1])
+    """
+    count = min(most, total)
+    return [round(k * (total - 1) / max(count - 1, 1)) for k in range(count)]
 
 
 def choose_classes(
@@ -52,8 +63,7 @@ def _spread(count: int, num_classes: int | None) -> list[int]:
             f"`classes` (={count}) is a number of classes, at least 1, of a data set that says "
             "how many it has; else give a list of labels."
         )
-    count = min(count, num_classes)
-    return [round(k * (num_classes - 1) / max(count - 1, 1)) for k in range(count)]
+    return evenly(num_classes, count)
 
 
 def _label(given: int | str, num_classes: int | None, names: Sequence[str] | None) -> int:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from se_lightning.excitation.capture import NO_GATES, undisturbed, unheard
+from se_lightning.excitation.capture import NO_GATES, run_once
 from se_lightning.models import ExcitationParts, find_excitations
 
 __all__ = ["ExcitationCost", "excitation_cost"]
@@ -106,12 +106,7 @@ def _count(
     ]
     for path, parts in found.items():
         handles += _watch_rescaling(path, parts, elements)
-    try:
-        with undisturbed(model), unheard(model):
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_once(model, images, handles)
     size = len(images)
     return (
         Counter({layer: count // size for layer, count in operations.items()}),

@@ -3,7 +3,7 @@
 import difflib
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -11,32 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from se_lightning.excitation.classes import evenly
 from se_lightning.excitation.summary import ExcitationSummary
 
-__all__ = ["chosen_layers", "curve_arrays", "draw_curves", "draw_spread", "find_layers"]
+__all__ = ["curve_arrays", "draw_curves", "draw_spread", "find_layers"]
 
 
-def chosen_layers(count: int, panels: int = 6) -> list[int]:
-    """Return the indices of the first, the last, and layers evenly between them.
-
-    Args:
-        count: of layers.
-        panels: how many at the most.
-
-    Example:
-        >>> chosen_layers(9, 3), chosen_layers(2)
-        ([0, 4, 8], [0, 1])
-    """
-    return _evenly(count, panels)
-
-
-def _evenly(count: int, most: int) -> list[int]:
-    most = min(most, count)
-    return [round(k * (count - 1) / max(most - 1, 1)) for k in range(most)]
+# Of layers that nobody has chosen, at the most.
+PANELS = 6
 
 
 def find_layers(names: Sequence[str], given: Sequence[str | int] | None) -> list[int]:
-    """Return the indices of the given layers; None is :func:`chosen_layers`.
+    """Return the indices of the given layers; None is the first, the last, and up to four between.
 
     Args:
         names: of all layers.
@@ -46,7 +32,7 @@ def find_layers(names: Sequence[str], given: Sequence[str | int] | None) -> list
         ValueError: naming the layer that does not exist, and those near it.
     """
     if given is None:
-        return chosen_layers(len(names))
+        return evenly(len(names), PANELS)
     if not given or isinstance(given, str):
         raise ValueError(f"`layers` (={given!r}) must be a list of at least one layer.")
     return [_find(names, each) for each in given]
@@ -75,7 +61,7 @@ def curve_arrays(
     Args:
         summary: with these classes among the chosen.
         names: of the classes, by label.
-        layers: names or indices; None is :func:`chosen_layers`.
+        layers: as :func:`find_layers` takes them.
         channels: evenly sampled of each layer; all where there are fewer.
 
     Returns:
@@ -87,7 +73,7 @@ def curve_arrays(
         ValueError: if there is no such layer.
     """
     chosen = find_layers(summary.layers, layers)
-    index = [_evenly(summary.channels[layer], channels) for layer in chosen]
+    index = [evenly(summary.channels[layer], channels) for layer in chosen]
     columns = np.concatenate(
         [summary.of(layer).start + np.array(at) for layer, at in zip(chosen, index, strict=True)]
     )
@@ -118,7 +104,7 @@ def draw_curves(
     Args:
         summary: with these classes among the chosen.
         names: of the classes, by label; those without a sample are named in the heading instead.
-        layers: names or indices; None is :func:`chosen_layers`.
+        layers: as :func:`find_layers` takes them.
         channels: evenly sampled of each layer; all where there are fewer.
         title: heading.
 
@@ -126,20 +112,16 @@ def draw_curves(
         ValueError: if there is no such layer.
     """
     seen, heading = _seen(summary, names, title)
-    chosen = find_layers(summary.layers, layers)
-    figure, panels = _panels(summary, chosen, heading)
+    figure, panels = _panels(summary, layers, channels, heading)
     curves = [(name, summary.mean(label)) for label, name in seen.items()]
     common = summary.mean()
-    for axes, layer in zip(panels, chosen, strict=True):
-        index = np.array(_evenly(summary.channels[layer], channels))
-        columns = summary.of(layer).start + index
-        marker = "." if len(index) < 8 else None  # a single channel makes no line
+    for axes, at, columns, marker in panels:
         # Beneath the others, which in early layers it would hide.
-        (line,) = axes.plot(index, common[columns], marker=marker, lw=4, alpha=0.4, zorder=1.5)
+        (line,) = axes.plot(at, common[columns], marker=marker, lw=4, alpha=0.4, zorder=1.5)
         line.set(color=matplotlib.rcParams["text.color"], label="all samples")
         for (name, mean), colour in zip(curves, _colours(len(curves)), strict=True):
-            axes.plot(index, mean[columns], color=colour, lw=1.2, marker=marker, label=name)
-    _legend(figure, panels[0])
+            axes.plot(at, mean[columns], color=colour, lw=1.2, marker=marker, label=name)
+    _legend(figure, panels[0].axes)
     return figure
 
 
@@ -157,7 +139,7 @@ def draw_spread(
     Args:
         summary: with these classes among the chosen.
         names: of the classes, by label.
-        layers: names or indices; None is :func:`chosen_layers`.
+        layers: as :func:`find_layers` takes them.
         channels: evenly sampled of each layer; all where there are fewer.
         classes: how many are drawn: the first of those that have a sample.
         title: heading.
@@ -166,21 +148,17 @@ def draw_spread(
         ValueError: if there is no such layer.
     """
     seen, heading = _seen(summary, names, title)
-    chosen = find_layers(summary.layers, layers)
-    figure, panels = _panels(summary, chosen, heading)
+    figure, panels = _panels(summary, layers, channels, heading)
     drawn = list(seen.items())[:classes]
     moments = [(name, summary.mean(label), summary.std(label)) for label, name in drawn]
-    for axes, layer in zip(panels, chosen, strict=True):
-        index = np.array(_evenly(summary.channels[layer], channels))
-        columns = summary.of(layer).start + index
-        marker = "." if len(index) < 8 else None
+    for axes, at, columns, marker in panels:
         for (name, mean, std), colour in zip(moments, _colours(len(seen)), strict=False):
             middle, half = mean[columns], std[columns]
             axes.fill_between(
-                index, middle - half, middle + half, color=colour, alpha=0.25, linewidth=0
+                at, middle - half, middle + half, color=colour, alpha=0.25, linewidth=0
             )
-            axes.plot(index, middle, color=colour, lw=1.2, marker=marker, label=name)
-    _legend(figure, panels[0])
+            axes.plot(at, middle, color=colour, lw=1.2, marker=marker, label=name)
+    _legend(figure, panels[0].axes)
     return figure
 
 
@@ -212,18 +190,28 @@ def _colours(count: int) -> Iterable[Any]:
     return matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
 
 
+class _Panel(NamedTuple):
+    """A layer's axes, the channels drawn in it, and where these are among all layers'."""
+
+    axes: Axes
+    at: np.ndarray
+    columns: np.ndarray
+    marker: str | None
+
+
 def _panels(
-    summary: ExcitationSummary, chosen: Sequence[int], heading: str
-) -> tuple[Figure, list[Axes]]:
+    summary: ExcitationSummary, layers: Sequence[str | int] | None, channels: int, heading: str
+) -> tuple[Figure, list[_Panel]]:
+    chosen = find_layers(summary.layers, layers)
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
     size = (max(3.4 * columns, 6), 2.3 * rows + 1.1)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    panels = list(grid.flat)[: len(chosen)]
     for axes in list(grid.flat)[len(chosen) :]:
         axes.remove()
-    for axes, layer in zip(panels, chosen, strict=True):
+    panels = []
+    for axes, layer in zip(grid.flat, chosen, strict=False):
         name = summary.layers[layer]
         called = "" if name not in summary.unseen else ": never called"
         axes.set_title(f"{name}{called}", fontsize=9)
@@ -231,8 +219,11 @@ def _panels(
         axes.grid(visible=True, alpha=0.3)
         axes.tick_params(labelsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    for axes in panels[-columns:]:
-        axes.set_xlabel("channel", fontsize=8)
+        at = np.array(evenly(summary.channels[layer], channels))
+        marker = "." if len(at) < 8 else None  # a single channel makes no line
+        panels.append(_Panel(axes, at, summary.of(layer).start + at, marker))
+    for panel in panels[-columns:]:
+        panel.axes.set_xlabel("channel", fontsize=8)
     for axes in grid[:, 0]:
         axes.set_ylabel("mean gate", fontsize=8)
     figure.suptitle(heading, fontsize=10)

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from se_lightning.excitation.curves import chosen_layers
+from se_lightning.excitation.classes import evenly
 from se_lightning.excitation.summary import ExcitationSummary
 from se_lightning.excitation.taps import Taps, per_sample
 
@@ -169,7 +169,7 @@ def draw_drift(drifts: Sequence[Drift], title: str) -> Figure:
     below.bar(depth, [each.js for each in drifts], color="C2")
     below.set_ylabel("Jensen-Shannon\n(0: the same values)", fontsize=9)
     # Not more names than can be read.
-    shown = chosen_layers(len(drifts), 16)
+    shown = evenly(len(drifts), 16)
     below.set_xticks(shown, [drifts[k].layer for k in shown], rotation=45, ha="right", fontsize=8)
     for axes in (above, below):
         axes.grid(axis="y", alpha=0.3)

@@ -9,7 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from se_lightning.excitation.curves import chosen_layers
+from se_lightning.excitation.classes import evenly
 from se_lightning.excitation.histogram import is_dark
 
 __all__ = ["draw_selectivity", "draw_selectivity_epochs"]
@@ -86,7 +86,7 @@ def draw_selectivity_epochs(
     axes.set_ylabel(_MEANING, fontsize=9)
     axes.set_title(title, fontsize=10)
     scale = ScalarMappable(Normalize(0, last), colours)
-    named = chosen_layers(len(layers), 10)
+    named = evenly(len(layers), 10)
     bar = figure.colorbar(scale, ax=axes)
     bar.set_ticks(named, labels=[layers[layer] for layer in named], fontsize=8)
     bar.ax.invert_yaxis()  # the first on top, as in the other pictures

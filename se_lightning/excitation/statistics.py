@@ -102,7 +102,7 @@ class ExcitationStatistics(Metric):
         Raises:
             ValueError: if the number of labels does not divide the number of rows.
         """
-        counts, samples, sums, squares, *units = self._parts()
+        counts, samples, sums, squares, *units = self._parts(self.totals)
         here = tuple(layer for layer, calls in enumerate(gates) if calls)
         if not here:
             return
@@ -209,9 +209,8 @@ class ExcitationStatistics(Metric):
         index = labels.to(table.device)
         return table[torch.where(index < 0, len(table) - 1, index.clamp(max=len(table) - 1))]
 
-    def _parts(self) -> list[Tensor]:
-        sizes = [a * b for a, b in self._shapes]
-        parts = self.totals.split(sizes)
+    def _parts(self, totals: Tensor) -> list[Tensor]:
+        parts = totals.split([a * b for a, b in self._shapes])
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def on(self, device: torch.device) -> Self:
@@ -229,10 +228,8 @@ class ExcitationStatistics(Metric):
 
     def summary(self) -> ExcitationSummary:
         """Return what was counted, summed over ranks, all of which must call this."""
-        totals = self.compute().cpu().numpy()
-        ends = np.cumsum([a * b for a, b in self._shapes])[:-1]
-        shaped = zip(np.split(totals, ends), self._shapes, strict=True)
-        counts, samples, sums, squares, *units = (part.reshape(shape) for part, shape in shaped)
+        parts = self._parts(self.compute().to("cpu", copy=True))
+        counts, samples, sums, squares, *units = (part.numpy() for part in parts)
         return ExcitationSummary(
             layers=self.layers,
             channels=self.channels,

@@ -33,28 +33,13 @@ def loader(labels):
     return DataLoader(TensorDataset(images, torch.tensor(labels)), batch_size=7)
 
 
-def eta_squared(model, batches, classes):
-    """Return by path the share of variance between classes, from gates of a pass of its own."""
-    gates, labels, handles = {}, [], []
-    for path, module in model.named_modules():
-        if isinstance(module, SqueezeExcitation):
-            handles.append(
-                module.gate.register_forward_hook(
-                    lambda m, i, o, path=path: gates.setdefault(path, []).append(o.flatten(1))
-                )
-            )
-    model.eval()
-    with torch.no_grad():
-        for images, each in batches:
-            model(images)
-            labels.append(each)
-    for handle in handles:
-        handle.remove()
-    labels = torch.cat(labels).numpy()
-    found = {}
+def eta_squared(captured, classes):
+    """Return by path the share of variance between classes, of gates captured by hand."""
+    gates, labels = captured
+    here = np.isin(labels, classes)
+    of, found = labels[here], {}
     for path, each in gates.items():
-        each = torch.cat(each).double().numpy()[np.isin(labels, classes)]
-        of = labels[np.isin(labels, classes)]
+        each = each[here]
         within = sum(((each[of == k] - each[of == k].mean(0)) ** 2).sum() for k in set(of.tolist()))
         found[path] = 1 - within / ((each - each.mean(0)) ** 2).sum()
     return found
@@ -69,14 +54,14 @@ def arrays(folder, name="selectivity"):
     ("classes", "labels"),
     [(100, range(10)), ("all", range(10)), ([1, "7", 3], [1, 7, 3]), (3, [0, 4, 9])],
 )
-def test_the_file_holds_eta_squared_as_by_hand(tmp_path, classes, labels):
+def test_the_file_holds_eta_squared_as_by_hand(tmp_path, classes, labels, gates_by_hand):
     model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule(eval_batch_size=50)
     fitted = trainer(tmp_path, ClassSelectivity(classes), max_epochs=2, limit_train_batches=4)
     fitted.fit(model, data)
     labels = list(labels)
     found = arrays(tmp_path)
     assert found["labels"].tolist() == labels
-    by_hand = eta_squared(model, data.val_dataloader(), labels)
+    by_hand = eta_squared(gates_by_hand(model, data.val_dataloader()), labels)
     assert found["layers"].tolist() == list(by_hand)
     assert found["epochs"].tolist() == [1, 2]
     assert found["steps"].tolist() == [4, 8]

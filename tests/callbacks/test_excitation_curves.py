@@ -39,33 +39,12 @@ def loader(labels):
     return DataLoader(TensorDataset(images, torch.tensor(labels)), batch_size=7)
 
 
-def gates_by_hand(model, batches):
-    """Return the gates, (N, C) by path, and the labels, of a pass of its own."""
-    gates, labels, handles = {}, [], []
-    for path, module in model.named_modules():
-        if isinstance(module, SqueezeExcitation):
-            handles.append(
-                module.gate.register_forward_hook(
-                    lambda m, i, o, path=path: gates.setdefault(path, []).append(o.flatten(1))
-                )
-            )
-    model.eval()
-    with torch.no_grad():
-        for images, each in batches:
-            model(images)
-            labels.append(each)
-    for handle in handles:
-        handle.remove()
-    found = {path: torch.cat(each).double().numpy() for path, each in gates.items()}
-    return found, torch.cat(labels).numpy()
-
-
 def arrays(folder):
     with np.load(folder / "excitation" / "curves.npz") as file:
         return dict(file)
 
 
-def test_the_file_holds_means_and_deviations_as_by_hand(tmp_path):
+def test_the_file_holds_means_and_deviations_as_by_hand(tmp_path, gates_by_hand):
     model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule(eval_batch_size=50)
     fitted = trainer(tmp_path, ExcitationCurves(), max_epochs=2, limit_train_batches=4)
     fitted.fit(model, data)

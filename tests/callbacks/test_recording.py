@@ -7,9 +7,10 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
 
 from se_lightning import DigitsDataModule, GateDoctor, ImageClassifier, SEResNetModule
-from se_lightning.callbacks.recording import ExcitationCallback, Wanted, labels_of
+from se_lightning.callbacks.recording import ExcitationCallback, Wanted, _own_samples, labels_of
 from se_lightning.excitation import ExcitationStatistics
 from se_lightning.models import SqueezeExcitation, se_resnet20
 
@@ -196,6 +197,17 @@ def test_what_the_figures_leave_out_is_told_once_by_whoever_examines(tmp_path, c
     warnings = [text for text in told if "layer2.0.se: 5760 gates are NaN" in text]
     assert len(warnings) == 1
     assert ("look for a learning rate" in warnings[0]) == doctor
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("size", [22, 23, 24, 2])
+def test_what_a_distributed_sampler_repeats_is_left_out(size, shuffle):
+    seen = []
+    for rank in range(3):
+        sampler = DistributedSampler(range(size), 3, rank, shuffle=shuffle)
+        own = _own_samples(DataLoader(range(size), batch_size=4, sampler=sampler))
+        seen += list(sampler)[:own]
+    assert sorted(seen) == list(range(size))
 
 
 RANKS = """

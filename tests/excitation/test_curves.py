@@ -11,7 +11,8 @@ from se_lightning.excitation import (
     draw_curves,
     draw_spread,
 )
-from se_lightning.excitation.curves import chosen_layers, find_layers
+from se_lightning.excitation.classes import evenly
+from se_lightning.excitation.curves import find_layers
 
 LAYERS = ["stem.se", "layer1.0.se", "layer1.1.se"]
 CHANNELS = [3, 70, 1]
@@ -149,7 +150,7 @@ def test_no_two_curves_look_alike_and_none_is_lost_in_the_background(gates, styl
     [(50, 6, [0, 10, 20, 29, 39, 49]), (9, 6, [0, 2, 3, 5, 6, 8]), (3, 6, [0, 1, 2]), (1, 6, [0])],
 )
 def test_layers_are_spread_over_depth(count, panels, expected):
-    assert chosen_layers(count, panels) == expected
+    assert evenly(count, panels) == expected
 
 
 def test_layers_are_found_by_name_and_by_index():
