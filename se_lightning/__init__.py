@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from se_lightning.callbacks import (
+        EMA,
         ClassSelectivity,
+        ExactState,
         ExcitationCurves,
         ExcitationHistogram,
         GateDoctor,
+        LastCheckpoint,
+        NonFinite,
+        NonFiniteError,
     )
     from se_lightning.data import (
         CIFARDataModule,
@@ -44,9 +49,11 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "EMA",
     "CIFARDataModule",
     "ClassSelectivity",
     "DigitsDataModule",
+    "ExactState",
     "ExcitationCurves",
     "ExcitationHistogram",
     "FakeDataModule",
@@ -54,7 +61,10 @@ __all__ = [
     "ImageClassifier",
     "ImageFolderDataModule",
     "ImageNetDataModule",
+    "LastCheckpoint",
     "MNISTDataModule",
+    "NonFinite",
+    "NonFiniteError",
     "SEBNInceptionModule",
     "SEDenseNetModule",
     "SEInceptionResNetV2Module",
@@ -75,7 +85,18 @@ __all__ = [
 ]
 
 _HOMES = dict.fromkeys(__all__, "modules") | dict.fromkeys(
-    ("ClassSelectivity", "ExcitationCurves", "ExcitationHistogram", "GateDoctor"), "callbacks"
+    (
+        "EMA",
+        "ClassSelectivity",
+        "ExactState",
+        "ExcitationCurves",
+        "ExcitationHistogram",
+        "GateDoctor",
+        "LastCheckpoint",
+        "NonFinite",
+        "NonFiniteError",
+    ),
+    "callbacks",
 )
 _HOMES |= {name: "data" for name in __all__ if name.endswith("DataModule")}
 

@@ -17,15 +17,26 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from se_lightning import points, ranks, sweeps
+from se_lightning import (
+    directories,
+    failures,
+    memory,
+    points,
+    ranks,
+    search,
+    summary,
+    sweeps,
+    unfinished,
+)
 from se_lightning.errors import explain, is_mistake
-from se_lightning.results import RESULT, write_failure
+from se_lightning.results import RESULT, task_overrides, write_failure
 
 __all__ = ["main"]
 
@@ -45,32 +56,41 @@ GROUPS = (
 # Of these, those that take entries of the user's own.
 OPEN = ("callbacks", "logger", "experiment")
 # The other top-level keys.
-VALUES = ("seed", "ckpt_path", "jobs")
+VALUES = ("seed", "ckpt_path", "resume", "checkpoint", "on_nonfinite", "on_oom", "jobs")
 
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one message and exit code 1."""
     ranks.die_with_parent()
     _accept_plus(sys.argv)
-    ranks.leave_writing_to_rank_0(sys.argv)
-    wants_stack = os.environ.get(FULL_ERROR) == "1"
+    _flags_first(sys.argv)
     try:
+        resumed = unfinished.restore(sys.argv)
+        directories.take_up(sys.argv)
+        ranks.leave_writing_to_rank_0(sys.argv)
         _refuse_missing_configs()
-        _refuse_used_directories(sys.argv)
+        if not resumed:
+            _refuse_used_directories(sys.argv)
+        sweeps.refuse_missing_launchers(sys.argv)
         points.refuse_equal_networks(sys.argv)
-        try:
-            with _hydra_raises("1"):
-                _app()
-        finally:
-            sweeps.tell_summary()
+        multirun = None if ranks.is_further_rank() else points.composed(sys.argv)
+        with sweeps.lead(multirun, resumed=resumed) as sweep:
+            if sweep is not None and sweep.searches:
+                search.search(sweep)
+            else:
+                with _hydra_raises("1"):
+                    _app()
+    except ranks.Interrupted as end:
+        print(f"se_lightning: {end.message}", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("se_lightning: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if wants_stack or not is_mistake(error):
-            sys.excepthook(type(error), error, error.__traceback__)
-        print(f"se_lightning: error: {explain(error)}{_suggestion(error)}", file=sys.stderr)
+        failures.tell(_composing(error), _suggestion(error))
+        failures.hurry()
         sys.exit(1)
+    failures.disconnect()
 
 
 @contextlib.contextmanager
@@ -97,22 +117,39 @@ def _app(cfg: DictConfig) -> float | None:
         run_dir = Path(HydraConfig.get().runtime.output_dir)
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         if several and ranks.external_rank() is None:
-            return sweeps.run_job()
+            return sweeps.run_job(cfg)
         if not ranks.is_further_rank():
-            _refuse_used(run_dir)
+            directories.claim(run_dir)
+            if cfg.resume is None:
+                directories.refuse_used(run_dir)
+            else:
+                (run_dir / RESULT).unlink(missing_ok=True)  # of how it ended before
         try:
             _refuse_unknown_keys(cfg)
             from se_lightning.train import train
 
+            failures.watch_ranks()
             return train(cfg)
+        except ranks.Interrupted as end:
+            if not ranks.is_further_rank():
+                write_failure(run_dir, end.message, status="interrupted")
+            raise
         except BaseException as error:
-            write_failure(run_dir, explain(error))
-            if is_mistake(error) and not several and ranks.CHILD not in os.environ:
+            first = failures.blame(error, run_dir)
+            memory.begin_anew(first, cfg, run_dir)
+            told = write_failure(run_dir, explain(first), failures.stack(first))
+            if told and ranks.is_launched() and isinstance(error, Exception):
+                failures.vanish()  # without a word: rank 0 tells
+            alone = not several and ranks.CHILD not in os.environ and not ranks.is_further_rank()
+            began = cfg.resume is not None or isinstance(error, memory.BatchTooLargeError)
+            if alone and is_mistake(error) and not began:
                 _discard_unused(run_dir)
+            if first is not error:
+                raise first from None
             raise
         finally:
             if several and ranks.external_rank() == 0:
-                sweeps.write_summary(Path(HydraConfig.get().sweep.dir))
+                summary.write_summary(Path(HydraConfig.get().sweep.dir))
 
 
 def _refuse_missing_configs() -> None:
@@ -127,19 +164,15 @@ def _refuse_used_directories(argv: list[str]) -> None:
     """Refuse, before Hydra writes into it, a directory that was named and holds a run already."""
     if ranks.is_further_rank() or ranks.CHILD in os.environ:
         return
+    resumed = any(argument.startswith("resume=") for argument in argv)
     for argument in argv:
         key, _, value = argument.partition("=")
-        if key in ("hydra.run.dir", "hydra.sweep.dir"):
-            folder = Path(value.strip("\"'"))
+        if key == "hydra.run.dir" and "${" not in value:
+            directories.claim(Path(directories.unquoted(value)))
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and not resumed:
+            folder = Path(directories.unquoted(value))
             for place in (folder, *(job.parent for job in folder.glob(f"*/{RESULT}"))):
-                _refuse_used(place)
-
-
-def _refuse_used(run_dir: Path) -> None:
-    if (run_dir / RESULT).exists() or (run_dir / "checkpoints").exists():
-        raise ValueError(
-            f"{run_dir} already holds a run: choose another directory, or move that one away."
-        )
+                directories.refuse_used(place)
 
 
 def _accept_plus(argv: list[str]) -> None:
@@ -147,6 +180,16 @@ def _accept_plus(argv: list[str]) -> None:
     for position, argument in enumerate(argv):
         if argument.startswith("+") and argument[1:].partition("=")[0] in GROUPS:
             argv[position] = argument[1:]
+
+
+def _flags_first(argv: list[str]) -> None:
+    """Put the overrides last, in place: who runs the command again adds more of them at the end."""
+    overrides = get_args_parser().parse_intermixed_args(argv[1:]).overrides
+    flags = list(argv)
+    for override in reversed(overrides):
+        position = len(flags) - 1 - flags[::-1].index(override)
+        del flags[position]
+    argv[:] = flags + overrides
 
 
 def _refuse_unknown_keys(cfg: DictConfig) -> None:
@@ -159,16 +202,28 @@ def _refuse_unknown_keys(cfg: DictConfig) -> None:
     loader = GlobalHydra.instance().config_loader()
     choices = [
         override
-        for override in composed.overrides.task
+        for override in task_overrides()
         if loader.get_group_options(override.lstrip("+~").partition("=")[0])
     ]
     shipped = loader.load_configuration(composed.job.config_name, choices, run_mode=RunMode.RUN)
     _refuse_others(cfg, (*GROUPS, *VALUES))
-    for group in {*GROUPS, "jobs"} - set(OPEN):
+    for group in {*GROUPS, "checkpoint", "jobs"} - set(OPEN):
         node = cfg.get(group)
         if isinstance(node, DictConfig) and node.get("_target_") == shipped[group].get("_target_"):
             # Listed: `in` of a DictConfig denies keys that are still missing a value.
             _refuse_others(node, list(shipped[group]), f"{group}.")
+
+
+def _composing(error: Exception) -> Exception:
+    """Return the mistake behind Python's lost patience with a config, or else the error itself."""
+    within = {frame.name for frame in traceback.extract_tb(error.__traceback__)}
+    if _app.__name__ in within or not isinstance(error, RecursionError | TypeError):
+        return error
+    if isinstance(error, TypeError):
+        return ValueError(f"Hydra can't make a config of these arguments: {error}")
+    return ValueError(
+        "A config includes itself, or is nested without end: look at its `defaults` and its ${...}."
+    )
 
 
 def _suggestion(error: Exception) -> str:
@@ -200,13 +255,17 @@ def _nearest_key(missing: str) -> str:
     return f"\n`{group}` has: {', '.join(known)}." if known and group else ""
 
 
+# What shows that a run has begun.
+_BEGAN = ("checkpoints", "metrics.csv", "nonfinite.json", "wandb")
+
+
 def _discard_unused(run_dir: Path) -> None:
     """Remove what Hydra and we put into the directory of a run that never began."""
-    if any((run_dir / began).exists() for began in ("checkpoints", "metrics.csv", "wandb")):
+    if any((run_dir / began).exists() for began in _BEGAN):
         return
     logging.shutdown()
     shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
-    for made in (RESULT, "hparams.yaml", f"{HydraConfig.get().job.name}.log"):
+    for made in (RESULT, "hparams.yaml", ".lock", f"{HydraConfig.get().job.name}.log"):
         (run_dir / made).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # it holds something of the user's
         run_dir.rmdir()

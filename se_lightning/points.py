@@ -6,6 +6,7 @@ A ratio that a divisor rounds away, or that the gate has no use for, compares a 
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,80 @@ from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["refuse_equal_networks"]
+__all__ = ["Multirun", "composed", "refuse_equal_networks"]
 
 # What the data set says later, the same for all points that share it.
 _SHAPE = {"num_classes": 10, "in_channels": 3, "image_size": 32}
+
+
+@dataclass(frozen=True)
+class Multirun:
+    """A multirun as its command line composes, before Hydra runs it.
+
+    Attributes:
+        options: the command line as Hydra parses it.
+        config: what all jobs share, with the node ``hydra``.
+        fixed: the overrides that all jobs share.
+        swept: those with several values.
+    """
+
+    options: Any
+    config: DictConfig
+    fixed: list[str]
+    swept: list[Override]
+
+    @property
+    def is_basic(self) -> bool:
+        """Whether Hydra itself chooses the points and runs them one after the other."""
+        return self.chooses_first and self._target("launcher").endswith(".BasicLauncher")
+
+    @property
+    def chooses_first(self) -> bool:
+        """Whether all points are known before the first is run."""
+        return self._target("sweeper").endswith(".BasicSweeper")
+
+    def _target(self, part: str) -> str:
+        return str(self.config.hydra[part].get("_target_", ""))
+
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """Compose the config of a job, by the same functions by which Hydra will."""
+        with initialize_config_module("se_lightning.conf", version_base="1.3"):
+            return compose(_name(self.options), _searched(self.options) + overrides)
+
+    def points(self) -> Iterator[DictConfig]:
+        """Compose the config of each job; of none where the sweeper chooses as it goes."""
+        if not self.chooses_first or self.config.jobs.trials is not None:
+            return
+        # In the order of Hydra's, in which a later value of a key replaces an earlier one.
+        given = OverridesParser.create().parse_overrides(_params(self.config))
+        given += OverridesParser.create().parse_overrides(self.options.overrides)
+        for batch in BasicSweeper.split_arguments(given, max_batch_size=None):
+            for overrides in batch:
+                yield self.compose(list(overrides))
+
+
+def composed(argv: list[str]) -> Multirun | None:
+    """Compose the multirun of a command line; None if it is no multirun, or Hydra refuses it."""
+    options = get_args_parser().parse_args(argv[1:])
+    several = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
+    if not several or options.help or options.hydra_help or options.cfg or options.info:
+        return None
+    try:
+        given = OverridesParser.create().parse_overrides(options.overrides)
+        alike = [str(o.input_line) for o in given if not o.is_sweep_override()]
+        with initialize_config_module("se_lightning.conf", version_base="1.3"):
+            config = compose(_name(options), _searched(options) + alike, return_hydra_config=True)
+        given = OverridesParser.create().parse_overrides(_params(config)) + given
+    except (HydraException, OmegaConfBaseException):
+        return None  # Hydra says it, in its own words
+    last = {override.get_key_element(): override for override in given}
+    fixed = [str(o.input_line) for o in last.values() if not o.is_sweep_override()]
+    return Multirun(options, config, fixed, [o for o in last.values() if o.is_sweep_override()])
 
 
 def refuse_equal_networks(argv: list[str]) -> None:
@@ -32,12 +99,11 @@ def refuse_equal_networks(argv: list[str]) -> None:
     Raises:
         ValueError: naming the two jobs and the options that made no difference.
     """
-    arguments = get_args_parser().parse_args(argv[1:])
-    several = arguments.multirun or "hydra.mode=MULTIRUN" in arguments.overrides
-    if not several or arguments.help or arguments.hydra_help or arguments.cfg or arguments.info:
+    multirun = composed(argv)
+    if multirun is None:
         return
     try:
-        points = list(_points(arguments))
+        points: list[Any] = [OmegaConf.to_container(point) for point in multirun.points()]
     except (HydraException, OmegaConfBaseException):
         return  # Hydra says it, in its own words
     models = {json.dumps(point.get("model"), sort_keys=True, default=str) for point in points}
@@ -46,24 +112,19 @@ def refuse_equal_networks(argv: list[str]) -> None:
     _compare(points)
 
 
-def _points(arguments: Any) -> Iterator[dict[str, Any]]:
-    """Compose the config of each job, by the same functions by which Hydra will."""
-    searched = []
-    if arguments.config_dir:
-        searched.append(f"hydra.searchpath=[file://{Path(arguments.config_dir).absolute()}]")
-    with initialize_config_module("se_lightning.conf", version_base="1.3"):
-        name = arguments.config_name or "train"
-        parsed = OverridesParser.create().parse_overrides(arguments.overrides)
-        fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-        sweeper = compose(name, searched + fixed, return_hydra_config=True).hydra.sweeper
-        if not str(sweeper.get("_target_", "")).endswith(".BasicSweeper"):
-            return  # it chooses its points as it goes
-        swept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
-        parsed = OverridesParser.create().parse_overrides(swept) + parsed
-        for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None):
-            for overrides in batch:
-                config = compose(name, searched + list(overrides))
-                yield OmegaConf.to_container(config)  # type: ignore[misc]
+def _name(options: Any) -> str:
+    return options.config_name or "train"
+
+
+def _searched(options: Any) -> list[str]:
+    if not options.config_dir:
+        return []
+    return [f"hydra.searchpath=[file://{Path(options.config_dir).absolute()}]"]
+
+
+def _params(config: DictConfig) -> list[str]:
+    """Return the overrides that a config of one's own gives the sweeper."""
+    return [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
 
 
 def _compare(points: list[dict[str, Any]]) -> None:

@@ -12,19 +12,20 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from se_lightning import checkpoint, console
+from se_lightning import checkpoint, console, failures, memory
+from se_lightning.checks import check_values, make
 from se_lightning.data.loading import cores
 from se_lightning.excitation import find_gates
 from se_lightning.loggers import finish_wandb
 from se_lightning.models import hidden_widths
 from se_lightning.ranks import external_rank, is_further_rank
-from se_lightning.results import identity, write_result
+from se_lightning.results import identity, task_overrides, write_result
 
 __all__ = ["train"]
 
@@ -42,9 +43,11 @@ def train(cfg: DictConfig) -> float | None:
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     start = time.time()
     try:
+        check_values(cfg)
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        task = instantiate(cfg.task)
+        task = make(cfg.task, "task", Callable)  # type: ignore[arg-type]
         result = _way(task)(cfg, task)
+        failures.part()
     except BaseException:
         finish_wandb(failed=True)
         raise
@@ -73,7 +76,8 @@ def _in_trainer(cfg: DictConfig, task: Callable[..., dict[str, float]]) -> dict[
     _greet(result)
     # What is not a training has its weights already.
     ckpt_path = cfg.ckpt_path if _is_fit(cfg) else None
-    result["metrics"] = task(trainer, model, datamodule, ckpt_path)
+    with memory.explained(cfg, trainer, datamodule):
+        result["metrics"] = task(trainer, model, datamodule, ckpt_path)
     result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
     return result | _products(trainer)
 
@@ -139,7 +143,7 @@ def _on_data(cfg: DictConfig, task: Callable[..., dict[str, float]]) -> dict[str
         return result
     given = []
     if "datamodule" in inspect.signature(task).parameters:
-        datamodule = instantiate(cfg.data, _convert_="all")
+        datamodule = make(cfg.data, "data", pl.LightningDataModule)
         datamodule.prepare_data()
         datamodule.setup()
         given.append(datamodule)
@@ -154,14 +158,16 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
         ValueError: if a checkpoint is needed and not given, or arguments contradict it.
     """
     _check_devices(cfg.trainer)
+    if cfg.resume is not None:
+        _go_on(cfg)
     (path,) = _checkpoints(cfg, several=False)
     if _is_fit(cfg):
         _check_beginning(cfg)
-        datamodule = instantiate(cfg.data, _convert_="all")
+        datamodule = make(cfg.data, "data", pl.LightningDataModule)
         for key in ("num_classes", "in_channels", "image_size"):
             if key in cfg.model and cfg.model[key] is None:
                 cfg.model[key] = getattr(datamodule, key)
-        model = instantiate(cfg.model, _convert_="all")
+        model = make(cfg.model, "model", pl.LightningModule)
         if path is not None:
             checkpoint.check_fits(checkpoint.read_checkpoint(path), model, path)
     else:
@@ -172,9 +178,9 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
         datamodule.setup("fit" if _is_fit(cfg) else "test")
     parts = {
         name: [
-            instantiate(node, _convert_="all") for node in (cfg.get(name) or {}).values() if node
+            make(node, f"{name}.{key}", kind) for key, node in (cfg.get(name) or {}).items() if node
         ]
-        for name in ("callbacks", "logger")
+        for name, kind in {"callbacks": pl.Callback, "logger": Logger}.items()
     }
     if cfg.trainer.enable_checkpointing is None:
         # Lightning would add a checkpoint of its own where the config has none.
@@ -182,12 +188,37 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
             isinstance(c, Checkpoint) for c in parts["callbacks"]
         )
     # No logger is False: None is Lightning's own choice of one.
-    trainer = instantiate(
-        cfg.trainer, _convert_="all", callbacks=parts["callbacks"], logger=parts["logger"] or False
+    trainer = make(
+        cfg.trainer,
+        "trainer",
+        pl.Trainer,
+        callbacks=parts["callbacks"],
+        logger=parts["logger"] or False,
     )
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     return trainer, model, datamodule
+
+
+def _go_on(cfg: DictConfig) -> None:
+    """Begin with the last checkpoint of the run that is resumed, if it came so far."""
+    nodes = [node for node in (cfg.callbacks or {}).values() if node]
+    saving = [node for node in nodes if str(node.get("_target_")).endswith(".LastCheckpoint")]
+    if not saving:
+        raise ValueError(
+            f"`resume` (={cfg.resume}): the run keeps no last.ckpt; it was begun without "
+            "callbacks.last_checkpoint."
+        )
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    folder = Path(saving[0].dirpath or run_dir / "checkpoints")
+    if folder.is_relative_to(run_dir):  # which further ranks of torchrun's have elsewhere
+        folder = Path(cfg.resume) / folder.relative_to(run_dir)
+    last = folder / "last.ckpt"
+    if last.exists():
+        log.info("Going on from %s.", last)
+        cfg.ckpt_path, cfg.model.weights = str(last), None
+    else:
+        log.info("There is no %s yet: the run begins anew.", last)
 
 
 def _is_fit(cfg: DictConfig) -> bool:
@@ -223,14 +254,14 @@ def _rebuild(
     read = checkpoint.read_checkpoint(path)
     model = checkpoint.model_from(read, path)
     if "data" in given or "experiment" in given:
-        return model, instantiate(cfg.data, _convert_="all")
+        return model, make(cfg.data, "data", pl.LightningDataModule)
     changes = {key[5:]: OmegaConf.select(cfg, key) for key in given if key.startswith("data.")}
     return model, checkpoint.datamodule_from(read, **changes)
 
 
 def _given() -> list[str]:
     """Return the keys that the command line sets."""
-    return [override.split("=")[0].lstrip("+~") for override in HydraConfig.get().overrides.task]
+    return [override.split("=")[0].lstrip("+~") for override in task_overrides()]
 
 
 def _check_devices(trainer: DictConfig) -> None:
@@ -246,6 +277,11 @@ def _check_devices(trainer: DictConfig) -> None:
             "trainer.devices, or set trainer.accelerator=cpu."
         )
     on_cpu = accelerator in ("cpu", "auto") and not on_gpu
+    if on_cpu and trainer.sync_batchnorm and devices * trainer.num_nodes > 1:
+        raise MisconfigurationException(
+            "trainer.sync_batchnorm=true: PyTorch's synchronized batch norm works on GPUs only. "
+            "Leave it out, or train on GPUs (trainer.accelerator=gpu)."
+        )
     if on_cpu and devices > cores():
         log.warning("%d CPU processes share %d cores; each gets slower.", devices, cores())
 
@@ -268,6 +304,8 @@ def describe(
         "gates": len(find_gates(backbone)),
         "hidden_widths": hidden_widths(backbone),
         "world_size": trainer.world_size,
+        "batch_size": getattr(datamodule, "batch_size", None),  # memory may have decided
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
     }
 
 

@@ -1,3 +1,5 @@
+import errno
+import os
 import pickle
 import zipfile
 
@@ -7,7 +9,13 @@ from pytorch_lightning import Trainer
 from torch import nn
 
 from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
-from se_lightning.checkpoint import check_fits, datamodule_from, model_from, read_checkpoint
+from se_lightning.checkpoint import (
+    AtomicCheckpointIO,
+    check_fits,
+    datamodule_from,
+    model_from,
+    read_checkpoint,
+)
 
 
 def save(model, path, data=None):
@@ -142,3 +150,47 @@ def test_a_class_named_in_the_file_is_none_but_ours(saved):
             model_from(checkpoint, saved[0])
         with pytest.raises(ValueError, match="was trained on"):
             datamodule_from(checkpoint)
+
+
+def test_a_checkpoint_is_written_beside_its_place_and_then_moved(tmp_path, monkeypatch):
+    moved, synced = [], []
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda a, b: (moved.append((a, b)), replace(a, b)))
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(len(moved)), fsync(file)))
+    path = tmp_path / "deep" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"a": torch.ones(2)}, path)
+    ((source, target),) = moved
+    assert (source.parent, target) == (path.parent, path)  # the same file system, whatever TMPDIR
+    assert synced == [0, 1]  # the content before it has the name, and then the name
+    assert AtomicCheckpointIO().load_checkpoint(path)["a"].tolist() == [1, 1]
+    assert [each.name for each in path.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("failing", ["write", "replace"])
+def test_a_save_that_fails_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, failing):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    (tmp_path / ".last.ckpt.77.tmp").write_bytes(b"of a process that was killed")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    where = (torch, "save") if failing == "write" else (os, "replace")
+    monkeypatch.setattr(*where, full)
+    words = "No space left on device: the checkpoint was not saved; the one saved before is kept"
+    with pytest.raises(OSError, match=words) as error:
+        AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert error.value.filename == str(path)
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
+    assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_fit_goes_on_from_no_checkpoint_that_could_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"state_dict": {}, "evil": Evil()}, tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match="which could run code; it was refused"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+    assert not (tmp_path / "ran").exists()

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import wandb
 
-from se_lightning.loggers import GracefulWandbLogger, finish_wandb
+from se_lightning.loggers import ContinuedCSVLogger, GracefulWandbLogger, finish_wandb
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ ONLINE = """
 import logging, sys
 logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
 import wandb
-from se_lightning.loggers import GracefulWandbLogger, finish_wandb
+from se_lightning.loggers import ContinuedCSVLogger, GracefulWandbLogger, finish_wandb
 logger = GracefulWandbLogger(save_dir=sys.argv[1])
 histogram = wandb.Histogram(np_histogram=([1, 2], [0, 0.5, 1]))
 logger.log_metrics({"val/acc1": 0.5, "excitation/a": histogram}, step=7)
@@ -147,3 +147,39 @@ def test_with_a_key_and_a_server_it_is_online(cli, tmp_path):
     (row,) = [row for row in Server.rows if "val/acc1" in row]
     assert (row["val/acc1"], row["trainer/global_step"]) == (0.5, 7)
     assert row["excitation/a"]["values"] == [1, 2]
+
+
+def test_a_run_that_is_resumed_goes_on_with_its_wandb_run(tmp_path):
+    kept = str(tmp_path / "wandb_id")
+    ids = []
+    for part in ("first", "second"):
+        logger = GracefulWandbLogger(save_dir=str(tmp_path / part), id_file=kept)
+        ids.append(logger.experiment.id)
+        assert logger._wandb_init["resume"] == "allow"  # online, W&B goes on with its steps
+        finish_wandb(failed=False)
+    assert ids[0] == ids[1] == (tmp_path / "wandb_id").read_text()
+    assert GracefulWandbLogger(save_dir=str(tmp_path)).experiment.id != ids[0]
+
+
+def test_the_csv_file_goes_on_where_a_checkpoint_was(tmp_path):
+    def log(logger, steps):
+        for step in steps:
+            logger.log_metrics({"loss": step / 3} | ({"acc": 0.1 * step} if step > 2 else {}), step)
+        logger.save()
+
+    whole = ContinuedCSVLogger(tmp_path / "whole", "", "")
+    log(whole, range(6))
+    cut = ContinuedCSVLogger(tmp_path / "cut", "", "")
+    log(cut, range(2))
+    assert cut.rows == 2
+    log(cut, range(2, 5))
+    with (tmp_path / "cut" / "metrics.csv").open("a") as file:
+        file.write("5,0.4")  # and a row that was cut
+    resumed = ContinuedCSVLogger(tmp_path / "cut", "", "")
+    resumed.keep(2)
+    assert resumed.rows == 2
+    log(resumed, range(2, 6))
+    files = [(tmp_path / name / "metrics.csv").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+    resumed.keep(0)
+    assert not (tmp_path / "cut" / "metrics.csv").exists()

@@ -3,7 +3,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -71,12 +70,40 @@ def test_a_process_of_ours_ends_with_its_parent(variable):
     started.wait()
     started.stdout.close()
     for _ in range(50):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return
-        if state == "Z":  # ended, and not yet fetched by whoever adopted it
+        if ranks._is_gone(pid):
             return
         time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
     pytest.fail("the child outlived its parent by 5 s")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_process_whose_parent_died_before_it_could_ask_ends_too():
+    """The parent is killed between the start of the child and its prctl."""
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(1)\n"
+    child += "from se_lightning import ranks; ranks.die_with_parent()\n"
+    child += "print('alive', flush=True)"
+    parent = f"""
+import os, subprocess, sys, time
+from se_lightning import ranks
+ranks.die_with_parent()
+os.environ["LOCAL_RANK"] = "1"
+subprocess.Popen([sys.executable, "-c", {child!r}])
+time.sleep(0.5)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout.split()[1:] == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+@pytest.mark.parametrize("starter", ["", str(os.getpid()), str(os.getppid())])
+def test_a_process_whose_starter_lives_goes_on(starter):
+    """Also where another process stands between, as joblib's workers do."""
+    code = "from se_lightning import ranks; ranks.die_with_parent(); print('alive')"
+    environment = {**os.environ, "LOCAL_RANK": "1", ranks._STARTER: starter}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "alive\n"

@@ -1,11 +1,14 @@
 import csv
-import json
+import importlib.util
+import subprocess
+import sys
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from se_lightning import sweeps
+from se_lightning import __main__ as command_line
+from se_lightning import points, sweeps
 
 
 def rows(sweep):
@@ -41,52 +44,17 @@ def test_a_failing_job_has_its_row_and_the_others_run(cli, short, tmp_path):
     assert int(found[0]["parameters"]) < int(found[2]["parameters"])
     assert "`ratio` (=0) must be" in found[1]["error"]
     assert done.stderr.rstrip().endswith(f"All jobs: {sweep}/summary.md")
-    assert "job 1 failed: model: `ratio` (=0)" in done.stderr
+    assert "2 of 4 jobs failed: 1 (model: `ratio` (=0) must be" in done.stderr
 
 
-RESULTS = [
-    {
-        "job": 10, "status": "completed", "overrides": ["model.ratio=8", "trainer.max_epochs=1"],
-        "hidden_widths": {"a": 2, "b": 2, "c": 4}, "parameters": 7, "world_size": 1,
-        "metrics": {"val/acc1": 0.5, "test/acc1": 0.123456789}, "wall_time_s": 1.5,
-    },
-    {
-        "job": 2, "status": "failed", "overrides": ["model.ratio=0", "trainer.max_epochs=1"],
-        "error": "bad\nratio | of 0",
-    },
-]  # fmt: skip
-
-
-@pytest.fixture
-def sweep(tmp_path):
-    for result in RESULTS:
-        folder = tmp_path / str(result["job"])
-        folder.mkdir()
-        (folder / "result.json").write_text(json.dumps(result))
-    sweeps.write_summary(tmp_path)
-    return tmp_path
-
-
-def test_the_csv_has_everything_in_the_order_of_jobs(sweep):
-    failed, completed = rows(sweep)
-    assert (failed["job"], completed["job"]) == ("2", "10")
-    assert failed["error"] == "bad ratio | of 0"
-    assert completed["val/acc1"] == "0.5"
-    assert completed["hidden widths"] == "2 4"
-    assert list(completed)[:2] == ["job", "status"]
-    assert list(completed)[-3:] == ["world size", "wall time, s", "error"]
-
-
-def test_the_markdown_is_what_one_compares(sweep):
-    text = (sweep / "summary.md").read_text()
-    lines = text.splitlines()
-    assert lines[0] == "All jobs: `trainer.max_epochs=1`"
-    assert lines[2].split("|")[1:4] == [" job ", " status    ", " model.ratio "]
-    assert "val/acc1" not in text
-    assert "0.12346" in text
-    assert "bad ratio \\| of 0" in text
-    assert len({line.replace("\\|", "##").count("|") for line in lines[2:]}) == 1
-    assert len({len(line) for line in lines[2:]}) == 1
+def test_fail_fast_starts_no_job_after_a_failure(told, tmp_path):
+    code, error = told("-m", "jobs.fail_fast=true", "model.ratio=0,4,8", "hydra.sweep.dir=s")
+    assert code == 1
+    last = error.rpartition("se_lightning: error: ")[2]
+    assert last.startswith("1 of 1 jobs failed: 0 (model: `ratio` (=0) must be")
+    assert "; jobs.fail_fast has started no more\nAll jobs: s/summary.md" in last
+    assert [path.name for path in (tmp_path / "s").glob("*/")] == ["0"]
+    assert len(rows(tmp_path / "s")) == 1
 
 
 @pytest.fixture
@@ -95,12 +63,13 @@ def job(tmp_path, monkeypatch):
         {
             "job": {"config_name": "train", "num": 3, "override_dirname": "model.ratio=4"},
             "runtime": {
+                "cwd": str(tmp_path),
                 "output_dir": str(tmp_path / '3 "x'),
                 "config_sources": [{"provider": "command-line", "path": "/mine"}],
             },
             "sweep": {"dir": str(tmp_path)},
             "overrides": {
-                "task": ["model.ratio=4"],
+                "task": ["model.ratio=4", "jobs.parallel=2"],
                 "hydra": ["hydra.mode=MULTIRUN", "hydra/launcher=joblib", "hydra.verbose=true"],
             },
         }
@@ -109,20 +78,24 @@ def job(tmp_path, monkeypatch):
     return tmp_path
 
 
+CONFIG = OmegaConf.create({"trainer": {"accelerator": "auto", "devices": 2}})
+
+
 def test_a_job_is_a_command_of_its_own(job):
-    command = sweeps._command(job / '3 "x')
-    assert command[1:] == [
+    made = sweeps._job(CONFIG, ["0", "1", "2"])
+    assert made.command[1:] == [
         "-m", "se_lightning", "--config-name", "train", "--config-dir", "/mine",
         "model.ratio=4", "hydra.verbose=true",
         f'hydra.run.dir="{job}/3 \\"x"', "hydra.job.num=3", "hydra.output_subdir=null",
     ]  # fmt: skip
+    assert (made.number, made.overrides, made.gpus) == (3, ["model.ratio=4"], 2)
 
 
 def test_a_job_inherits_no_rank_and_no_wandb_run(job, monkeypatch):
     for name in ("LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "PL_GLOBAL_SEED", "WANDB_RUN_ID"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("KEPT", "1")
-    environment = sweeps._environment()
+    environment = sweeps._job(CONFIG).environment
     assert "KEPT" in environment
     assert not {"LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT", "PL_GLOBAL_SEED"} & set(environment)
     assert "WANDB_RUN_ID" not in environment
@@ -131,9 +104,106 @@ def test_a_job_inherits_no_rank_and_no_wandb_run(job, monkeypatch):
 
 
 def test_a_job_that_dies_without_a_word_has_its_row(job, monkeypatch):
+    """Under a launcher that waits for the result."""
     (job / "3").mkdir()
     HydraConfig.get().runtime.output_dir = str(job / "3")
-    monkeypatch.setattr(sweeps, "_command", lambda _: ["/bin/sh", "-c", "kill -9 $$"])
+    monkeypatch.setattr(sweeps, "command", lambda *_: ["/bin/sh", "-c", "kill -9 $$"])
     with pytest.raises(sweeps.JobError, match="the process ended with exit code -9"):
-        sweeps.run_job()
+        sweeps.run_job(CONFIG)
     assert rows(job)[0]["error"] == "the process ended with exit code -9"
+
+
+MISTAKES = [
+    (["jobs.parallel=0", "seed=0,1"], "`jobs.parallel` (=0) must be a whole number of at least 1"),
+    (["jobs.parallel=x", "seed=0,1"], "`jobs.parallel` (=x) must be a whole number"),
+    (["jobs.parallel=999", "seed=0,1"], "`jobs.parallel` (=999) is more than the "),
+    (["jobs.fail_fast=1", "seed=0,1"], "`jobs.fail_fast` (=1) must be true or false"),
+    (["jobs.trials=0", "seed=0,1"], "`jobs.trials` (=0) must be a whole number of at least 1"),
+    (["jobs.trials=3"], "jobs.trials searches over values: give some"),
+    (["jobs.trials=3", "seed=0,1", "callbacks=none"], "callbacks.checkpoint keeps"),
+    (["jobs.trials=3", "seed=0,1", "hydra/launcher=joblib"], "jobs.trials is for Hydra's basic"),
+    (["jobs.parallel=2", "seed=0,1", "hydra/launcher=joblib"], "jobs.parallel is for Hydra's ba"),
+    (["jobs.resume=nowhere"], "`jobs.resume` (=nowhere) must be the directory of a multirun"),
+    (
+        ["jobs.resume=x", "model.ratio=4"],
+        "goes on with a multirun as it was; leave out model.ratio",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_about_jobs_gets_one_message(told_plainly, tmp_path, arguments, message):
+    code, error = told_plainly("-m", *arguments)
+    assert code == 1
+    assert message in error.rstrip().rpartition("se_lightning: error: ")[2]
+    assert "Traceback" not in error
+    assert not list(tmp_path.rglob("result.json"))
+
+
+@pytest.fixture
+def told_plainly(told, monkeypatch):
+    """Run main() with no more than these arguments."""
+
+    def run(*arguments):
+        own = sweeps.sys.argv
+        monkeypatch.setattr(command_line, "_accept_plus", lambda argv: argv.pop())
+        try:
+            return told(*arguments)
+        finally:
+            sweeps.sys.argv = own
+
+    return run
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
+def test_a_launcher_that_is_not_installed_is_named(told, monkeypatch, launcher):
+    monkeypatch.setattr(importlib.util, "find_spec", hide("hydra_plugins"))
+    code, error = told("-m", f"hydra/launcher={launcher}", "seed=0,1")
+    assert code == 1
+    extra = launcher.partition("_")[0]
+    assert error.rstrip().endswith(f'pip install "se_lightning[{extra}]".')
+
+
+def hide(prefix):
+    found = importlib.util.find_spec
+    return lambda name, *more: None if name.startswith(prefix) else found(name, *more)
+
+
+def test_a_job_that_wants_more_gpus_than_there_are_is_refused_before_the_first(
+    told, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(sweeps, "visible_gpus", lambda: ["0", "1", "2"])
+    code, error = told("-m", "jobs.parallel=2", "trainer.devices=1,4")
+    assert code == 1
+    assert "trainer.devices=4 on GPUs, but there are 3 to share out" in error
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(("accelerator", "gpus"), [("gpu", ["0", "1", "2"]), ("cpu", [])])
+def test_where_no_job_wants_a_gpu_the_cores_are_shared_out(monkeypatch, accelerator, gpus):
+    monkeypatch.setattr(sweeps, "visible_gpus", lambda: ["0", "1", "2"])
+    argv = ["x", "-m", "jobs.parallel=2", "seed=0,1", f"trainer.accelerator={accelerator}"]
+    sweep = sweeps.Sweep(points.composed(argv))
+    assert sweep.gpus == gpus
+    assert sweep.pool._on_gpus == bool(gpus)
+
+
+def test_a_directory_in_use_by_a_multirun_is_refused(cli, tmp_path):
+    sweep = tmp_path / "s"
+    holder = "import sys, time; from pathlib import Path; from se_lightning import directories; "
+    holder += "directories.claim(Path(sys.argv[1])); print(flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", holder, str(sweep)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        done = cli("-m", "seed=0,1", f"hydra.sweep.dir={sweep}", check=False)
+        other.kill()
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"se_lightning: error: {sweep} is in use by another")
+    assert not list(sweep.glob("*/"))
+
+
+def test_submitit_composes_for_slurm(cli):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    arguments = ["hydra/launcher=submitit_slurm", "--cfg", "hydra", "-p", "hydra.launcher"]
+    assert "submitit_launcher.SlurmLauncher" in cli(*arguments).stdout

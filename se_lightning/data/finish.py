@@ -113,7 +113,7 @@ class Mixing:
     def __init__(self, *, mixup: float, cutmix: float, seed: int) -> None:
         check_number("mixup", mixup, 0, float("inf"), "an alpha")
         check_number("cutmix", cutmix, 0, float("inf"), "an alpha")
-        self.mixup, self.cutmix, self.seed = mixup, cutmix, seed
+        self.mixup, self.cutmix, self.seed = float(mixup), float(cutmix), seed  # torch wants floats
 
     def __bool__(self) -> bool:
         return bool(self.mixup or self.cutmix)

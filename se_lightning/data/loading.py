@@ -1,11 +1,14 @@
 """What all datamodules share: the order, the ranks, the options of the augmentation."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
 from se_lightning.data.augment import SampleTransforms
@@ -14,7 +17,7 @@ from se_lightning.data.finish import Erasing, Finish, Mixing
 from se_lightning.data.order import EvalBatches, OneEpoch, TrainBatches
 from se_lightning.models.gates import positive_integer
 
-__all__ = ["ImageDataModule", "cores"]
+__all__ = ["ImageDataModule", "cores", "next_batch"]
 
 
 def cores() -> int:
@@ -22,6 +25,18 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def next_batch(trainer: Trainer) -> tuple[int, int]:
+    """Return which batch a fit trains on next: the epoch, and the batch in it, both from 0."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    if epochs.ready == epochs.processed:  # between two epochs
+        return epochs.processed, 0
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    batch = batches.processed
+    if batch >= trainer.num_training_batches:
+        return epochs.processed + 1, 0
+    return epochs.processed, batch
 
 
 class ImageDataModule(LightningDataModule):
@@ -84,6 +99,8 @@ class ImageDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.repeats = repeats
+        self._begin = (0, 0)
+        self._resumed: Trainer | None = None  # that began with a checkpoint
         self.transforms = SampleTransforms(
             seed=seed,
             rotation=rotation,
@@ -125,7 +142,7 @@ class ImageDataModule(LightningDataModule):
         """Return the training batches, from any one on.
 
         Args:
-            epoch: the first one; None is the trainer's, or 0.
+            epoch: the first one; None is where the trainer's checkpoint was, else its epoch, or 0.
             batch: of that epoch, the first one.
 
         Raises:
@@ -141,8 +158,40 @@ class ImageDataModule(LightningDataModule):
         )
         if epoch is None:
             epoch = 0 if self.trainer is None else self.trainer.current_epoch
+            # Before Lightning has restored its epoch it asks already, for the schedule's length.
+            if self._resumed is self.trainer and self._begin[0] >= epoch:
+                epoch, batch = self._begin
         order.start_at(epoch, batch)
         return self._loader(dataset, order)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the training is: a checkpoint's next batch, and on how many processes."""
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return {}
+        epoch, batch = next_batch(self.trainer)
+        return {"epoch": epoch, "batch": batch, **self._shares()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Begin the next training loader with a checkpoint's next batch.
+
+        Raises:
+            MisconfigurationException: if it is within an epoch that was cut into other batches.
+        """
+        ours, theirs = self._shares(), {key: state_dict[key] for key in self._shares()}
+        if state_dict["batch"] and ours != theirs:
+            raise MisconfigurationException(
+                f"The checkpoint is within an epoch of {theirs['world_size']} processes with "
+                f"batch_size={theirs['batch_size']}, and this run has {ours['world_size']} with "
+                f"batch_size={ours['batch_size']}: go on with as many, or begin a new run with "
+                "these weights (model.weights=)."
+            )
+        self._begin, self._resumed = (state_dict["epoch"], state_dict["batch"]), self.trainer
+        # Lightning looks at the loader alone, and warns of what has just been seen to.
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
+
+    def _shares(self) -> dict[str, int]:
+        world_size = 1 if self.trainer is None else self.trainer.world_size
+        return {"world_size": world_size, "batch_size": self.batch_size}
 
     def val_dataloader(self) -> DataLoader:  # noqa: D102
         return self.eval_dataloader("val")

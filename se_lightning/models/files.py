@@ -32,7 +32,7 @@ def read_file(path: Path) -> Any:
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error says more
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if re.search("Unsupported (global|class)|not an allowed global", str(error)):
+        if re.search("(?i)unsupported (global|class)|not an allowed global", str(error)):
             raise ValueError(
                 f"{path} holds more than tensors and plain values, which could run code; it was "
                 "refused, and nothing of it ran. Where you trust it, save its state dict alone: "

@@ -8,6 +8,7 @@ from typing import Any, Self, TypedDict
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.strategies import FSDPStrategy
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_info
@@ -247,6 +248,11 @@ class ImageClassifier(LightningModule):
         self.log_dict(metrics, prog_bar=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:  # noqa: D102
+        if not self.decay_norm_bias and isinstance(self.trainer.strategy, FSDPStrategy):
+            raise MisconfigurationException(
+                "FSDP flattens the weights, so that norms and biases cannot be told from others: "
+                "leave `decay_norm_bias` true, or take trainer.strategy=ddp."
+            )
         groups = parameter_groups(
             self.backbone, decay_norm_bias=self.decay_norm_bias, layer_decay=self.layer_decay
         )
@@ -256,9 +262,12 @@ class ImageClassifier(LightningModule):
             return optimizer
         if "total_steps" not in inspect.signature(self.lr_scheduler).parameters:
             return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
-        # estimated_stepping_batches comes first: reading it sets up the loaders and so
-        # num_training_batches.
+        self.trainer.fit_loop.setup_data()  # so that num_training_batches is known
         total_steps = self.trainer.estimated_stepping_batches
+        if math.isinf(total_steps):
+            raise MisconfigurationException(
+                "A learning rate schedule needs an end: set `max_epochs` or `max_steps`."
+            )
         steps_per_epoch = math.ceil(
             self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
         )

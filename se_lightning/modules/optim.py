@@ -80,14 +80,20 @@ def layers(model: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def scale_rates(optimizer: Optimizer) -> None:
-    """Multiply each group's learning rate by its ``lr_scale``."""
+    """Multiply each group's learning rate by its ``lr_scale``.
+
+    Raises:
+        ValueError: if this is no optimizer.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"`optimizer` makes a {type(optimizer).__name__}, no optimizer of torch.")
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_scale", 1.0)
 
 
 def _ramp(warmup_epochs: float, total_steps: float, steps_per_epoch: int) -> float:
     """Return the length of the warm-up in steps, at most half of the run."""
-    if warmup_epochs < 0:
+    if not warmup_epochs >= 0:
         raise ValueError(f"`warmup_epochs` (={warmup_epochs}) must not be negative.")
     ramp = warmup_epochs * steps_per_epoch
     if ramp > total_steps / 2:
@@ -122,13 +128,16 @@ def cosine(
         min_factor: what is left at the end, as a fraction of the peak.
 
     Raises:
-        ValueError: if the run has no end, or the ramp's length is negative.
+        ValueError: if the run has no end, the ramp's length is negative, or ``min_factor`` is no
+            fraction.
 
     Reference:
         Loshchilov and Hutter, arXiv:1608.03983; Goyal et al., arXiv:1706.02677 (warm-up).
     """
     if not math.isfinite(total_steps):
         raise ValueError("A cosine schedule needs the run's length: set `trainer.max_epochs`.")
+    if not 0 <= min_factor <= 1:
+        raise ValueError(f"`min_factor` (={min_factor}) must be a fraction, from 0 to 1.")
     ramp = _ramp(warmup_epochs, total_steps, steps_per_epoch)
 
     def factor(step: int) -> float:
@@ -160,11 +169,14 @@ def multi_step(
         warmup_epochs: length of a linear ramp at the start, in epochs.
 
     Raises:
-        ValueError: if the milestones do not ascend, or the ramp's length is negative.
+        ValueError: if the milestones do not ascend, the ramp's length is negative, or ``gamma`` is
+            not above 0.
 
     Reference:
         Footnote 2 of arXiv:1709.01507: drops at 125, 200 and 250 of 270 epochs.
     """
+    if not gamma > 0:
+        raise ValueError(f"`gamma` (={gamma}) must be above 0: the rate is multiplied by it.")
     drops = [milestone * steps_per_epoch for milestone in milestones]
     if drops != sorted(set(drops)) or (drops and drops[0] <= 0):
         raise ValueError(f"`milestones` (={list(milestones)}) must be above 0 and ascend.")

@@ -58,7 +58,7 @@ def test_cutout_is_a_square_around_any_pixel():
 def test_mixed_labels_are_the_shares_of_the_pixels():
     images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 1, 20, 20).clone()
     labels = torch.arange(6)
-    for mixing in (Mixing(mixup=1.0, cutmix=0, seed=0), Mixing(mixup=0, cutmix=1.0, seed=0)):
+    for mixing in (Mixing(mixup=1, cutmix=0, seed=0), Mixing(mixup=0, cutmix=1, seed=0)):
         mixed, soft = mixing(images, labels, 6, 0, 0)
         assert soft.shape == (6, 6)
         assert torch.allclose(soft.sum(1), torch.ones(6))

@@ -1,0 +1,215 @@
+"""The exponential moving average of the weights."""
+
+import itertools
+import logging
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from se_lightning.callbacks.nonfinite import NonFinite
+from se_lightning.models.gates import boolean, positive_integer
+
+__all__ = ["EMA"]
+
+log = logging.getLogger(__name__)
+
+
+class EMA(WeightAveraging):
+    """Validates, saves and tests with an exponential moving average of the weights.
+
+    The first update takes the weights as they are; update n after it is
+    ``average = d * average + (1 - d) * weights`` with d = min(decay, (1 + n) / (10 + n)), so that
+    the average is worth something from the first epoch on. Buffers are averaged as well (the
+    statistics of batch norm), those of whole numbers are copied. A step that
+    :class:`se_lightning.NonFinite` leaves out is no update. Where Lightning's own callback
+    validates with the initial weights until its first update, this one takes the raw ones.
+
+    A checkpoint's ``state_dict`` is the average, its ``current_model_state`` the raw weights;
+    training goes on exactly. When it is over, the network has the averaged weights.
+
+    Args:
+        decay: d, in [0, 1).
+        warmup: use a smaller d at first, as above.
+        every_n_steps: optimizer steps from one update to the next.
+        start_step: the first step to update after, from 0.
+        device: where the average is kept; None is where the network is.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+
+    Example:
+        >>> from pytorch_lightning import Trainer
+        >>> trainer = Trainer(callbacks=[EMA(decay=0.99)], logger=False)
+    """
+
+    def __init__(
+        self,
+        decay: float = 0.999,
+        warmup: bool = True,
+        every_n_steps: int = 1,
+        start_step: int = 0,
+        device: str | None = None,
+    ) -> None:
+        if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
+            raise ValueError(f"`decay` (={decay!r}) must be in [0, 1).")
+        boolean("warmup", warmup)
+        positive_integer("every_n_steps", every_n_steps)
+        if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
+            raise ValueError(f"`start_step` (={start_step!r}) must be a whole number, 0 or more.")
+        super().__init__(device=device)
+        self.decay, self.warmup = decay, warmup
+        self.every_n_steps, self.start_step = every_n_steps, start_step
+        self._swapped = False
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        """Tell whether the average takes in the weights after a step."""
+        since = -1 if step_idx is None else step_idx - self.start_step
+        return since >= 0 and since % self.every_n_steps == 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the average where it is to be: Lightning would, on the CPU, too early for a GPU."""
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+            raise MisconfigurationException(
+                "EMA needs the whole network on each rank, and "
+                f"{type(trainer.strategy).__name__} cuts it up: take trainer.strategy=ddp, or "
+                "leave EMA out."
+            )
+        self._latest_update_step, self._swapped = 0, False
+        given = self._device
+        self._device = given or trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+        self._device = given
+        assert self._average_model is not None
+        # It is read in every update, for which no GPU should be waited for.
+        self._average_model.n_averaged = self._average_model.n_averaged.cpu()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Update, if there was a step since the last time and it was not left out."""
+        step = trainer.global_step - 1
+        if trainer.global_step <= self._latest_update_step or not self.should_update(step):
+            return
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        left_out = [c.last_skipped for c in callbacks if isinstance(c, NonFinite)]
+        if step not in left_out:
+            self._update(pl_module)
+        self._latest_update_step = trainer.global_step
+
+    @torch.no_grad()
+    def _update(self, module: LightningModule) -> None:
+        assert self._average_model is not None
+        decay = self._next_decay()
+        averages, weights = [], []
+        for average, weight in zip(_tensors(self._average_model), _tensors(module), strict=True):
+            if decay and average.is_floating_point():
+                averages.append(average)
+                weights.append(weight.to(average.device))
+            else:
+                average.copy_(weight)
+        if averages:
+            torch._foreach_lerp_(averages, weights, 1 - decay)
+        self._average_model.n_averaged += 1
+
+    def _next_decay(self) -> float:
+        updates = self._updates
+        if updates == 0:
+            return 0.0  # it takes the weights as they are
+        return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
+
+    @property
+    def _updates(self) -> int:
+        return 0 if self._average_model is None else int(self._average_model.n_averaged)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate with the average, once there is one."""
+        if self._updates and not self._swapped:
+            self._agree(trainer)
+            self._swap(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in: other callbacks still look at the network that was validated."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the raw weights again, before anything is saved."""
+        if self._swapped:
+            self._swap(pl_module)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Take the raw weights again, if it happened while validating."""
+        self.on_validation_end(trainer, pl_module)
+
+    def _agree(self, trainer: Trainer) -> None:
+        """Take the first rank's buffers: they are those that a checkpoint has.
+
+        Batch norm's statistics are of each rank's own samples, and so is their average.
+        """
+        assert self._average_model is not None
+        if trainer.world_size > 1:
+            buffers = list(self._average_model.module.buffers())
+            of_first = trainer.strategy.broadcast([buffer.cpu() for buffer in buffers])
+            for buffer, value in zip(buffers, of_first, strict=True):
+                buffer.copy_(value)
+
+    def _swap(self, module: LightningModule) -> None:
+        self._swap_models(module)
+        self._swapped = not self._swapped
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait with the weights: a checkpoint may still be saved, with both."""
+        if self._updates:
+            self._agree(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the averaged weights in the network."""
+        if self._updates:
+            self._copy_average_to_current(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        self._average_model = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save both, the average as ``state_dict``; the raw weights there before the first."""
+        if self._average_model is None:
+            return
+        raw = checkpoint["state_dict"]
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if not self._updates:
+            checkpoint["state_dict"] = raw
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with both; an evaluation takes the average alone, which is in place already."""
+        if trainer.state.fn != TrainerFn.FITTING or self._average_model is None:
+            return
+        if "current_model_state" not in checkpoint:
+            log.info("The checkpoint has no averaged weights: the average begins with this run.")
+            return
+        self._average_model.module.load_state_dict(checkpoint["state_dict"])
+        self._average_model.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])
+        pl_module.load_state_dict(checkpoint["current_model_state"])
+
+
+def _tensors(module: nn.Module) -> itertools.chain[Tensor]:
+    if isinstance(module, AveragedModel):
+        module = module.module
+    return itertools.chain(module.parameters(), module.buffers())

@@ -1,0 +1,231 @@
+"""``last.ckpt``: from which a run goes on, whatever ended it."""
+
+import logging
+import math
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+from torch import distributed
+
+from se_lightning.models.gates import positive_integer
+from se_lightning.ranks import Interrupted
+
+__all__ = ["LastCheckpoint"]
+
+log = logging.getLogger(__name__)
+# What a cluster sends before it takes the machine away: SLURM as its --signal says.
+_PREEMPTIONS = ("SIGUSR1", "SIGUSR2")
+_PATIENCE = 3  # seconds
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves ``last.ckpt`` after each epoch and, if asked to, within them.
+
+    It saves where nothing is in the making: after a batch was trained on, validated after and
+    logged, no gradient accumulated, or after an epoch and all that belongs to it. So the run that
+    goes on from it (``trainer.fit(ckpt_path=...)``) does nothing twice and leaves nothing out.
+
+    SIGTERM is answered at the next such place: it saves and ends the run with exit code 143; one
+    more, seconds later, ends it at once. Under SLURM, SIGUSR1 and SIGUSR2 also put the job back
+    into the queue (``sbatch --signal=USR1@120 --requeue``).
+
+    Args:
+        dirpath: folder of ``last.ckpt``; None is ``checkpoints`` in the trainer's
+            ``default_root_dir``.
+        every_n_steps: save also after so many optimizer steps.
+        every_minutes: save also when so many minutes have passed since the last time.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        *,
+        every_n_steps: int | None = None,
+        every_minutes: float | None = None,
+    ) -> None:
+        if every_n_steps is not None:
+            positive_integer("every_n_steps", every_n_steps)
+        if every_minutes is not None and not every_minutes > 0:
+            raise ValueError(f"`every_minutes` (={every_minutes!r}) must be above 0.")
+        self.dirpath = dirpath
+        self.every_n_steps = every_n_steps
+        self.every_minutes = every_minutes
+        self._saved = (-1, time.monotonic())  # step and time
+        self._between_epochs = False
+        self._resumed_at: int | None = None
+        self._signal: int | None = None
+        self._signalled = math.inf  # when
+        self._handlers: dict[int, Any] = {}
+        self._group: Any = None
+
+    def path(self, trainer: Trainer) -> Path:
+        """Return where ``last.ckpt`` is."""
+        return Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take the two places of the loops at which all of a batch or an epoch is done.
+
+        No hook of Lightning's is there: ``on_train_batch_end`` and ``on_train_epoch_end`` come
+        before the values of that very batch or epoch are logged, ``on_train_batch_start`` after
+        the next one is counted.
+        """
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        for loop, done in (
+            (trainer.fit_loop, self._epoch_done),
+            (trainer.fit_loop.epoch_loop, self._batch_done),
+        ):
+            vars(loop)["on_advance_end"] = self._then(type(loop).on_advance_end, loop, done)
+
+    def _then(self, method: Callable[..., None], loop: Any, more: Callable[..., None]) -> Any:
+        def on_advance_end(*arguments: Any) -> None:
+            if self._is_repeated(loop):
+                return
+            method(loop, *arguments)
+            more(loop.trainer)
+
+        return on_advance_end
+
+    def _is_repeated(self, loop: Any) -> bool:
+        """Tell whether Lightning comes here anew, resumed where it had validated after a batch."""
+        progress = getattr(loop, "batch_progress", None)
+        if progress is None or self._resumed_at is None:
+            return False
+        repeated, self._resumed_at = progress.total.completed == self._resumed_at, None
+        loop._skip_next_val = loop._skip_next_val and not repeated
+        return repeated
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Answer signals instead of Lightning.
+
+        Its own handlers talk to the other ranks, or save, in the midst of a step.
+        """
+        self._answer_signals()
+        self._saved = (trainer.global_step, time.monotonic())
+        if trainer.world_size > 1 and distributed.get_backend() != "gloo":
+            self._group = distributed.new_group(backend="gloo")  # no GPU is waited for
+
+    def _answer_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        names = ("SIGTERM", *(_PREEMPTIONS if "SLURM_JOB_ID" in os.environ else ()))
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            self._handlers.setdefault(number, signal.getsignal(number))
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: Any) -> None:
+        # At the same time, it is the same one: sent to a group of processes, and handed on in it.
+        if number == signal.SIGTERM and time.monotonic() - self._signalled > _PATIENCE:
+            raise Interrupted(number, "ended at once, since it was asked to again")
+        if self._signal is None:
+            log.info("%s: the run saves and ends after this step.", signal.Signals(number).name)
+            self._signal, self._signalled = number, time.monotonic()
+
+    def _batch_done(self, trainer: Trainer) -> None:
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        done = progress.current.completed
+        if progress.is_last_batch or done >= trainer.num_training_batches:
+            return  # the epoch's end saves
+        if done % trainer.accumulate_grad_batches:
+            return
+        number, due = self._asked(trainer)
+        if number or due:
+            self._save(trainer)
+        self._end(trainer, number)
+
+    def _epoch_done(self, trainer: Trainer) -> None:
+        self._between_epochs = True
+        try:
+            self._save(trainer)
+        finally:
+            self._between_epochs = False
+        number, _ = self._asked(trainer)
+        self._end(trainer, number)
+
+    def _asked(self, trainer: Trainer) -> tuple[int, bool]:
+        """Return the signal that has come, or 0, and whether to save: the same on all ranks."""
+        step, clock = self._saved
+        number = self._signal or 0
+        due = self.every_minutes is not None and time.monotonic() - clock > 60 * self.every_minutes
+        if trainer.world_size > 1:
+            both = torch.tensor([number, due], dtype=torch.int64)
+            distributed.broadcast(both, 0, group=self._group)
+            number, due = both.tolist()
+        if self.every_n_steps is not None and trainer.global_step != step:
+            due = due or trainer.global_step % self.every_n_steps == 0
+        return number, bool(due)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step != self._saved[0] or self._between_epochs:
+            trainer.save_checkpoint(self.path(trainer), weights_only=False)
+        self._saved = (trainer.global_step, time.monotonic())
+
+    def _end(self, trainer: Trainer, number: int) -> None:
+        if not number:
+            return
+        if number != signal.SIGTERM and trainer.is_global_zero:
+            _requeue()
+        where = f"saved at step {trainer.global_step}; resume={trainer.default_root_dir} goes on"
+        raise Interrupted(number, where)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Between two epochs, say that no batch of the next has been done.
+
+        Otherwise a run that is told its length in steps takes the epoch for unfinished.
+        """
+        if self._between_epochs:
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            progress["current"] = dict.fromkeys(progress["current"], 0)
+            progress["is_last_batch"] = False
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember where the run was cut."""
+        loops = checkpoint.get("loops", {}).get("fit_loop", {})
+        if loops:
+            self._resumed_at = loops["epoch_loop.batch_progress"]["total"]["completed"]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give loops and signals back."""
+        for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
+            vars(loop).pop("on_advance_end", None)
+        self._release()
+
+    def on_exception(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+
+def _requeue() -> None:
+    """Put this job of SLURM's back into the queue; its restart goes on with the run."""
+    job = os.environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format(**os.environ)
+    try:
+        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", None) or error
+        log.warning("`scontrol requeue %s` failed, so that the job will not restart: %s", job, said)
+    else:
+        log.info("SLURM job %s is back in the queue.", job)

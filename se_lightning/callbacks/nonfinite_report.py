@@ -1,0 +1,182 @@
+"""What can be told of a step whose numbers were not finite: samples, layers, the file."""
+
+import contextlib
+import copy
+import inspect
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from se_lightning.callbacks.last_checkpoint import LastCheckpoint
+from se_lightning.data.order import OneEpoch, TrainBatches
+
+__all__ = ["append", "bad_rows", "bad_weights", "first_bad_output", "message", "sample_ids", "what"]
+
+_KEPT = 1000  # records of the file, the newest
+
+
+def sample_ids(trainer: Trainer, epoch: int, batches: Sequence[int], rank: int) -> list[int] | None:
+    """Return the indices, in the training set, of the samples of some batches of a rank.
+
+    None: the loader is not this package's, whose order follows from seed and epoch.
+    """
+    order = getattr(trainer.train_dataloader, "sampler", None)
+    if isinstance(order, OneEpoch):
+        order = order.batches
+        epoch = getattr(order, "epoch", 0)
+    if not isinstance(order, TrainBatches):
+        return None
+    order = copy.copy(order)
+    order.rank = rank
+    ids: list[int] = []
+    for batch in batches:
+        order.start_at(epoch, batch)
+        _, keys = next(iter(order))
+        ids += (keys % order.size).tolist()
+    return ids
+
+
+def bad_rows(batch: Any) -> list[int]:
+    """Return which samples of a batch have numbers that are not finite, before any layer."""
+    images = next((t for t in _tensors(batch) if t.ndim > 1 and t.is_floating_point()), None)
+    if images is None:
+        return []
+    return images.isfinite().flatten(1).all(1).logical_not().nonzero().flatten().tolist()
+
+
+def bad_weights(module: nn.Module) -> list[str]:
+    """Return the names of the parameters that are not finite."""
+    return [name for name, p in module.named_parameters() if not bool(p.isfinite().all())]
+
+
+class _Seen(Exception):  # noqa: N818  no error: it ends a forward pass that has shown enough
+    pass
+
+
+@torch.no_grad()
+def first_bad_output(
+    trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
+) -> str | None:
+    """Run a batch again until a layer's output is not finite, and return that layer's path.
+
+    Buffers are as before afterwards; random draws (dropout) need not fall as they did.
+    """
+    if any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules()):
+        return None  # it would wait for the other ranks
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    found: list[str] = []
+    handles = [
+        layer.register_forward_hook(_looker(path, found))
+        for path, layer in module.named_modules()
+        if path
+    ]
+    takes_index = "batch_idx" in inspect.signature(module.training_step).parameters
+    # Exception: somebody's step may bear no second call, which is no reason to say nothing.
+    with (
+        contextlib.suppress(_Seen, Exception),
+        torch.compiler.set_stance("force_eager"),
+        trainer.precision_plugin.train_step_context(),
+    ):
+        module.training_step(*((batch, batch_idx) if takes_index else (batch,)))
+    for handle in handles:
+        handle.remove()
+    for buffer, value in before:
+        buffer.copy_(value)
+    return found[0] if found else None
+
+
+def _looker(path: str, found: list[str]) -> Any:
+    def look(layer: nn.Module, inputs: Any, output: Any) -> None:
+        if not all(bool(tensor.isfinite().all()) for tensor in _tensors(output)):
+            found.append(path)
+            raise _Seen
+
+    return look
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add a record to a file; those of later steps are of a run that was cut and is repeated."""
+    old = json.loads(path.read_text()) if path.exists() else []
+    records = [each for each in old if each["step"] < record["step"]] + [record]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    lines = ",\n".join(json.dumps(each) for each in records[-_KEPT:])
+    temporary.write_text(f"[\n{lines}\n]\n")
+    temporary.replace(path)
+
+
+def what(record: dict[str, Any]) -> str:
+    """Say in words which numbers of a record are not finite, and where it began."""
+    ranks = record["ranks"]
+    bad = [each for each in ranks if not math.isfinite(float(each["loss"]))]
+    where = f"step {record['step']} (epoch {record['epoch']}, {_several('batch', record)})"
+    if bad:
+        on = f" on rank {bad[0]['rank']}" if len(ranks) > 1 else ""
+        parts = [f"The loss is {bad[0]['loss']} at {where}{on}."]
+    else:
+        layers = record["layers"]
+        some = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")
+        parts = [f"The loss is finite, gradients are not, at {where}: those of {some}."]
+    for each in bad:
+        if each["bad_rows"]:
+            ids = each["bad_samples"] or [f"number {row} of the batch" for row in each["bad_rows"]]
+            parts.append(f"Its images are not finite themselves: sample {_some(ids)}.")
+        elif each["output"]:
+            parts.append(f"The first layer whose output is not finite: {each['output']}.")
+    if record["weights"]:
+        parts.append(f"Weights were not finite before: {_some(record['weights'])}.")
+    return " ".join(parts)
+
+
+def _several(word: str, record: dict[str, Any]) -> str:
+    first, last = record["batches"][0], record["batches"][-1]
+    return f"{word} {first}" if first == last else f"{word}es {first} to {last}"
+
+
+def _some(names: Sequence[Any]) -> str:
+    return ", ".join(map(str, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def message(trainer: Trainer, record: dict[str, Any], path: Path, *, in_a_row: int) -> str:
+    """Say what was wrong, where the rest is told, and what to do."""
+    parts = [what(record)]
+    if in_a_row:
+        parts.append(f"{in_a_row} steps in a row were left out.")
+    parts.append(f"All that is known, with the samples, is in {path}.")
+    good = _last_checkpoint(trainer)
+    cures = ["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed or 32-true"]
+    if not in_a_row:
+        cures.insert(0, "on_nonfinite=skip, which leaves such steps out")
+    if good is not None:
+        where = f"resume={trainer.default_root_dir}"
+        parts.append(f"The last good checkpoint is {good}; {where} goes on from it.")
+    if good is not None and record["weights"] is None:
+        parts.append("With trainer.log_every_n_steps=1 it also names the layer.")
+    parts.append(f"Usual cures: {'; '.join(cures)}; in a new run, a lower optimizer.lr.")
+    return " ".join(parts)
+
+
+def _last_checkpoint(trainer: Trainer) -> Path | None:
+    saved: list[Any] = []
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, LastCheckpoint):
+            saved.insert(0, callback.path(trainer))
+        saved += [getattr(callback, f"{name}_model_path", None) for name in ("last", "best")]
+    return next((Path(path) for path in saved if path and Path(path).exists()), None)

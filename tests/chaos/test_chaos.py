@@ -1,0 +1,177 @@
+"""Real runs, killed at random moments and resumed: the unbroken ones, to the last bit."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+COMMON = (
+    "data=fake data.size=240 data.image_size=16 data.flip=true trainer.max_epochs=3 logger=csv "
+    "model.depth=[1,1,1] model.widths=[8,16,16] model.stem=cifar trainer.log_every_n_steps=1 "
+    "trainer.accelerator=cpu logger.csv.flush_logs_every_n_steps=1 checkpoint.every_n_steps=2 "
+    "callbacks.gate_doctor=null callbacks.excitation_curves=null callbacks.class_selectivity=null "
+    "+callbacks.kill_in_save._target_=kill_in_save.KillInSave"
+)
+CONFIGURATIONS = {
+    "1 rank": "",
+    "1 rank, 2 workers": "data.num_workers=2 data.mixup=0.3 data.rand_augment=9",
+    "1 rank, accumulated": (
+        "trainer.accumulate_grad_batches=3 trainer.precision=bf16-mixed trainer.gradient_clip_val=1"
+    ),
+    "1 rank, averaged": "callbacks=ema trainer.val_check_interval=7",
+    "2 ranks": "trainer.devices=2",
+    "2 ranks, 2 workers": "trainer.devices=2 data.num_workers=2 data.cutmix=1 data.repeats=2",
+}
+
+
+class Run:
+    """A run in a directory, started as a user would."""
+
+    def __init__(self, folder: Path, options: str) -> None:
+        self.folder = folder
+        arguments = [*COMMON.split(), *options.split(), f"hydra.run.dir={folder}"]
+        self.begin = [sys.executable, "-m", "se_lightning", *arguments]
+        self.go_on = [sys.executable, "-m", "se_lightning", f"resume={folder}"]
+
+    def start(self, save: str = "") -> subprocess.Popen:
+        begun = (self.folder / ".hydra" / "overrides.yaml").exists()
+        environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            self.go_on if begun else self.begin,
+            env=environment | ({"CHAOS_SAVE": save} if save else {}),
+            cwd=self.folder.parent,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self) -> None:
+        process = self.start()
+        _, told = process.communicate(timeout=280)
+        assert process.returncode == 0, told[-2000:]
+
+    def rows(self) -> int:
+        try:
+            return (self.folder / "metrics.csv").read_bytes().count(b"\n")
+        except FileNotFoundError:
+            return 0
+
+    def outcome(self) -> dict:
+        last = torch.load(self.folder / "checkpoints" / "last.ckpt", weights_only=True)
+        best = torch.load(self.folder / "checkpoints" / "best.ckpt", weights_only=True)
+        result = json.loads((self.folder / "result.json").read_text())
+        return {
+            "last": [last["state_dict"], last.get("current_model_state"), last["optimizer_states"]],
+            "best": best["state_dict"],
+            "curves": (self.folder / "metrics.csv").read_bytes(),
+            "result": (result["status"], result["metrics"], result["score"]),
+        }
+
+
+def same(left, right) -> bool:
+    if isinstance(left, torch.Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def survivors(marker: str) -> list[str]:
+    """Name the processes in whose command line the marker is."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if marker in command and int(path.parent.name) != os.getpid():
+            found.append(command)
+    return found
+
+
+def kill(run: Run, way: str, dice: random.Random, length: int) -> bool:
+    """Start or resume a run and kill it in some way; False if it came to its end before."""
+    save = f"{dice.randint(1, 9)}:{way.removeprefix('save ')}" if "save" in way else ""
+    process = run.start(save)
+    try:
+        if way == "start":
+            time.sleep(dice.uniform(0.2, 9))
+        elif not save:
+            rows = dice.randint(run.rows(), length)
+            while process.poll() is None and run.rows() < rows:
+                time.sleep(0.002)
+            time.sleep(dice.uniform(0, 0.05))
+        if not save and process.poll() is None:
+            further = children(process.pid)
+            target = dice.choice(further) if way == "rank 1" and further else process.pid
+            os.kill(target, signal.SIGTERM if way == "term" else signal.SIGKILL)
+        process.communicate(timeout=120)
+    finally:
+        process.kill()
+    deadline = time.monotonic() + 30
+    while survivors(str(run.folder)):
+        assert time.monotonic() < deadline, survivors(str(run.folder))
+        time.sleep(0.1)
+    return process.returncode != 0
+
+
+WAYS = ("any", "save writing", "any", "term", "save written", "rank 1", "start", "save replaced")
+
+
+def chaos(tmp_path: Path, name: str, kills: int) -> list[str]:
+    """Break a run so many times, in ways that the name determines; say how it went."""
+    dice = random.Random(name)
+    whole = Run(tmp_path / "whole", CONFIGURATIONS[name])
+    whole.finish()
+    expected, length = whole.outcome(), whole.rows()
+    told, done = [], 0
+    while done < kills:
+        run = Run(tmp_path / f"broken{len(told)}", CONFIGURATIONS[name])
+        broken = []
+        for _ in range(min(dice.randint(1, 3), kills - done)):
+            way = WAYS[done % len(WAYS)]
+            if kill(run, way, dice, length):
+                broken.append(f"{way} at row {run.rows()}")
+                done += 1
+        run.finish()
+        told.append(f"{name}: killed {', '.join(broken)} of {length}")
+        outcome = run.outcome()
+        differing = [key for key in expected if not same(expected[key], outcome[key])]
+        assert not differing, (told, differing)
+    return told
+
+
+def test_a_run_killed_in_a_save_ends_as_the_unbroken_one(tmp_path):
+    """The short form: killed with half a checkpoint written."""
+    whole, broken = (Run(tmp_path / name, "trainer.max_epochs=2") for name in ("whole", "broken"))
+    whole.finish()
+    assert kill(broken, "save writing", random.Random(1), 0)
+    assert list(broken.folder.glob("checkpoints/.*.tmp")), "it was not in a save"
+    broken.finish()
+    assert not list(broken.folder.glob("checkpoints/.*.tmp"))
+    assert same(broken.outcome(), whole.outcome())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_runs_killed_at_random_end_as_the_unbroken_one(name, tmp_path):
+    """54 kills: anywhere, of rank 1, before the training, in each stage of a save; SIGTERM."""
+    print("\n".join(chaos(tmp_path, name, kills=9)))

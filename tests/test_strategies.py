@@ -1,0 +1,88 @@
+"""What several ranks share beside gradients: synchronized norms, and FSDP's shards."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from se_lightning.models import create_model
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("trainer.sync_batchnorm=true", "trainer.devices=2"), "batch norm works on GPUs only"),
+        (("trainer.strategy=fsdp",), "The strategy `fsdp` requires a GPU accelerator"),
+    ],
+)
+def test_what_needs_gpus_says_so_on_a_cpu(words, message, told, short):
+    code, error = told(*short, *words)
+    assert code == 1
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "name", ["se_resnet20", "se_preact_resnet20", "se_densenet_bc100_12", "se_wrn16_8"]
+)
+def test_a_net_with_synchronized_norms_is_the_same_net(name):
+    """In one process, where PyTorch's layer falls back to the plain one: no norm is passed by."""
+    plain = create_model(name, num_classes=10, ratio=4).train()
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
+    assert not any(type(module) is nn.BatchNorm2d for module in synchronized.modules())
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(synchronized(images), plain(images), rtol=0, atol=0)
+    assert set(synchronized.state_dict()) == set(plain.state_dict())
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(synchronized.state_dict()[key], value, rtol=0, atol=0)
+
+
+# Two ranks on one GPU: gloo carries the statistics, as NCCL would between two GPUs.
+SYNCHRONIZED = """
+import sys, torch
+from torch import distributed, nn
+from se_lightning.models import create_model
+
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+torch.manual_seed(0)
+net = create_model("se_resnet20", num_classes=10, ratio=4).double().cuda().train()
+images = torch.randn(8, 3, 32, 32, dtype=torch.double).cuda()
+if sys.argv[2] == "synchronized":
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+net(images[4 * rank : 4 * rank + 4] if sys.argv[2] != "joint" else images)
+if rank == 0:
+    torch.save({key: value.cpu() for key, value in net.state_dict().items()}, sys.argv[1])
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_two_ranks_with_synchronized_norms_have_the_statistics_of_one_batch(tmp_path):
+    (tmp_path / "script.py").write_text(SYNCHRONIZED)
+    states = {}
+    for way in ("joint", "synchronized", "plain"):
+        command = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "script.py"]
+        command = [sys.executable, "-m", *command, f"{way}.pt", way]
+        subprocess.run(command, cwd=tmp_path, check=True, timeout=200)
+        states[way] = torch.load(tmp_path / f"{way}.pt", weights_only=True)
+    for key, expected in states["joint"].items():
+        torch.testing.assert_close(states["synchronized"][key], expected, rtol=1e-6, atol=1e-8)
+    key = "layer1.0.bn1.running_mean"
+    assert not torch.allclose(states["plain"][key], states["joint"][key], rtol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_fsdp_trains_and_its_checkpoint_is_one_file_that_loads(cli, short, tmp_path, result):
+    gpu = [word for word in short if not word.startswith("trainer.accelerator")]
+    words = ("trainer.strategy=fsdp", "trainer.accelerator=gpu", "callbacks=checkpoint")
+    cli(*gpu, *words, "logger=csv", "hydra.run.dir=run")
+    assert result(tmp_path)["status"] == "completed"
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    assert best.is_file()
+    cli("task=test", f"ckpt_path={best}", "trainer.accelerator=cpu", "logger=csv")

@@ -1,0 +1,58 @@
+"""The table of a multirun."""
+
+import csv
+import json
+
+import pytest
+
+from se_lightning import summary
+
+
+def rows(sweep):
+    with (sweep / "summary.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+RESULTS = [
+    {
+        "job": 10, "status": "completed", "overrides": ["model.ratio=8", "trainer.max_epochs=1"],
+        "hidden_widths": {"a": 2, "b": 2, "c": 4}, "parameters": 7, "world_size": 1,
+        "metrics": {"val/acc1": 0.5, "test/acc1": 0.123456789}, "wall_time_s": 1.5,
+    },
+    {
+        "job": 2, "status": "failed", "overrides": ["model.ratio=0", "trainer.max_epochs=1"],
+        "error": "bad\nratio | of 0",
+    },
+]  # fmt: skip
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    for result in RESULTS:
+        folder = tmp_path / str(result["job"])
+        folder.mkdir()
+        (folder / "result.json").write_text(json.dumps(result))
+    summary.write_summary(tmp_path)
+    return tmp_path
+
+
+def test_the_csv_has_everything_in_the_order_of_jobs(sweep):
+    failed, completed = rows(sweep)
+    assert (failed["job"], completed["job"]) == ("2", "10")
+    assert failed["error"] == "bad ratio | of 0"
+    assert completed["val/acc1"] == "0.5"
+    assert completed["hidden widths"] == "2 4"
+    assert list(completed)[:2] == ["job", "status"]
+    assert list(completed)[-3:] == ["world size", "wall time, s", "error"]
+
+
+def test_the_markdown_is_what_one_compares(sweep):
+    text = (sweep / "summary.md").read_text()
+    lines = text.splitlines()
+    assert lines[0] == "All jobs: `trainer.max_epochs=1`"
+    assert lines[2].split("|")[1:4] == [" job ", " status    ", " model.ratio "]
+    assert "val/acc1" not in text
+    assert "0.12346" in text
+    assert "bad ratio \\| of 0" in text
+    assert len({line.replace("\\|", "##").count("|") for line in lines[2:]}) == 1
+    assert len({len(line) for line in lines[2:]}) == 1
