@@ -42,6 +42,7 @@ def _is_worth_saying(record: logging.LogRecord) -> bool:
 
 def quiet() -> None:
     """Drop the known noise, and turn warnings into log lines; ranks above 0 only tell errors."""
+    logging.raiseExceptions = False  # a reader that goes away (| head) gets no stack a line
     root = logging.getLogger()
     for handler in root.handlers:
         handler.addFilter(_is_worth_saying)

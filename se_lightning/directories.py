@@ -40,8 +40,12 @@ _LOCK = ".lock"
 _claimed: dict[Path, TextIO] = {}
 
 
-def claim(folder: Path) -> None:
+def claim(folder: Path, key: str = "hydra.run.dir") -> None:
     """Take a directory for this process, for as long as it lives.
+
+    Args:
+        folder: which one.
+        key: of the command line, by which another is chosen.
 
     Raises:
         ValueError: if another process has it.
@@ -60,7 +64,7 @@ def claim(folder: Path) -> None:
             file.close()
             raise ValueError(
                 f"{folder} is in use by another run ({whose}): wait for its end, or choose another "
-                "directory with hydra.run.dir=DIR."
+                f"directory with {key}=DIR."
             ) from None
         except OSError:
             break  # a file system without locks: nobody can tell
@@ -120,7 +124,9 @@ def _command(run_dir: Path, more: list[str]) -> list[str]:
         raise ValueError(f"{run_dir} is a multirun: `-m jobs.resume={run_dir}` goes on with it.")
     try:
         begun = OmegaConf.load(run_dir / ".hydra" / "hydra.yaml").hydra
-        overrides = list(begun.overrides.task)
+        # As they were typed: what they refer to is not in this file alone.
+        given: Any = OmegaConf.to_container(begun.overrides, resolve=False)
+        overrides = [o for o in given["task"] if not o.startswith("jobs.")]
         status = (_result(run_dir) or {}).get("status")
     except FileNotFoundError as error:
         raise ValueError(
@@ -134,10 +140,12 @@ def _command(run_dir: Path, more: list[str]) -> list[str]:
     changes = [a for a in more if not a.startswith("hydra")]
     if status == "completed" and not changes:
         raise ValueError(f"{run_dir} is complete; trainer.max_epochs=N makes it longer.")
-    inherited = [o for o in begun.overrides.hydra if not o.lstrip("+~").startswith(ABOUT_MULTIRUNS)]
+    inherited = [o for o in given["hydra"] if not o.lstrip("+~").startswith(ABOUT_MULTIRUNS)]
     number = OmegaConf.to_container(begun.job).get("num", "???")  # type: ignore[union-attr]
     if number != "???" and not any(a.startswith("hydra.job.num=") for a in more):
         inherited.append(f"hydra.job.num={number}")
+    if Path(str(begun.runtime.get("cwd"))).is_dir():
+        os.chdir(begun.runtime.cwd)  # for the paths that it was given
     return [
         *("--config-name", str(begun.job.config_name)),
         *(

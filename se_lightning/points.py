@@ -72,9 +72,16 @@ class Multirun:
 
 
 def composed(argv: list[str]) -> Multirun | None:
-    """Compose the multirun of a command line; None if it is no multirun, or Hydra refuses it."""
+    """Compose the multirun of a command line; None if it is no multirun, or Hydra refuses it.
+
+    Raises:
+        ValueError: if it is none, and yet says how its jobs are run.
+    """
     options = get_args_parser().parse_args(argv[1:])
     several = options.multirun or "hydra.mode=MULTIRUN" in options.overrides
+    about_jobs = [o for o in options.overrides if o.startswith("jobs.")]
+    if about_jobs and not several:
+        raise ValueError(f"{about_jobs[0]} is about the jobs of a multirun: start one with -m.")
     if not several or options.help or options.hydra_help or options.cfg or options.info:
         return None
     try:

@@ -133,7 +133,7 @@ def lead(multirun: Multirun | None, *, resumed: bool = False) -> Iterator[Sweep 
     sweep = Sweep(multirun)
     if not resumed:
         unfinished.refuse_used(sweep.dir)
-    claim(sweep.dir)
+    claim(sweep.dir, "hydra.sweep.dir")
     _pin_directory(sys.argv, multirun)
     _sweep = sweep
     try:

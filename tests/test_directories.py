@@ -52,7 +52,7 @@ def run_dir(tmp_path):
 hydra:
   job: {config_name: train, num: 3}
   overrides:
-    task: [model.ratio=8, 'data.root=a b']
+    task: [model.ratio=8, 'data.root=${nowhere}/a b', jobs.parallel=2]
     hydra: ['hydra.run.dir=x', hydra.verbose=true, hydra.mode=MULTIRUN]
   runtime:
     config_sources:
@@ -68,7 +68,8 @@ def test_resume_is_the_command_that_began_the_run(run_dir):
     directories.take_up(argv)
     name = '"' + str(run_dir).replace('"', '\\"') + '"'
     assert argv[1:] == [
-        "--config-name", "train", "--config-dir", "/mine", "model.ratio=8", "data.root=a b",
+        "--config-name", "train", "--config-dir", "/mine", "model.ratio=8",
+        "data.root=${nowhere}/a b",
         "hydra.verbose=true", "hydra.job.num=3", "trainer.max_epochs=9", f"resume={name}",
         f"hydra.run.dir={name}", "hydra.output_subdir=null",
     ]  # fmt: skip

@@ -199,7 +199,7 @@ def test_of_two_runs_in_one_place_one_trains(tmp_path):
     [
         {"HOME": "/proc/nowhere"},
         {"TMPDIR": "/nonexistent"},
-        {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LANG": "C", "LC_ALL": "C"},
         {"COLUMNS": "0"},
         {"XDG_CACHE_HOME": "/proc/nowhere", "SE_LIGHTNING_CACHE": "/proc/nowhere"},
     ],

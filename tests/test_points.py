@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from se_lightning.points import refuse_equal_networks
+from se_lightning.points import composed, refuse_equal_networks
 
 EQUAL = [
     (["model.divisor=8", "model.ratio=4,8,16"], "Jobs 1 and 2 .*hidden widths 8.*: model.ratio=8"),
@@ -78,3 +78,9 @@ def test_a_sweep_in_a_config_of_ones_own(tmp_path):
     argv = ["se_lightning", "-m", "--config-dir", str(tmp_path), "experiment=mine"]
     with pytest.raises(ValueError, match=re.escape("model.ratio=8 and model.ratio=16")):
         refuse_equal_networks(argv)
+
+
+def test_what_is_about_the_jobs_of_a_multirun_is_refused_without_one():
+    with pytest.raises(ValueError, match=r"jobs\.parallel=2 is about the jobs of a multirun"):
+        composed(["se_lightning", "jobs.parallel=2", "model.ratio=4"])
+    assert composed(["se_lightning", "model.ratio=4"]) is None

@@ -54,7 +54,15 @@ class Run:
             text=True,
         )
 
+    def is_complete(self) -> bool:
+        try:
+            return json.loads((self.folder / "result.json").read_text())["status"] == "completed"
+        except FileNotFoundError:
+            return False
+
     def finish(self) -> None:
+        if self.is_complete():
+            return
         process = self.start()
         _, told = process.communicate(timeout=280)
         assert process.returncode == 0, told[-2000:]
@@ -130,7 +138,7 @@ def kill(run: Run, way: str, dice: random.Random, length: int) -> bool:
     while survivors(str(run.folder)):
         assert time.monotonic() < deadline, survivors(str(run.folder))
         time.sleep(0.1)
-    return process.returncode != 0
+    return process.returncode != 0 and not run.is_complete()
 
 
 WAYS = ("any", "save writing", "any", "term", "save written", "rank 1", "start", "save replaced")
