@@ -18,12 +18,10 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from se_lightning import checkpoint, console, failures, memory
+from se_lightning import account, checkpoint, console, failures, memory
 from se_lightning.checks import check_values, make
 from se_lightning.data.loading import cores
-from se_lightning.excitation import find_gates
 from se_lightning.loggers import finish_wandb
-from se_lightning.models import hidden_widths
 from se_lightning.ranks import external_rank, is_further_rank
 from se_lightning.results import identity, task_overrides, write_result
 
@@ -45,6 +43,8 @@ def train(cfg: DictConfig) -> float | None:
     try:
         check_values(cfg)
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        if cfg.resume is not None and not _is_fit(cfg):
+            raise ValueError(f"`resume` (={cfg.resume}): that was no training; do it once more.")
         task = make(cfg.task, "task", Callable)  # type: ignore[arg-type]
         result = _way(task)(cfg, task)
         failures.part()
@@ -57,7 +57,7 @@ def train(cfg: DictConfig) -> float | None:
     result["versions"]["python"] = platform.python_version()
     if getattr(rank_zero_only, "rank", 0) == 0:  # as Lightning's process group has set it
         write_result(run_dir, result)
-        _report(result, run_dir)
+        account.report(result, run_dir)
     finish_wandb(failed=False)
     return result["score"]
 
@@ -72,14 +72,14 @@ def _way(task: Callable[..., Any]) -> Callable[[DictConfig, Callable[..., Any]],
 
 def _in_trainer(cfg: DictConfig, task: Callable[..., dict[str, float]]) -> dict[str, Any]:
     trainer, model, datamodule = build(cfg)
-    result = describe(cfg, trainer, model, datamodule)
-    _greet(result)
+    result = account.describe(cfg, trainer, model, datamodule, fits=_is_fit(cfg))
+    account.greet(result)
     # What is not a training has its weights already.
     ckpt_path = cfg.ckpt_path if _is_fit(cfg) else None
     with memory.explained(cfg, trainer, datamodule):
         result["metrics"] = task(trainer, model, datamodule, ckpt_path)
     result |= {"epochs": trainer.current_epoch, "steps": trainer.global_step}
-    return result | _products(trainer)
+    return result | account.products(trainer)
 
 
 def _alone(cfg: DictConfig) -> dict[str, Any]:
@@ -284,61 +284,3 @@ def _check_devices(trainer: DictConfig) -> None:
         )
     if on_cpu and devices > cores():
         log.warning("%d CPU processes share %d cores; each gets slower.", devices, cores())
-
-
-def describe(
-    cfg: DictConfig,
-    trainer: pl.Trainer,
-    model: pl.LightningModule,
-    datamodule: pl.LightningDataModule,
-) -> dict[str, Any]:
-    """Say what is run: names, sizes, and what the ratio did to each gate."""
-    choices = HydraConfig.get().runtime.choices
-    backbone = getattr(model, "backbone", model)
-    return {
-        "task": choices["task"],
-        "model": _name(cfg) if _is_fit(cfg) else type(model).__name__,
-        "data": choices["data"] if _is_fit(cfg) else type(datamodule).__name__,
-        "seed": cfg.seed,
-        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
-        "gates": len(find_gates(backbone)),
-        "hidden_widths": hidden_widths(backbone),
-        "world_size": trainer.world_size,
-        "batch_size": getattr(datamodule, "batch_size", None),  # memory may have decided
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-    }
-
-
-def _name(cfg: DictConfig) -> str:
-    """Say which network it is: the option, and of a library's also the name."""
-    choice = HydraConfig.get().runtime.choices["model"]
-    return " ".join(filter(None, [choice, cfg.model.get("name")]))
-
-
-def _products(trainer: pl.Trainer) -> dict[str, Any]:
-    pictures = [getattr(callback, "picture", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
-    best = trainer.checkpoint_callback
-    score = getattr(best, "best_model_score", None)
-    return {
-        "checkpoint": getattr(best, "best_model_path", "") or None,
-        "score": None if score is None else float(score),
-        "picture": next((str(path) for path in pictures if path), None),
-    }
-
-
-@rank_zero_only
-def _greet(result: dict[str, Any]) -> None:
-    widths = list(dict.fromkeys(result["hidden_widths"].values()))
-    gates = f"{result['gates']} gates" + (f", hidden widths {widths}" if widths else "")
-    what = f"{result['model']}: {result['parameters']:,} parameters, {gates}"
-    log.info(what if result["world_size"] == 1 else f"{what}; {result['world_size']} processes")
-
-
-def _report(result: dict[str, Any], run_dir: Path) -> None:
-    accuracy = result["metrics"].get("test/acc1")
-    lines = {
-        "test accuracy": None if accuracy is None else f"{100 * accuracy:.2f} %",
-        "run directory": str(run_dir),
-        "picture": result["picture"],
-    }
-    log.info("%s", "\n".join(f"{name:14} {value}" for name, value in lines.items() if value))

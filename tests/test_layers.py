@@ -15,6 +15,7 @@ FLOORS |= {
     "console": 3,
     "directories": 3,
     "memory": 4,
+    "account": 4,
     "checks": 4,
     "failures": 4,
     "jobs": 4,

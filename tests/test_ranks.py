@@ -98,11 +98,12 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
-@pytest.mark.parametrize("starter", ["", str(os.getpid()), str(os.getppid())])
+@pytest.mark.parametrize("starter", ["none", "parent", "grandparent"])
 def test_a_process_whose_starter_lives_goes_on(starter):
     """Also where another process stands between, as joblib's workers do."""
+    pids = {"none": "", "parent": str(os.getpid()), "grandparent": str(os.getppid())}
     code = "from se_lightning import ranks; ranks.die_with_parent(); print('alive')"
-    environment = {**os.environ, "LOCAL_RANK": "1", ranks._STARTER: starter}
+    environment = {**os.environ, "LOCAL_RANK": "1", ranks._STARTER: pids[starter]}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )

@@ -90,12 +90,23 @@ class ExactState(Callback):
                     logger.keep(rows)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the logs anew where the fit begins; else know what was logged last."""
-        trainer.callback_metrics.update(self._logged)
+        """Begin the logs anew where the fit begins."""
         if trainer.is_global_zero and trainer.ckpt_path is None and not trainer.global_step:
             for logger in trainer.loggers:
                 if hasattr(logger, "keep"):
                     logger.keep(0)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know what was logged last."""
+        self._know(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know it also where nothing was left to train."""
+        self._know(trainer)
+
+    def _know(self, trainer: Trainer) -> None:
+        trainer.callback_metrics.update(self._logged)
+        self._logged = {}
 
 
 def _metrics(pl_module: LightningModule) -> list[tuple[str, Metric]]:

@@ -221,3 +221,13 @@ def test_a_fit_in_another_thread_leaves_signals_alone(tmp_path):
     thread.join()
     assert fitted
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_epochs": -1, "max_steps": 21}])
+def test_a_fit_that_was_cut_after_its_last_save_has_nothing_left_but_its_figures(tmp_path, limit):
+    trainer, _ = fit(tmp_path, **limit)
+    rows = (tmp_path / "metrics.csv").read_bytes()
+    again, _ = fit(tmp_path, resume=True, **limit)
+    assert again.callback_metrics == trainer.callback_metrics
+    assert {"train/acc1", "val/loss"} <= trainer.callback_metrics.keys()
+    assert (tmp_path / "metrics.csv").read_bytes() == rows
