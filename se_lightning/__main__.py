@@ -167,12 +167,12 @@ def _refuse_used_directories(argv: list[str]) -> None:
     resumed = any(argument.startswith("resume=") for argument in argv)
     for argument in argv:
         key, _, value = argument.partition("=")
-        if key == "hydra.run.dir" and "${" not in value:
-            directories.claim(Path(directories.unquoted(value)))
+        folder = Path(directories.unquoted(value))
         if key in ("hydra.run.dir", "hydra.sweep.dir") and not resumed:
-            folder = Path(directories.unquoted(value))
             for place in (folder, *(job.parent for job in folder.glob(f"*/{RESULT}"))):
                 directories.refuse_used(place)
+        if key == "hydra.run.dir" and "${" not in value:
+            directories.claim(folder)
 
 
 def _accept_plus(argv: list[str]) -> None:

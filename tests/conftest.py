@@ -53,6 +53,16 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SE_LIGHTNING_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _closed_logs() -> Iterator[None]:
+    """Close what Hydra opens for a command that runs in this process, in the run's folder."""
+    handlers = list(logging.root.handlers)
+    yield
+    for handler in set(logging.root.handlers) - set(handlers):
+        handler.close()
+    logging.root.handlers[:] = handlers
+
+
 @pytest.fixture
 def short() -> tuple[str, ...]:
     return SHORT
@@ -87,16 +97,12 @@ def told(tmp_path, monkeypatch, capfd):
     def run(*arguments):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["se_lightning", *arguments, "logger=csv"])
-        handlers = list(logging.root.handlers)
         code = 0
         with warnings.catch_warnings():
             try:
                 command_line.main()
             except SystemExit as end:
                 code = end.code
-        for handler in set(logging.root.handlers) - set(handlers):
-            handler.close()  # Hydra's, which writes into the run's folder
-        logging.root.handlers[:] = handlers
         return code, capfd.readouterr().err
 
     return run

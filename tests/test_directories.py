@@ -237,3 +237,20 @@ def test_a_run_is_not_resumed_while_it_runs(tmp_path):
     assert second.returncode == 1
     assert "is in use by another run (process" in second.stderr
     assert first.wait(200) == 0
+
+
+@pytest.mark.slow
+def test_a_run_of_torchruns_goes_on_with_torchrun(cli, tmp_path):
+    """Further ranks write elsewhere, and read the checkpoint in the run's directory."""
+    (tmp_path / "stop.py").write_text(STOP)
+    path = {"PYTHONPATH": str(tmp_path)}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    start = [*torchrun, "--nproc_per_node=2", "-m", "se_lightning"]
+    command = [*SMALL.split(), "trainer.devices=2", "checkpoint.every_n_steps=2"]
+    cli(*command, *stopping(-1, 0), "hydra.run.dir=whole", env=path)
+    kill = stopping(5, signal.SIGKILL)
+    cut = cli(*command, *kill, "hydra.run.dir=cut", command=start, env=path, check=False)
+    assert cut.returncode != 0
+    assert not (tmp_path / "cut" / "result.json").exists()
+    cli("resume=cut", "callbacks.stop=null", command=start, env=path)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from se_lightning import train
+from se_lightning import account
 
 
 def one(folder: Path, pattern: str) -> Path:
@@ -91,7 +91,7 @@ def test_two_processes_train_a_net_with_gates_in_one_stage(cli, short, result, t
 
 def test_an_accuracy_of_zero_is_told(caplog, tmp_path):
     with caplog.at_level(logging.INFO):
-        train._report({"metrics": {"test/acc1": 0.0}, "picture": None}, tmp_path)
+        account.report({"metrics": {"test/acc1": 0.0}, "picture": None}, tmp_path)
     assert "test accuracy  0.00 %" in caplog.text
 
 

@@ -248,7 +248,8 @@ class ImageClassifier(LightningModule):
         self.log_dict(metrics, prog_bar=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:  # noqa: D102
-        if not self.decay_norm_bias and isinstance(self.trainer.strategy, FSDPStrategy):
+        strategy = None if self._trainer is None else self.trainer.strategy
+        if not self.decay_norm_bias and isinstance(strategy, FSDPStrategy):
             raise MisconfigurationException(
                 "FSDP flattens the weights, so that norms and biases cannot be told from others: "
                 "leave `decay_norm_bias` true, or take trainer.strategy=ddp."
