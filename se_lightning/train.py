@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -187,6 +187,7 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
         cfg.trainer.enable_checkpointing = any(
             isinstance(c, Checkpoint) for c in parts["callbacks"]
         )
+    _check_names(parts["callbacks"])
     # No logger is False: None is Lightning's own choice of one.
     trainer = make(
         cfg.trainer,
@@ -198,6 +199,17 @@ def build(cfg: DictConfig) -> tuple[pl.Trainer, pl.LightningModule, pl.Lightning
     for logger in trainer.loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     return trainer, model, datamodule
+
+
+def _check_names(callbacks: list[pl.Callback]) -> None:
+    """Refuse several checkpoints of one name: the third best would take the place of the best."""
+    for saving in (each for each in callbacks if isinstance(each, ModelCheckpoint)):
+        several = saving.save_top_k not in (0, 1)
+        if several and saving.filename and "{" not in saving.filename:
+            raise ValueError(
+                f"`save_top_k` (={saving.save_top_k}) would write all of them into "
+                f"{saving.filename}.ckpt: checkpoint.top_k={saving.save_top_k} keeps each apart."
+            )
 
 
 def _go_on(cfg: DictConfig) -> None:

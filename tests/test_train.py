@@ -205,3 +205,21 @@ def test_what_looks_into_networks_says_which_and_how_many_it_needs(told, short, 
         assert code == 1
         assert message in error
         assert "Traceback" not in error
+
+
+def test_the_best_few_epochs_are_kept_beside_the_best(told, short, tmp_path):
+    options = ("lr_scheduler=constant", "callbacks=checkpoint", "hydra.run.dir=run")
+    code, err = told(*short, *options, "trainer.max_epochs=3", "checkpoint.top_k=2")
+    assert code == 0, err
+    files = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    kept = {f"epoch={epoch:03}.ckpt" for epoch in range(3)} & files
+    assert len(kept) == 2
+    assert files - kept == {"best.ckpt", "last.ckpt"}
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["epoch"]
+    assert f"epoch={best:03}.ckpt" in kept
+
+
+def test_several_checkpoints_of_one_name_are_refused(told, short):
+    code, err = told(*short, "callbacks.checkpoint.save_top_k=3")
+    assert code == 1
+    assert "would write all of them into best.ckpt: checkpoint.top_k=3 keeps each apart" in err

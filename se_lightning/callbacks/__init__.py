@@ -8,6 +8,7 @@ from se_lightning.callbacks.excitation_histogram import ExcitationHistogram
 from se_lightning.callbacks.gate_doctor import GateDoctor
 from se_lightning.callbacks.last_checkpoint import LastCheckpoint
 from se_lightning.callbacks.nonfinite import NonFinite, NonFiniteError
+from se_lightning.callbacks.top_k import TopK
 
 __all__ = [
     "EMA",
@@ -19,4 +20,5 @@ __all__ = [
     "LastCheckpoint",
     "NonFinite",
     "NonFiniteError",
+    "TopK",
 ]
