@@ -19,6 +19,7 @@ __all__ = ["check_values", "make"]
 
 # Nodes that must say what they make.
 _NODES = ("task", "data", "model", "optimizer", "lr_scheduler", "trainer")
+_ON_OOM = ("stop", "accumulate")
 # null: filled in by the data set.
 _FILLED = ("model.num_classes", "model.in_channels", "model.image_size")
 # What Lightning divides by, or turns gradients round with, without a look.
@@ -51,6 +52,8 @@ def check_values(cfg: DictConfig) -> None:
         )
     if not _fits(_plain(cfg.get("ckpt_path")), str | list[str] | None):
         raise ValueError(f"`ckpt_path` (={cfg.ckpt_path!r}) must be the path of a checkpoint.")
+    if cfg.get("on_oom") not in _ON_OOM:
+        raise ValueError(f"`on_oom` (={cfg.get('on_oom')!r}) must be one of {', '.join(_ON_OOM)}.")
     for name in _NODES:
         node = cfg.get(name)
         target = node.get("_target_") if isinstance(node, DictConfig) else node

@@ -62,11 +62,7 @@ def explained(cfg: DictConfig, trainer: Any, datamodule: Any) -> Iterator[None]:
 
     Raises:
         BatchTooLargeError: in the place of the error.
-        ValueError: if ``on_oom`` is neither ``stop`` nor ``accumulate``.
     """
-    action = cfg.get("on_oom", "stop")
-    if action not in ("stop", "accumulate"):
-        raise ValueError(f"`on_oom` (={action!r}) must be one of stop, accumulate.")
     try:
         yield
     except Exception as error:
