@@ -2,6 +2,7 @@ import gzip
 import json
 import logging
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -20,6 +21,10 @@ import torch
 from PIL import Image
 
 from se_lightning import __main__ as command_line
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell has it for what runs in its background: what the tests start would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 # A run of seconds: what it learns does not matter, that every stage is passed does.
