@@ -27,6 +27,7 @@ _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_
 # What the trainer tells schedulers that ask for it.
 _TOLD_LATER = ("total_steps", "steps_per_epoch")
 _MAX_SEED = 2**32 - 1  # NumPy's
+_TOO_LARGE = 2**63  # torch's whole numbers have 64 bits
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -172,6 +173,8 @@ def _is(value: Any, kind: Any) -> bool:
         return any(value == part and type(value) is type(part) for part in parts)
     if isinstance(value, bool) or shape is bool:
         return isinstance(value, bool) and shape is bool
+    if isinstance(value, int) and abs(value) >= _TOO_LARGE:
+        return False
     if shape is float:
         return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
     if shape in _MAPPINGS:

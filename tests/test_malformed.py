@@ -52,6 +52,7 @@ KINDS = {
     "optimizer.lr=inf": "optimizer: `lr` (=inf) must be a finite number",
     "optimizer.lr=null": "optimizer: `lr` (=None) must be a finite number",
     "optimizer.weight_decay=x": "optimizer: `weight_decay` (='x') must be a finite number",
+    "optimizer.weight_decay=99999999999999999999": "optimizer: `weight_decay` (=999",
     "optimizer.momentum=nan": "optimizer: `momentum` (=nan) must be a finite number",
     "optimizer=adamw|optimizer.betas=[0.9]": "optimizer: `betas` (=[0.9]) must be a list of 2",
     "optimizer=adamw|optimizer.betas=x": "optimizer: `betas` (='x') must be a list of 2",
