@@ -72,8 +72,8 @@ def main() -> None:
         if not resumed:
             _refuse_used_directories(sys.argv)
         sweeps.refuse_missing_launchers(sys.argv)
-        points.refuse_equal_networks(sys.argv)
         multirun = None if ranks.is_further_rank() else points.composed(sys.argv)
+        points.refuse_equal_networks(multirun)
         with sweeps.lead(multirun, resumed=resumed) as sweep:
             if sweep is not None and sweep.searches:
                 search.search(sweep)

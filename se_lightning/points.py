@@ -97,7 +97,7 @@ def composed(argv: list[str]) -> Multirun | None:
     return Multirun(options, config, fixed, [o for o in last.values() if o.is_sweep_override()])
 
 
-def refuse_equal_networks(argv: list[str]) -> None:
+def refuse_equal_networks(multirun: Multirun | None) -> None:
     """Refuse a multirun two of whose points differ in the model's options, but not in the network.
 
     Points that differ elsewhere (seed, data, optimizer, training options) are no repetition, nor
@@ -106,7 +106,6 @@ def refuse_equal_networks(argv: list[str]) -> None:
     Raises:
         ValueError: naming the two jobs and the options that made no difference.
     """
-    multirun = composed(argv)
     if multirun is None:
         return
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from se_lightning.directories import quoted
+from se_lightning.directories import quoted, unquoted
 from se_lightning.jobs import Job, read_result
 from se_lightning.results import RESULT
 
@@ -32,7 +32,7 @@ def restore(argv: list[str]) -> bool:
     given = [argument for argument in argv[1:] if argument.startswith(_KEY)]
     if not given:
         return False
-    folder = Path(given[-1].removeprefix(_KEY).strip("\"'"))
+    folder = Path(unquoted(given[-1].removeprefix(_KEY)))
     others = [a for a in argv[1:] if a not in (*given, "-m", "--multirun")]
     changed = [argument for argument in others if not argument.startswith(_ANEW)]
     if changed:

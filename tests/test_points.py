@@ -29,8 +29,8 @@ def test_equal_networks_are_refused(overrides, message):
     if "hydra.mode=MULTIRUN" not in argv:
         argv.insert(1, "-m")
     with pytest.raises(ValueError, match=message):
-        refuse_equal_networks(argv)
-    refuse_equal_networks([*argv, "jobs.allow_equal=true"])
+        refuse_equal_networks(composed(argv))
+    refuse_equal_networks(composed([*argv, "jobs.allow_equal=true"]))
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_equal_networks_are_refused(overrides, message):
     ids=lambda value: str(value)[:40],
 )
 def test_different_points_run(overrides):
-    refuse_equal_networks(["se_lightning", "-m", *overrides])
+    refuse_equal_networks(composed(["se_lightning", "-m", *overrides]))
 
 
 def test_a_single_run_is_not_looked_at():
-    refuse_equal_networks(["se_lightning", "model.ratio=4,4.0"])
+    refuse_equal_networks(composed(["se_lightning", "model.ratio=4,4.0"]))
 
 
 def test_a_sweep_in_a_config_of_ones_own(tmp_path):
@@ -77,7 +77,7 @@ def test_a_sweep_in_a_config_of_ones_own(tmp_path):
     )
     argv = ["se_lightning", "-m", "--config-dir", str(tmp_path), "experiment=mine"]
     with pytest.raises(ValueError, match=re.escape("model.ratio=8 and model.ratio=16")):
-        refuse_equal_networks(argv)
+        refuse_equal_networks(composed(argv))
 
 
 def test_what_is_about_the_jobs_of_a_multirun_is_refused_without_one():

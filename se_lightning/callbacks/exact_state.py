@@ -34,7 +34,8 @@ class ExactState(Callback):
         seed: of the network's random numbers in training.
 
     Raises:
-        MisconfigurationException: when a checkpoint of another number of processes is loaded.
+        MisconfigurationException: when a checkpoint from within an epoch of another number of
+            processes is loaded.
     """
 
     def __init__(self, seed: int = 0) -> None:
