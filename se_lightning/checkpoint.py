@@ -1,8 +1,6 @@
 """Checkpoints: written whole, read safely, and back into the model and the data of theirs."""
 
-import contextlib
 import errno
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ from lightning_fabric.plugins.io import TorchCheckpointIO
 from pytorch_lightning import LightningDataModule, LightningModule
 
 from se_lightning import data, modules
+from se_lightning.atomic import atomic_path
 from se_lightning.models.files import read_file
 from se_lightning.models.structure import check_structure
 from se_lightning.modules import ImageClassifier
@@ -75,29 +74,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             if path.parent in self._folders and not path.parent.is_dir():
                 raise OSError(errno.ENOENT, "The folder was deleted while the run went on")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._folders.add(path.parent)
-            for left in path.parent.glob(f".{path.name}.*.tmp"):  # by a process that was killed
-                left.unlink(missing_ok=True)
-            with temporary.open("wb") as file:
+            with (
+                atomic_path(path, durable=True, sole_writer=True) as temporary,
+                temporary.open("wb") as file,
+            ):
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # torch's own words hide a full disk
                 raise _unwritten(path, error.__context__) from error
             raise
         except OSError as error:
             raise _unwritten(path, error) from error
-        finally:
-            with contextlib.suppress(OSError):  # what is wrong has been said
-                temporary.unlink(missing_ok=True)
 
     def load_checkpoint(
         self,
@@ -109,16 +101,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if "://" in str(path) or weights_only is False:
             return super().load_checkpoint(path, map_location, weights_only)
         return read_file(Path(path))
-
-
-def _sync_folder(folder: Path) -> None:
-    """See that the file's new name survives a power failure, where the system can do that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _unwritten(path: Path, error: OSError) -> OSError:

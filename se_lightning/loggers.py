@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 
-from se_lightning.results import write_whole
+from se_lightning.atomic import write_text
 
 __all__ = ["ContinuedCSVLogger", "GracefulWandbLogger", "finish_wandb"]
 
@@ -87,7 +87,7 @@ class _Rows(ExperimentWriter):
         writer = csv.DictWriter(text, header)
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(self._path, text.getvalue())
+        write_text(self._path, text.getvalue())
 
 
 class GracefulWandbLogger(WandbLogger):
@@ -150,7 +150,7 @@ class GracefulWandbLogger(WandbLogger):
             self._wandb_init["mode"] = "offline"
             run = super().experiment
         if self._id_file is not None:
-            write_whole(self._id_file, run.id, keep=True)
+            write_text(self._id_file, run.id, keep=True)
         if self._wandb_init["mode"] == "online":
             log.info("W&B: %s", run.url)
         elif self._wandb_init["mode"] != "disabled":

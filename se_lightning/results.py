@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from se_lightning.atomic import write_text
 from se_lightning.ranks import is_further_rank, rank
 
 __all__ = [
@@ -17,31 +17,9 @@ __all__ = [
     "task_overrides",
     "write_failure",
     "write_result",
-    "write_whole",
 ]
 
 RESULT = "result.json"
-
-
-def write_whole(path: Path, text: str, *, keep: bool = False) -> None:
-    """Write a file in one step: a reader sees all of it or none.
-
-    Args:
-        path: where it goes.
-        text: its content.
-        keep: leave a file that is there already as it is.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        if not keep:
-            os.replace(temporary, path)
-        elif not path.exists():
-            os.link(temporary, path)
-    except FileExistsError:
-        return  # another rank was first
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def task_overrides() -> list[str]:
@@ -59,7 +37,7 @@ def identity() -> dict[str, Any]:
 
 def write_result(run_dir: Path, result: dict[str, Any], *, keep: bool = False) -> None:
     """Write result.json; ``keep`` leaves one that is there."""
-    write_whole(run_dir / RESULT, json.dumps(result, indent=2) + "\n", keep=keep)
+    write_text(run_dir / RESULT, json.dumps(result, indent=2) + "\n", keep=keep)
 
 
 def write_failure(run_dir: Path, error: str, trace: str = "", *, status: str = "failed") -> bool:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from se_lightning.results import RESULT, write_whole
+from se_lightning.atomic import write_text
+from se_lightning.results import RESULT
 
 __all__ = ["read_results", "write_summary"]
 
@@ -23,8 +24,8 @@ def write_summary(sweep_dir: Path) -> None:
     writer = csv.DictWriter(table, columns, restval="")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(sweep_dir / "summary.csv", table.getvalue())
-    write_whole(sweep_dir / "summary.md", _markdown(rows, columns))
+    write_text(sweep_dir / "summary.csv", table.getvalue())
+    write_text(sweep_dir / "summary.md", _markdown(rows, columns))
 
 
 def read_results(sweep_dir: Path) -> list[dict[str, Any]]:

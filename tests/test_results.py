@@ -1,10 +1,9 @@
 import json
-import threading
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from se_lightning.results import write_failure, write_result, write_whole
+from se_lightning.results import write_failure, write_result
 
 
 def test_the_first_failing_rank_tells_the_cause(tmp_path, monkeypatch):
@@ -21,21 +20,3 @@ def test_the_first_failing_rank_tells_the_cause(tmp_path, monkeypatch):
     write_result(tmp_path, {"status": "completed"})
     assert json.loads((tmp_path / "result.json").read_text()) == {"status": "completed"}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_a_reader_never_sees_half_a_file(tmp_path):
-    path, texts = tmp_path / "file", ["a" * 200_000, "b" * 200_000]
-    write_whole(path, texts[0])
-    seen, done = set(), threading.Event()
-
-    def read():
-        while not done.is_set():
-            seen.add(path.read_text())
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for turn in range(100):
-        write_whole(path, texts[turn % 2])
-    done.set()
-    reader.join()
-    assert seen <= set(texts)

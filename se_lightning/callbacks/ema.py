@@ -13,8 +13,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from se_lightning.arguments import boolean, positive_integer
 from se_lightning.callbacks.nonfinite import NonFinite
-from se_lightning.models.gates import boolean, positive_integer
 
 __all__ = ["EMA"]
 

@@ -16,7 +16,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from torch import distributed
 
-from se_lightning.models.gates import positive_integer
+from se_lightning.arguments import positive_integer
 from se_lightning.ranks import Interrupted
 
 __all__ = ["LastCheckpoint"]

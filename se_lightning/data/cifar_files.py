@@ -1,10 +1,8 @@
 """CIFAR's files: the official archives, pickled or binary, packed or unpacked."""
 
 import hashlib
-import os
 import sys
 import tarfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 
+from se_lightning.atomic import atomic_path
 from se_lightning.data.cifar_pickle import ByteArray, plain, unpickle
 
 __all__ = ["Split", "download_cifar", "find_cifar", "read_cifar"]
@@ -155,11 +154,9 @@ def download_cifar(root: Path, name: str) -> None:
     """
     archive = _LAYOUTS[name][0].archive
     by_hand = f"Put {archive} (md5 {MD5[archive]}) there by hand."
-    # A name of its own: another run may be fetching the same file.
-    part = root / f"{archive}.{uuid.uuid4().hex}.part"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        try:
+        with atomic_path(root / archive) as part:
             _fetch(URL + archive, part)
             md5 = _md5(part)
             if md5 != MD5[archive]:
@@ -167,9 +164,6 @@ def download_cifar(root: Path, name: str) -> None:
                     f"{URL}{archive} is not what it was: its md5 is {md5}, expected "
                     f"{MD5[archive]}. Nothing of it was kept in {root.absolute()}. {by_hand}"
                 )
-            os.replace(part, root / archive)
-        finally:
-            part.unlink(missing_ok=True)
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError):
             error.close()  # it holds the connection

@@ -4,9 +4,9 @@ from typing import Unpack
 
 import numpy as np
 
+from se_lightning.arguments import positive_integer
 from se_lightning.data.augment import Augmentation
 from se_lightning.data.in_memory import InMemoryDataModule
-from se_lightning.models.gates import positive_integer
 
 __all__ = ["FakeDataModule"]
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from se_lightning.arguments import positive_integer
 from se_lightning.data.augment import Augmentation
 from se_lightning.data.crops import CenterCrop, RandomResizedCrop
 from se_lightning.data.decode import check_interpolation
@@ -17,7 +18,6 @@ from se_lightning.data.image_files import BadFiles, FileBatch, FileLoader, Image
 from se_lightning.data.loading import ImageDataModule
 from se_lightning.data.order import EvalBatches, TrainBatches
 from se_lightning.data.sources import Source
-from se_lightning.models.gates import positive_integer
 
 __all__ = ["FileDataModule", "FileOptions"]
 

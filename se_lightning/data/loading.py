@@ -11,11 +11,11 @@ from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
+from se_lightning.arguments import positive_integer
 from se_lightning.data.augment import SampleTransforms
 from se_lightning.data.color import ColorJitter
 from se_lightning.data.finish import Erasing, Finish, Mixing
 from se_lightning.data.order import EvalBatches, OneEpoch, TrainBatches
-from se_lightning.models.gates import positive_integer
 
 __all__ = ["ImageDataModule", "cores", "next_batch"]
 

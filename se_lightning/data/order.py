@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
-from se_lightning.models.gates import positive_integer
+from se_lightning.arguments import positive_integer
 
 __all__ = ["EvalBatches", "OneEpoch", "TrainBatches"]
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from se_lightning.arguments import one_of
 from se_lightning.excitation.statistics import ExcitationStatistics
 from se_lightning.excitation.summary import ExcitationSummary
 from se_lightning.excitation.taps import Taps, eager
 from se_lightning.models import find_gates
-from se_lightning.models.gates import one_of
 
 __all__ = ["ALL_BLOCKS", "REPLACEMENTS", "Batches", "WhatIfRow", "replaced", "stages", "what_if"]
 

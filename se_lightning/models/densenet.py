@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Unpack
 
 from torch import nn
 
+from se_lightning.arguments import boolean, one_of, positive_integer
 from se_lightning.models.dense_block import DenseBlock, transition
-from se_lightning.models.gates import boolean, one_of, positive_integer
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, StagedGateOptions
 from se_lightning.models.residual import max_pool, stem_conv

@@ -1,23 +1,20 @@
 """Gates: the squeeze-and-excitation modules."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from se_lightning.arguments import one_of, positive_integer
 
 __all__ = [
     "ConcurrentExcitation",
     "DoubleSigmoid",
     "SpatialExcitation",
     "SqueezeExcitation",
-    "boolean",
-    "fraction",
     "hidden_width",
-    "one_of",
-    "positive_integer",
     "start_at_one",
     "zero_last_layer",
 ]
@@ -57,30 +54,6 @@ MERGES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "max": torch.maximum,
     "product": torch.mul,
 }
-
-
-def positive_integer(name: str, value: object) -> None:
-    """Raise a ValueError that names the argument, unless it is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` (={value!r}) must be a whole number of at least 1.")
-
-
-def boolean(name: str, value: object) -> None:
-    """Raise a ValueError that names the argument, unless it is true or false."""
-    if not isinstance(value, bool):
-        raise ValueError(f"`{name}` (={value!r}) must be true or false.")
-
-
-def fraction(name: str, value: object) -> None:
-    """Raise a ValueError that names the argument, unless it is a number from 0 to below 1."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ValueError(f"`{name}` (={value!r}) must be a number from 0 to below 1.")
-
-
-def one_of(name: str, value: object, known: Sequence[str] | Mapping[str, Any]) -> None:
-    """Raise a ValueError that names the argument, unless it is one of those known."""
-    if value not in known:
-        raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(known)}.")
 
 
 def hidden_width(channels: int, ratio: float, divisor: int = 1) -> int:

@@ -4,7 +4,7 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from se_lightning.models.gates import boolean
+from se_lightning.arguments import boolean
 from se_lightning.models.mixed import Branch, ConvNorm, Mixed
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, StagedGateOptions

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from se_lightning.arguments import fraction, positive_integer
 from se_lightning.models.checkpointing import run, run_checkpointed
 from se_lightning.models.find import warn_of_single_units
-from se_lightning.models.gates import fraction, positive_integer, start_at_one
+from se_lightning.models.gates import start_at_one
 
 __all__ = ["FeatureMap", "ImageNetwork", "check_images"]
 

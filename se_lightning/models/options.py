@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 
 from torch import nn
 
+from se_lightning.arguments import boolean, one_of
 from se_lightning.models.gates import (
     ACTIVATIONS,
     MERGES,
@@ -13,9 +14,7 @@ from se_lightning.models.gates import (
     ConcurrentExcitation,
     SpatialExcitation,
     SqueezeExcitation,
-    boolean,
     hidden_width,
-    one_of,
 )
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
-from se_lightning.models.gates import boolean, one_of, positive_integer
+from se_lightning.arguments import boolean, one_of, positive_integer
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import PLACEMENTS, Excitation, ResidualGateOptions
 from se_lightning.models.residual import (

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from se_lightning.models.gates import boolean, positive_integer
+from se_lightning.arguments import boolean, positive_integer
 from se_lightning.models.options import Excitation
 
 __all__ = [

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from se_lightning.models.gates import one_of, positive_integer
+from se_lightning.arguments import one_of, positive_integer
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, ResidualGateOptions
 from se_lightning.models.residual import ResidualUnit, conv1x1, conv3x3, stack, tail

@@ -5,7 +5,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from se_lightning.models.gates import boolean, positive_integer
+from se_lightning.arguments import boolean, positive_integer
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, GateOptions, StagedGateOptions
 from se_lightning.models.residual import tail

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from se_lightning.models.gates import fraction
+from se_lightning.arguments import fraction
 from se_lightning.models.network import ImageNetwork
 from se_lightning.models.options import Excitation, StagedGateOptions
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Unpack
 
-from se_lightning.models.gates import positive_integer
+from se_lightning.arguments import positive_integer
 from se_lightning.models.options import ResidualGateOptions
 from se_lightning.models.preact_resnet import SEPreActResNet
 

@@ -3,8 +3,8 @@
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from se_lightning.arguments import one_of
 from se_lightning.models import find_gates
-from se_lightning.models.gates import one_of
 from se_lightning.models.structure import classifier_path
 
 __all__ = ["FREEZES", "freeze", "hold_statistics"]

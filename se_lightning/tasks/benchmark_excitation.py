@@ -13,6 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
+from se_lightning.arguments import positive_integer
 from se_lightning.callbacks import (
     ClassSelectivity,
     ExcitationCurves,
@@ -21,7 +22,6 @@ from se_lightning.callbacks import (
 )
 from se_lightning.callbacks.recording import ExcitationCallback
 from se_lightning.models import create_model
-from se_lightning.models.gates import positive_integer
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.benchmark_data import machine
 

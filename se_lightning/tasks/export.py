@@ -1,9 +1,7 @@
 """Write the gates of every image of a split as a table, for programs of other people."""
 
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule
 
+from se_lightning.atomic import atomic_path
 from se_lightning.excitation import Taps
 from se_lightning.excitation.capture import NO_GATES, Recorded, record
 from se_lightning.excitation.curves import find_layers
@@ -65,8 +64,9 @@ def export(
         # Dictionaries, the default, would make the file of numbers that hardly repeat half as large
         # again.
         options = {"use_dictionary": False, "compression": "zstd"}
+        path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            _renamed_when_whole(path) as part,
+            atomic_path(path) as part,
             parquet.ParquetWriter(part, schema, **options) as writer,
         ):
             for batch in record(model, batches, taps):
@@ -87,17 +87,6 @@ def _arrow() -> tuple[ModuleType, ModuleType]:
             'pip install "se_lightning[parquet]".'
         ) from error
     return pyarrow, pyarrow.parquet
-
-
-@contextmanager
-def _renamed_when_whole(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _columns(

@@ -14,11 +14,11 @@ import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
 
+from se_lightning.arguments import one_of
 from se_lightning.checkpoint import read_checkpoint
 from se_lightning.excitation.fold import FoldReport, fold_gates
 from se_lightning.models import find_gates
 from se_lightning.models.folding import folded
-from se_lightning.models.gates import one_of
 from se_lightning.models.structure import structure
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.evaluation import SPLITS, device_of, split_batches

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import stat
-import tempfile
 import time
 import warnings
 from array import array
@@ -11,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+
+from se_lightning.atomic import atomic_path
 
 __all__ = ["Arrays", "Stamps", "Strings", "cached_index", "stamp"]
 
@@ -138,16 +139,11 @@ def _load(path: Path) -> Arrays | None:
 def _save(path: Path, index: Arrays, stamps: Stamps) -> None:
     arrays = {**index, **Strings.pack(stamps).arrays("stamp_paths")}
     arrays["stamps"] = np.array(list(stamps.values()), np.int64).reshape(-1, 2)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = file.name
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         warnings.warn(
             f"The index of the files cannot be kept in {path.parent} ({error.strerror or error}): "
             "it is made anew each time. Set SE_LIGHTNING_CACHE to a folder that can be written.",

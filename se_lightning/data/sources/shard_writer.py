@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from se_lightning.atomic import atomic_path, write_text
 from se_lightning.data.sources.progress import progress
 from se_lightning.data.sources.shards import PARTIAL, RECORD, has_shards, read_record
 from se_lightning.data.sources.source import Source
@@ -112,7 +113,7 @@ def _left(sources: Mapping[str, Source], record: dict) -> dict[str, int]:
 
 def _write(output: Path, sources: Mapping[str, Source], record: dict, limit: int) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    _write_json(output / PARTIAL, record)
+    _write_record(output / PARTIAL, record)
     left = _left(sources, record)
     total = sum(len(sources[split]) - start for split, start in left.items())
     with progress(f"writing shards to {output}", unit="images", total=total) as done:
@@ -127,34 +128,29 @@ def _write(output: Path, sources: Mapping[str, Source], record: dict, limit: int
                         raise OSError(_full(output, sources, record)) from error
                     raise
                 shards.append({"name": path.name, "samples": samples, "bytes": path.stat().st_size})
-                _write_json(output / PARTIAL, record)
+                _write_record(output / PARTIAL, record)
                 start += samples
                 done(samples)
-    _write_json(output / RECORD, record)
+    _write_record(output / RECORD, record)
     (output / PARTIAL).unlink()
 
 
 def _write_shard(path: Path, source: Source, start: int, limit: int) -> int:
     """Write one shard, whole or not at all; return the number of its images."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for index in range(start, len(source)):
-                    content = source.read(index)
-                    end = tar.offset + _room(len(content)) + tarfile.RECORDSIZE
-                    if index > start and end > limit:
-                        break
-                    extension = os.path.splitext(source.name(index))[1].lower()
-                    extension = ".jpg" if extension == ".jpeg" else extension
-                    _add(tar, f"{index:09d}{extension}", content)
-                    _add(tar, f"{index:09d}.cls", b"%d" % source.labels[index])
-                    samples = index + 1 - start
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic_path(path, durable=True, sole_writer=True) as temporary,
+        tarfile.open(temporary, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for index in range(start, len(source)):
+            content = source.read(index)
+            end = tar.offset + _room(len(content)) + tarfile.RECORDSIZE
+            if index > start and end > limit:
+                break
+            extension = os.path.splitext(source.name(index))[1].lower()
+            extension = ".jpg" if extension == ".jpeg" else extension
+            _add(tar, f"{index:09d}{extension}", content)
+            _add(tar, f"{index:09d}.cls", b"%d" % source.labels[index])
+            samples = index + 1 - start
     return samples
 
 
@@ -187,10 +183,5 @@ def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count > 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _write_record(path: Path, record: dict) -> None:
+    write_text(path, json.dumps(record, indent=1), durable=True)

@@ -157,18 +157,18 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(sources, tmp_path, monkeyp
 
 def test_what_a_killed_run_left_behind_is_written_over(sources, tmp_path, monkeypatch):
     write_shards(sources, CLASSES, tmp_path / "whole", shard_mb=1)
-    record = shard_writer._write_json
+    record = shard_writer._write_record
 
     def killed(path, what):
         if what["splits"]["train"]:  # the first shard has its name, but is not recorded
             raise _Stop
         record(path, what)
 
-    monkeypatch.setattr(shard_writer, "_write_json", killed)
+    monkeypatch.setattr(shard_writer, "_write_record", killed)
     with pytest.raises(_Stop):
         write_shards(sources, CLASSES, tmp_path / "out", shard_mb=1)
     (tmp_path / "out" / ".train-000001.tar.tmp").write_bytes(b"part")
-    monkeypatch.setattr(shard_writer, "_write_json", record)
+    monkeypatch.setattr(shard_writer, "_write_record", record)
     write_shards(sources, CLASSES, tmp_path / "out", shard_mb=1)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 

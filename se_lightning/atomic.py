@@ -1,0 +1,68 @@
+"""Files that are written whole or not at all, so that a reader or a killed process sees no half."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["atomic_path", "write_text"]
+
+
+@contextlib.contextmanager
+def atomic_path(
+    path: Path, *, durable: bool = False, keep: bool = False, sole_writer: bool = False
+) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, and rename it to ``path`` when the block succeeds.
+
+    The temporary file is in the same folder, since a rename is atomic only within a file system.
+    If the block raises, the temporary file is removed and ``path`` is left as it was.
+
+    Args:
+        path: The final path, in a folder that exists.
+        durable: Flush the file and its folder to the disk before returning.
+        keep: Leave a file that already exists at ``path`` as it is.
+        sole_writer: No other process writes ``path`` now, so temporary files that are still there
+            belong to processes that were killed, and are removed.
+
+    Raises:
+        OSError: If the file cannot be written or renamed.
+    """
+    if sole_writer:
+        for leftover in path.parent.glob(f".{path.name}.*tmp"):
+            leftover.unlink(missing_ok=True)
+    # Not the process id: two nodes that share a file system may have the same.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        if durable:
+            _flush(temporary)
+        if not keep:
+            os.replace(temporary, path)
+        elif not path.exists():
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                os.link(temporary, path)
+        if durable:
+            with contextlib.suppress(OSError):  # not every system can flush a folder
+                _flush(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # must not hide the error that ended the block
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, durable: bool = False, keep: bool = False) -> None:
+    """Write a text file in one step; see :func:`atomic_path` for the options.
+
+    Raises:
+        OSError: If the file cannot be written or renamed.
+    """
+    with atomic_path(path, durable=durable, keep=keep) as temporary:
+        temporary.write_text(text)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
