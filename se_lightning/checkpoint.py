@@ -12,8 +12,8 @@ from pytorch_lightning import LightningDataModule, LightningModule
 
 from se_lightning import data, modules
 from se_lightning.atomic import atomic_path
-from se_lightning.models.files import read_file
-from se_lightning.models.structure import check_structure
+from se_lightning.models.weights.safe_files import read_file
+from se_lightning.models.weights.structure import check_structure
 from se_lightning.modules import ImageClassifier
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from se_lightning.excitation.neighbours import Neighbours
 from se_lightning.excitation.taps import Taps, eager
 from se_lightning.models import ConcurrentExcitation, find_excitations
-from se_lightning.models.folding import gated_channels, put_in_place
+from se_lightning.models.surgery.folded import gated_channels, put_in_place
 
 __all__ = ["FoldReport", "FoldedGate", "fold_gates"]
 

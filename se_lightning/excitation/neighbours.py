@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from se_lightning.models import find_excitations
-from se_lightning.models.folding import ChannelScale
+from se_lightning.models.surgery.folded import ChannelScale
 
 __all__ = ["Neighbours", "Place"]
 

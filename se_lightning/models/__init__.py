@@ -25,32 +25,32 @@ from se_lightning.models import (
 )
 from se_lightning.models.bn_inception import *  # noqa: F403
 from se_lightning.models.densenet import *  # noqa: F403
-from se_lightning.models.find import (
+from se_lightning.models.inception import *  # noqa: F403
+from se_lightning.models.inception_resnet import *  # noqa: F403
+from se_lightning.models.layers.find import (
     ExcitationParts,
     find_excitations,
     find_gates,
     hidden_widths,
 )
-from se_lightning.models.gates import (
+from se_lightning.models.layers.gates import (
     ConcurrentExcitation,
     DoubleSigmoid,
     SpatialExcitation,
     SqueezeExcitation,
 )
-from se_lightning.models.inception import *  # noqa: F403
-from se_lightning.models.inception_resnet import *  # noqa: F403
+from se_lightning.models.layers.network import FeatureMap, ImageNetwork
+from se_lightning.models.layers.options import Excitation
 from se_lightning.models.mobilenet import *  # noqa: F403
-from se_lightning.models.network import FeatureMap, ImageNetwork
-from se_lightning.models.options import Excitation
 from se_lightning.models.preact_resnet import *  # noqa: F403
 from se_lightning.models.resnet import *  # noqa: F403
 from se_lightning.models.resnext import *  # noqa: F403
 from se_lightning.models.shake_shake import *  # noqa: F403
 from se_lightning.models.shufflenet import *  # noqa: F403
 from se_lightning.models.small import *  # noqa: F403
-from se_lightning.models.surgery import add_excitation, remove_excitation
+from se_lightning.models.surgery.insert import add_excitation, remove_excitation
 from se_lightning.models.vgg import *  # noqa: F403
-from se_lightning.models.weights import LoadReport, load_weights
+from se_lightning.models.weights.load import LoadReport, load_weights
 from se_lightning.models.wide_resnet import *  # noqa: F403
 
 _FAMILIES = (

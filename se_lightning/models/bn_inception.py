@@ -4,9 +4,9 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from se_lightning.models.mixed import Branch, ConvNorm, Mixed
-from se_lightning.models.network import ImageNetwork
-from se_lightning.models.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.inception_block import Branch, ConvNorm, Mixed
+from se_lightning.models.layers.network import ImageNetwork
+from se_lightning.models.layers.options import Excitation, StagedGateOptions
 
 __all__ = ["SEBNInception", "se_bn_inception"]
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, Unpack
 from torch import nn
 
 from se_lightning.arguments import boolean, one_of, positive_integer
-from se_lightning.models.dense_block import DenseBlock, transition
-from se_lightning.models.network import ImageNetwork
-from se_lightning.models.options import Excitation, StagedGateOptions
-from se_lightning.models.residual import max_pool, stem_conv
+from se_lightning.models.layers.dense_block import DenseBlock, transition
+from se_lightning.models.layers.network import ImageNetwork
+from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.residual import max_pool, stem_conv
 
 __all__ = [
     "SEDenseNet",

@@ -6,10 +6,10 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from se_lightning.models.mixed import ConvNorm, Size
-from se_lightning.models.network import ImageNetwork
-from se_lightning.models.options import Excitation, ResidualGateOptions
-from se_lightning.models.residual import ResidualUnit, tail
+from se_lightning.models.layers.inception_block import ConvNorm, Size
+from se_lightning.models.layers.network import ImageNetwork
+from se_lightning.models.layers.options import Excitation, ResidualGateOptions
+from se_lightning.models.layers.residual import ResidualUnit, tail
 
 __all__ = ["SEInceptionResNetV2", "se_inception_resnet_v2"]
 

@@ -5,9 +5,9 @@ from typing import Any, Unpack
 
 from torch import Tensor, nn
 
-from se_lightning.models.network import ImageNetwork
-from se_lightning.models.options import Excitation, StagedGateOptions
-from se_lightning.models.residual import conv1x1
+from se_lightning.models.layers.network import ImageNetwork
+from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.residual import conv1x1
 
 __all__ = ["SEMobileNet", "se_mobilenet"]
 

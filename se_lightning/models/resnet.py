@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Unpack
 from torch import Tensor, nn
 
 from se_lightning.arguments import boolean, one_of, positive_integer
-from se_lightning.models.network import ImageNetwork
-from se_lightning.models.options import PLACEMENTS, Excitation, ResidualGateOptions
-from se_lightning.models.residual import (
+from se_lightning.models.layers.network import ImageNetwork
+from se_lightning.models.layers.options import PLACEMENTS, Excitation, ResidualGateOptions
+from se_lightning.models.layers.residual import (
     CEIL_POOL_SIZE,
     RESNETS,
     Plan,

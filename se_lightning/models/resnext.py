@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
-from se_lightning.models.options import ResidualGateOptions
-from se_lightning.models.residual import RESNETS, Plan
+from se_lightning.models.layers.options import ResidualGateOptions
+from se_lightning.models.layers.residual import RESNETS, Plan
 from se_lightning.models.resnet import Bottleneck, SEResNet
 
 __all__ = [

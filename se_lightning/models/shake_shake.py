@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from se_lightning.arguments import one_of, positive_integer
-from se_lightning.models.network import ImageNetwork
-from se_lightning.models.options import Excitation, ResidualGateOptions
-from se_lightning.models.residual import ResidualUnit, conv1x1, conv3x3, stack, tail
+from se_lightning.models.layers.network import ImageNetwork
+from se_lightning.models.layers.options import Excitation, ResidualGateOptions
+from se_lightning.models.layers.residual import ResidualUnit, conv1x1, conv3x3, stack, tail
 
 __all__ = ["SEShakeShake", "se_shake_shake26_2x96d", "se_shake_shake29_2x4x64d"]
 

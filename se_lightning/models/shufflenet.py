@@ -5,9 +5,9 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from se_lightning.models.network import ImageNetwork
-from se_lightning.models.options import Excitation, StagedGateOptions
-from se_lightning.models.residual import conv3x3, max_pool, tail
+from se_lightning.models.layers.network import ImageNetwork
+from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.residual import conv3x3, max_pool, tail
 
 __all__ = ["SEShuffleNet", "se_shufflenet"]
 

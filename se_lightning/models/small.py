@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from se_lightning.arguments import boolean, positive_integer
-from se_lightning.models.network import ImageNetwork
-from se_lightning.models.options import Excitation, GateOptions, StagedGateOptions
-from se_lightning.models.residual import tail
+from se_lightning.models.layers.network import ImageNetwork
+from se_lightning.models.layers.options import Excitation, GateOptions, StagedGateOptions
+from se_lightning.models.layers.residual import tail
 
 __all__ = ["SENested", "SESimple", "se_nested", "se_simple", "se_simple_residual"]
 

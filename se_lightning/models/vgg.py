@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from se_lightning.arguments import fraction
-from se_lightning.models.network import ImageNetwork
-from se_lightning.models.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.network import ImageNetwork
+from se_lightning.models.layers.options import Excitation, StagedGateOptions
 
 __all__ = ["SEVGG16BN", "se_vgg16_bn"]
 

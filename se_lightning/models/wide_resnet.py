@@ -3,7 +3,7 @@
 from typing import Any, Unpack
 
 from se_lightning.arguments import positive_integer
-from se_lightning.models.options import ResidualGateOptions
+from se_lightning.models.layers.options import ResidualGateOptions
 from se_lightning.models.preact_resnet import SEPreActResNet
 
 __all__ = ["SEWideResNet", "se_wrn16_8", "se_wrn28_10", "se_wrn40_4"]

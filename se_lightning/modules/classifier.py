@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
 from se_lightning.models import load_weights
-from se_lightning.models.folding import folded, repeat_folds
-from se_lightning.models.structure import classifier_path, structure
-from se_lightning.models.surgery import restore_hooks
+from se_lightning.models.surgery.folded import folded, repeat_folds
+from se_lightning.models.surgery.insert import restore_hooks
+from se_lightning.models.weights.structure import classifier_path, structure
 from se_lightning.modules import freezing
 from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation
 from se_lightning.modules.optim import (

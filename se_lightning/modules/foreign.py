@@ -7,7 +7,7 @@ from typing import Any, Unpack
 from torch import Tensor, nn
 
 from se_lightning.models import add_excitation
-from se_lightning.models.surgery import InsertedGateOptions, inserted_excitation
+from se_lightning.models.surgery.insert import InsertedGateOptions, inserted_excitation
 from se_lightning.modules.classifier import ImageClassifier, TrainingOptions
 from se_lightning.modules.options import split
 

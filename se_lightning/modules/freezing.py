@@ -5,7 +5,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from se_lightning.arguments import one_of
 from se_lightning.models import find_gates
-from se_lightning.models.structure import classifier_path
+from se_lightning.models.weights.structure import classifier_path
 
 __all__ = ["FREEZES", "freeze", "hold_statistics"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from se_lightning.models.options import GateOptions, ResidualGateOptions, StagedGateOptions
+from se_lightning.models.layers.options import GateOptions, ResidualGateOptions, StagedGateOptions
 from se_lightning.modules.classifier import TrainingOptions
 
 __all__ = ["Options", "ResidualOptions", "StagedOptions", "split"]

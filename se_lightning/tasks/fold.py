@@ -18,8 +18,8 @@ from se_lightning.arguments import one_of
 from se_lightning.checkpoint import read_checkpoint
 from se_lightning.excitation.fold import FoldReport, fold_gates
 from se_lightning.models import find_gates
-from se_lightning.models.folding import folded
-from se_lightning.models.structure import structure
+from se_lightning.models.surgery.folded import folded
+from se_lightning.models.weights.structure import structure
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.evaluation import SPLITS, device_of, split_batches
 

@@ -15,7 +15,7 @@ from se_lightning.models import (
     find_excitations,
     remove_excitation,
 )
-from se_lightning.models.folding import ChannelScale, folded, repeat_folds
+from se_lightning.models.surgery.folded import ChannelScale, folded, repeat_folds
 
 
 class Constant(nn.Module):

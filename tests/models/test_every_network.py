@@ -9,7 +9,7 @@ from torch import nn
 
 from se_lightning import models
 from se_lightning.models import create_model, list_models
-from se_lightning.models.gates import SpatialExcitation, SqueezeExcitation
+from se_lightning.models.layers.gates import SpatialExcitation, SqueezeExcitation
 
 
 def spread(counts, widths):

@@ -17,8 +17,8 @@ from se_lightning.models import (
     SESimple,
     create_model,
 )
-from se_lightning.models.gates import SqueezeExcitation
-from se_lightning.models.mixed import HalvingPool
+from se_lightning.models.layers.gates import SqueezeExcitation
+from se_lightning.models.layers.inception_block import HalvingPool
 from se_lightning.models.shake_shake import SkipConnection, shake
 from se_lightning.models.shufflenet import shuffle
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from se_lightning import models
 from se_lightning.models import SEPreActResNet, SEResNet, SEResNeXt, create_model, hidden_widths
-from se_lightning.models.options import PLACEMENTS, Excitation
+from se_lightning.models.layers.options import PLACEMENTS, Excitation
 from se_lightning.models.preact_resnet import PreActBasicBlock, PreActBottleneck
 from se_lightning.models.resnet import BasicBlock, Bottleneck
 

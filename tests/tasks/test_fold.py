@@ -9,7 +9,7 @@ from torch import nn
 
 from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
 from se_lightning.checkpoint import check_fits, model_from, read_checkpoint
-from se_lightning.models.folding import ChannelScale, folded
+from se_lightning.models.surgery.folded import ChannelScale, folded
 from se_lightning.tasks import fold
 
 NET = {"depth": [1, 1], "widths": [8, 16], "stem": "cifar", "ratio": 4, "in_channels": 1}

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
-from se_lightning.models.residual import conv1x1, conv3x3
+from se_lightning.models.layers.residual import conv1x1, conv3x3
 
 __all__ = ["DenseBlock", "DenseLayer", "transition"]
 

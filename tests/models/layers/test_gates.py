@@ -7,14 +7,14 @@ from torch import nn
 from torchvision.ops import SqueezeExcitation as TorchvisionSE
 
 from se_lightning.models import create_model
-from se_lightning.models.find import hidden_widths, warn_of_single_units
-from se_lightning.models.gates import (
+from se_lightning.models.layers.find import hidden_widths, warn_of_single_units
+from se_lightning.models.layers.gates import (
     ConcurrentExcitation,
     SpatialExcitation,
     SqueezeExcitation,
     hidden_width,
 )
-from se_lightning.models.options import Excitation
+from se_lightning.models.layers.options import Excitation
 
 # Two channels of 2x2 pixels: means 2.5 and 0.5, maxima 4 and 1.
 X = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, 1.0]]]])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from se_lightning.models.options import Excitation
+from se_lightning.models.layers.options import Excitation
 
 __all__ = ["Branch", "ConvNorm", "HalvingPool", "Mixed", "Size"]
 

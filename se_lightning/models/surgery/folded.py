@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from se_lightning.models.find import ExcitationParts, find_excitations
+from se_lightning.models.layers.find import ExcitationParts, find_excitations
 
 __all__ = ["ChannelScale", "folded", "gated_channels", "put_in_place", "repeat_folds"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from se_lightning.models import hub
-from se_lightning.models.files import read_file
-from se_lightning.models.folding import folded
-from se_lightning.models.layouts import recognise, translate
-from se_lightning.models.network import ImageNetwork
-from se_lightning.models.structure import (
+from se_lightning.models.layers.network import ImageNetwork
+from se_lightning.models.surgery.folded import folded
+from se_lightning.models.weights import hub
+from se_lightning.models.weights.layouts import recognise, translate
+from se_lightning.models.weights.safe_files import read_file
+from se_lightning.models.weights.structure import (
     check_structure,
     check_variant,
     classifier_path,

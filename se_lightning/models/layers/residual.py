@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from se_lightning.arguments import boolean, positive_integer
-from se_lightning.models.options import Excitation
+from se_lightning.models.layers.options import Excitation
 
 __all__ = [
     "CEIL_POOL_SIZE",

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from se_lightning.arguments import fraction, positive_integer
-from se_lightning.models.checkpointing import run, run_checkpointed
-from se_lightning.models.find import warn_of_single_units
-from se_lightning.models.gates import start_at_one
+from se_lightning.models.layers.find import warn_of_single_units
+from se_lightning.models.layers.gates import start_at_one
+from se_lightning.models.layers.gradient_checkpointing import run, run_checkpointed
 
 __all__ = ["FeatureMap", "ImageNetwork", "check_images"]
 

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 from torch import nn
 
 from se_lightning.arguments import boolean, one_of
-from se_lightning.models.gates import (
+from se_lightning.models.layers.gates import (
     ACTIVATIONS,
     MERGES,
     SQUEEZES,

@@ -8,10 +8,10 @@ from typing import Any, TypedDict, Unpack
 
 from torch import Tensor, nn
 
-from se_lightning.models.find import warn_of_single_units
-from se_lightning.models.gates import SpatialExcitation, SqueezeExcitation, zero_last_layer
-from se_lightning.models.options import Excitation
-from se_lightning.models.probe import Probe, example_of, watch
+from se_lightning.models.layers.find import warn_of_single_units
+from se_lightning.models.layers.gates import SpatialExcitation, SqueezeExcitation, zero_last_layer
+from se_lightning.models.layers.options import Excitation
+from se_lightning.models.surgery.forward_trace import Probe, example_of, watch
 
 __all__ = [
     "InsertedGateOptions",

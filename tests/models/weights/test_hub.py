@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from se_lightning.models import create_model, hub, load_weights
+from se_lightning.models import create_model, load_weights
+from se_lightning.models.weights import hub
 
 LOAD = """
 import sys

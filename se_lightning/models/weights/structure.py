@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from se_lightning.models.gates import ACTIVATIONS, SqueezeExcitation
-from se_lightning.models.layouts import Layout
-from se_lightning.models.network import ImageNetwork
-from se_lightning.models.residual import ResidualUnit
+from se_lightning.models.layers.gates import ACTIVATIONS, SqueezeExcitation
+from se_lightning.models.layers.network import ImageNetwork
+from se_lightning.models.layers.residual import ResidualUnit
+from se_lightning.models.weights.layouts import Layout
 
 __all__ = [
     "check_structure",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from se_lightning.models.gates import SpatialExcitation, SqueezeExcitation
+from se_lightning.models.layers.gates import SpatialExcitation, SqueezeExcitation
 
 __all__ = [
     "ExcitationParts",

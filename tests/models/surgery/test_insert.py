@@ -13,14 +13,14 @@ from torchvision.models import feature_extraction
 
 from se_lightning import FakeDataModule, ImageClassifier
 from se_lightning.models import create_model
-from se_lightning.models.find import find_gates, hidden_widths
-from se_lightning.models.gates import (
+from se_lightning.models.layers.find import find_gates, hidden_widths
+from se_lightning.models.layers.gates import (
     ConcurrentExcitation,
     DoubleSigmoid,
     SpatialExcitation,
     SqueezeExcitation,
 )
-from se_lightning.models.surgery import add_excitation, remove_excitation, restore_hooks
+from se_lightning.models.surgery.insert import add_excitation, remove_excitation, restore_hooks
 
 IMAGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 

@@ -11,8 +11,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from se_lightning.models import create_model, load_weights
-from se_lightning.models.folding import folded, repeat_folds
-from se_lightning.models.structure import structure
+from se_lightning.models.surgery.folded import folded, repeat_folds
+from se_lightning.models.weights.structure import structure
 
 CAFFE = {"ceil_pool": True}
 # Ours, timm's, options of ours.
