@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from se_lightning import account, checkpoint, console, failures, memory
 from se_lightning.checks import check_values, make
-from se_lightning.data.loading import cores
+from se_lightning.data.base import cores
 from se_lightning.loggers import finish_wandb
 from se_lightning.ranks import external_rank, is_further_rank
 from se_lightning.results import identity, task_overrides, write_result

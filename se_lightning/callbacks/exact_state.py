@@ -10,8 +10,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, distributed
 from torchmetrics import Metric
 
-from se_lightning.data.draws import sample_seeds
-from se_lightning.data.loading import next_batch
+from se_lightning.data.base import next_batch
+from se_lightning.data.transforms.sample_rng import sample_seeds
 
 __all__ = ["ExactState"]
 

@@ -5,9 +5,9 @@ from typing import Unpack
 
 import numpy as np
 
-from se_lightning.data.augment import Augmentation
-from se_lightning.data.cifar_files import download_cifar, find_cifar, read_cifar
-from se_lightning.data.in_memory import InMemoryDataModule, cut_validation
+from se_lightning.data.in_memory.cifar_files import download_cifar, find_cifar, read_cifar
+from se_lightning.data.in_memory.datamodule import InMemoryDataModule, cut_validation
+from se_lightning.data.transforms.per_image import Augmentation
 
 __all__ = ["CIFARDataModule"]
 
@@ -59,7 +59,7 @@ class CIFARDataModule(InMemoryDataModule):
         flip: mirror training images at random.
         num_workers: worker processes; 0 is fastest, since a batch is one gather.
         seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.loading.ImageDataModule`.
+        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
 
     Raises:
         ValueError: naming the argument that does not fit, or the damaged file.

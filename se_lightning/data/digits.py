@@ -8,8 +8,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.nn import functional as F
 
-from se_lightning.data.augment import Augmentation
-from se_lightning.data.in_memory import InMemoryDataModule
+from se_lightning.data.in_memory.datamodule import InMemoryDataModule
+from se_lightning.data.transforms.per_image import Augmentation
 
 __all__ = ["DigitsDataModule"]
 
@@ -27,7 +27,7 @@ class DigitsDataModule(InMemoryDataModule):
         flip: mirror training images at random (not for digits).
         num_workers: worker processes; 0 is fastest, since a batch is one gather.
         seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.loading.ImageDataModule`.
+        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
 
     Example:
         >>> data = DigitsDataModule(batch_size=64)

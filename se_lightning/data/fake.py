@@ -5,8 +5,8 @@ from typing import Unpack
 import numpy as np
 
 from se_lightning.arguments import positive_integer
-from se_lightning.data.augment import Augmentation
-from se_lightning.data.in_memory import InMemoryDataModule
+from se_lightning.data.in_memory.datamodule import InMemoryDataModule
+from se_lightning.data.transforms.per_image import Augmentation
 
 __all__ = ["FakeDataModule"]
 
@@ -25,7 +25,7 @@ class FakeDataModule(InMemoryDataModule):
         flip: mirror training images at random.
         num_workers: worker processes; 0 is fastest, since a batch is one gather.
         seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.loading.ImageDataModule`.
+        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
 
     Raises:
         ValueError: naming the argument that does not fit.

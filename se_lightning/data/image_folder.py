@@ -4,8 +4,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Unpack
 
-from se_lightning.data.file_module import FileDataModule, FileOptions
-from se_lightning.data.sources import Source, folder_sources
+from se_lightning.data.files.datamodule import FileDataModule, FileOptions
+from se_lightning.data.files.sources import Source, folder_sources
 
 __all__ = ["ImageFolderDataModule"]
 
@@ -13,7 +13,7 @@ __all__ = ["ImageFolderDataModule"]
 class ImageFolderDataModule(FileDataModule):
     """Anybody's images, a folder a class: ``root/train/<class>/*`` and so on, or one set to cut.
 
-    See :func:`se_lightning.data.sources.folder_sources` for the layouts. Images are turned as their
+    See :func:`se_lightning.data.files.sources.folder_sources` for the layouts. Images are turned as their
     EXIF data say.
 
     Args:
@@ -21,7 +21,7 @@ class ImageFolderDataModule(FileDataModule):
         val_fraction: of each class, where the cut is made here.
         test_fraction: of each class, where the cut is made here; 0 tests on validation.
         split_seed: of that cut.
-        **options: see :class:`se_lightning.data.file_module.FileDataModule`.
+        **options: see :class:`se_lightning.data.files.datamodule.FileDataModule`.
 
     Raises:
         ValueError: naming the argument that does not fit, or saying what ``root`` has instead.

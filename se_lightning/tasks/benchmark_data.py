@@ -21,7 +21,7 @@ from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
 from se_lightning.data import FakeDataModule, ImageFolderDataModule
-from se_lightning.data.loading import ImageDataModule, cores
+from se_lightning.data.base import ImageDataModule, cores
 
 __all__ = ["benchmark_data", "machine"]
 

@@ -7,7 +7,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 
 from se_lightning.arguments import one_of
-from se_lightning.data.loading import ImageDataModule
+from se_lightning.data.base import ImageDataModule
 
 __all__ = ["SPLITS", "class_names", "device_of", "split_batches"]
 

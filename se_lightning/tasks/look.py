@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
-from se_lightning.data.loading import ImageDataModule
+from se_lightning.data.base import ImageDataModule
 
 __all__ = ["look"]
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from pytorch_lightning import LightningDataModule
 
-from se_lightning.data.file_module import FileDataModule
-from se_lightning.data.sources import write_shards
+from se_lightning.data.files.datamodule import FileDataModule
+from se_lightning.data.files.sources import write_shards
 
 __all__ = ["shard"]
 

@@ -15,7 +15,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
 
 from se_lightning.arguments import one_of
-from se_lightning.data.loading import ImageDataModule
+from se_lightning.data.base import ImageDataModule
 from se_lightning.excitation.what_if import ALL_BLOCKS, REPLACEMENTS, Batches, WhatIfRow
 from se_lightning.excitation.what_if import what_if as measure
 from se_lightning.models import find_gates

@@ -1,0 +1,174 @@
+"""What data sets of image files share: views, loaders, files that are bad."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from se_lightning.arguments import positive_integer
+from se_lightning.data.base import ImageDataModule
+from se_lightning.data.files.crops import CenterCrop, RandomResizedCrop
+from se_lightning.data.files.dataset import BadFiles, FileBatch, FileLoader, ImageFiles
+from se_lightning.data.files.decode import check_interpolation
+from se_lightning.data.files.sources import Source
+from se_lightning.data.samplers import EvalBatches, TrainBatches
+from se_lightning.data.transforms.on_device import Finish
+from se_lightning.data.transforms.per_image import Augmentation
+
+__all__ = ["FileDataModule", "FileOptions"]
+
+
+class FileOptions(Augmentation, total=False):
+    """The options that every datamodule of image files takes."""
+
+    image_size: int
+    eval_resize: int | None
+    crop_area: Sequence[float]
+    crop_aspect: Sequence[float]
+    train_sizes: Sequence[Sequence[int]] | None
+    flip: bool
+    interpolation: str
+    on_error: str
+    batch_size: int
+    eval_batch_size: int
+    num_workers: int | None
+    seed: int
+
+
+class FileDataModule(ImageDataModule):
+    """What data sets of image files share.
+
+    A subclass says, in :meth:`find`, where the files are. Workers hand over bytes;
+    :meth:`on_after_batch_transfer`, which Lightning calls, makes them what the network sees, on
+    its device.
+
+    Args:
+        image_size: side of the images that the network sees, pixels.
+        eval_resize: shorter side that an image is brought to before the middle is cut out in
+            evaluation, pixels; None is 256 / 224 of ``image_size``.
+        crop_area: least and largest share of an image's area that is cut out in training.
+        crop_aspect: least and largest width over height of it.
+        train_sizes: [epoch, pixels] pairs: sides of the training images from those epochs on
+            (progressive resizing).
+        flip: mirror training images at random.
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
+        on_error: ``"stop"`` at the first file that cannot be read, or ``"skip"`` such files and
+            list them in ``bad_files.txt`` of the run at the end of the epoch.
+        batch_size: samples per device in training, at least 2.
+        eval_batch_size: the most samples per device in validation and test.
+        num_workers: worker processes of a rank; None is a core each, 8 at most.
+        seed: of the training order and the augmentation.
+        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+
+    Raises:
+        ValueError: naming the argument that does not fit.
+    """
+
+    # torchvision's, of ImageNet
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
+    upright: bool
+
+    def __init__(
+        self,
+        *,
+        image_size: int = 224,
+        eval_resize: int | None = None,
+        crop_area: Sequence[float] = (0.08, 1.0),
+        crop_aspect: Sequence[float] = (0.75, 4 / 3),
+        train_sizes: Sequence[Sequence[int]] | None = None,
+        flip: bool = True,
+        interpolation: str = "bilinear",
+        on_error: str = "stop",
+        batch_size: int = 32,
+        eval_batch_size: int = 128,
+        num_workers: int | None = None,
+        seed: int = 0,
+        **augmentation: Unpack[Augmentation],
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            **augmentation,
+        )
+        check_interpolation(interpolation)
+        positive_integer("image_size", image_size)
+        self.image_size = image_size
+        resize = round(image_size * 256 / 224) if eval_resize is None else eval_resize
+        look: dict[str, Any] = {"upright": self.upright, "interpolation": interpolation}
+        self._eval_view = CenterCrop(resize, image_size, **look)
+        self._train_view = RandomResizedCrop(
+            image_size,
+            sizes=train_sizes,
+            area=crop_area,
+            aspect=crop_aspect,
+            flip=flip,
+            seed=seed,
+            **look,
+        )
+        self._bad_files = BadFiles(on_error)
+        self._sources: dict[str, Source] = {}
+
+    def find(self, split: str) -> Source:
+        """Return the files of ``train``, ``val`` or ``test``."""
+        raise TypeError(f"{type(self).__name__} must define `find`.")
+
+    def source(self, split: str) -> Source:
+        """Return the files of ``train``, ``val`` or ``test``, looked for once."""
+        if split not in self._sources:
+            self._sources[split] = self.find(split)
+        return self._sources[split]
+
+    def prepare_data(self) -> None:
+        """Index the files, which is cached, so that ranks need not; Lightning calls it once."""
+        if self.trainer is not None:
+            self.setup(self.trainer.state.fn)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Find the files that the stage needs, or all of them."""
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in needed.get(stage or "", ("train", "val", "test")):
+            self.source(split)
+
+    def dataset(self, split: str, *, augmented: bool) -> ImageFiles:
+        """Return ``train``, ``val`` or ``test``; an item of it, by (epoch, keys), is a batch."""
+        if augmented:
+            return ImageFiles(self.source(split), self._train_view, self.transforms)
+        return ImageFiles(self.source(split), self._eval_view)
+
+    def labels(self, split: str) -> np.ndarray:
+        """Return the labels (N,) of ``train``, ``val`` or ``test``."""
+        return self.source(split).labels
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move images and labels; what the augmentation draws from stays on the CPU."""
+        if not isinstance(batch, FileBatch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch._replace(
+            images=batch.images.to(device, non_blocking=True),
+            labels=batch.labels.to(device, non_blocking=True),
+        )
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return (B, 3, H, W) float32 and labels (B,) or, mixed, (B, K)."""
+        if not isinstance(batch, FileBatch):
+            return batch
+        finish = self._finishes[batch.augmented]
+        return finish(batch.images, batch.labels, batch.epoch, batch.keys, batch.first)
+
+    @cached_property
+    def _finishes(self) -> dict[bool, Finish]:
+        return {augmented: self.finish(augmented=augmented) for augmented in (False, True)}
+
+    def _loader(self, dataset: Dataset, order: TrainBatches | EvalBatches) -> DataLoader:
+        assert isinstance(dataset, ImageFiles)
+        folder = Path() if self.trainer is None else Path(self.trainer.default_root_dir)
+        return FileLoader(dataset, bad_files=self._bad_files, folder=folder, **self._options(order))

@@ -1,0 +1,242 @@
+"""ImageNet (ILSVRC 2012) as people have it: unpacked, in its original tars, in shards."""
+
+import io
+import re
+import tarfile
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from se_lightning.data.files.sources.folders import class_folders, found_in, is_image, list_folder
+from se_lightning.data.files.sources.index import Arrays, Stamps, Strings, cached_index, stamp
+from se_lightning.data.files.sources.progress import progress
+from se_lightning.data.files.sources.shards import has_shards, shard_sources
+from se_lightning.data.files.sources.source import FolderSource, Source
+from se_lightning.data.files.sources.tars import Member, OpenTar, pack_members, tar_source
+
+__all__ = ["imagenet_class_names", "imagenet_sources", "imagenet_wnids"]
+
+_TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
+_DEVKIT = "ILSVRC2012_devkit_t12"
+_META = f"{_DEVKIT}/data/meta.mat"
+_TRUTH = f"{_DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
+_VAL_NAME = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
+_LAYOUTS = {
+    "train": f"train/n01440764/*.JPEG, or {_TARS['train']}, or shards train-*.tar",
+    "val": f"val/n01440764/*.JPEG, or val/*.JPEG, or {_TARS['val']}, or shards val-*.tar",
+}
+
+
+@cache
+def imagenet_wnids() -> tuple[str, ...]:
+    """Return the WordNet ids of the 1000 classes, in the order of their standard indices.
+
+    Example:
+        >>> imagenet_wnids()[:2]
+        ('n01440764', 'n01443537')
+    """
+    return tuple(Path(__file__).with_name("imagenet_wnids.txt").read_text().split())
+
+
+def imagenet_class_names() -> tuple[str, ...]:
+    """Return the names of the 1000 classes, as torchvision has them.
+
+    Example:
+        >>> imagenet_class_names()[:2]
+        ('tench', 'goldfish')
+    """
+    from torchvision.models import ResNet50_Weights
+
+    return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def imagenet_sources(root: Path, splits: Sequence[str] = ("train", "val")) -> dict[str, Source]:
+    """Find ImageNet's images in a folder.
+
+    Labels are the standard indices, 0 to 999, also where only some of the classes are there.
+    Each split is looked for as shards, as folders, and as its original tar; ``val/*.JPEG`` and
+    the tar of val need the development kit, packed or not, or Caffe's ``val.txt``.
+
+    Args:
+        root: the folder.
+        splits: which ones to look for, "train" or "val" or both.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: saying what there is, and what is expected.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(
+            f"{root.absolute()} is no folder, so there is no ImageNet. Put its files there "
+            "(image-net.org gives them to those with an account; nothing can be downloaded "
+            "here), or set data.root=... to where they are."
+        )
+    if has_shards(root):
+        sources, classes = shard_sources(root, splits)
+        if len(classes) > 1000 or ((root / "shards.json").is_file() and len(classes) != 1000):
+            raise ValueError(
+                f"The shards in {root} have {len(classes)} classes, not ImageNet's 1000; "
+                "data=image_folder takes any."
+            )
+    else:
+        sources = {split: _split(root, split) for split in splits}
+    if "train" in sources:
+        found = np.count_nonzero(np.bincount(sources["train"].labels, minlength=1000))
+        if found < 1000:
+            warnings.warn(
+                f"Only {found} of ImageNet's 1000 classes have training images in {root}.",
+                stacklevel=2,
+            )
+    return sources
+
+
+def _split(root: Path, split: str) -> Source:
+    folder, tar = root / split, root / _TARS[split]
+    if folder.is_dir():
+        folders, files = list_folder(folder)
+        flat = split == "val" and any(map(is_image, files))
+        if flat and not set(folders) & set(imagenet_wnids()):
+            names = Strings.pack(name for name in files if is_image(name))
+            return FolderSource(folder, names, _val_labels(root, folder, names))
+        if folders:
+            return _class_folders(folder, folders)
+    if tar.is_file():
+        scan = _scan_train if split == "train" else _scan_val
+        index = cached_index(tar, "imagenet", partial(scan, tar))
+        if not len(index["labels"]):
+            raise ValueError(f"{tar} has no images. Put a whole one there.")
+        if split == "val":
+            index["labels"] = _val_labels(root, tar, Strings.of(index, "names"))
+        return tar_source([tar], index)
+    found = f"{root} has: {found_in(root)}"
+    if folder.is_dir():
+        found += f"; {folder} has: {found_in(folder)}"
+    raise ValueError(
+        f"No {split} images of ImageNet in {root}. {found}. Expected there: {_LAYOUTS[split]}."
+    )
+
+
+def _class_folders(folder: Path, names: list[str]) -> Source:
+    standard = {wnid: index for index, wnid in enumerate(imagenet_wnids())}
+    if strange := [name for name in names if name not in standard]:
+        raise ValueError(
+            f"{folder / strange[0]} is named like none of ImageNet's 1000 classes "
+            f"({len(strange)} such in all); they are named n01440764 to n15075141. Move it away; "
+            "data=image_folder takes any folder of classes."
+        )
+    source, classes = class_folders(folder)
+    source.labels = np.array([standard[name] for name in classes])[source.labels]
+    return source
+
+
+def _scan_train(archive: Path) -> tuple[Arrays, Stamps]:
+    stamps = {str(archive.absolute()): stamp(str(archive))}
+    standard = {f"{wnid}.tar": index for index, wnid in enumerate(imagenet_wnids())}
+
+    def images(tar: OpenTar) -> Iterator[tuple[int, Member, int]]:
+        with progress(f"indexing {archive}", unit="bytes", total=tar.size) as done:
+            # Sorted, so that the order is that of the unpacked folders.
+            for inner in sorted(tar.members()):
+                label = standard.get(inner.name.rpartition("/")[2])
+                if label is None:
+                    raise ValueError(
+                        f"{archive} must have one tar archive a class, n01440764.tar ...; it "
+                        f"has {inner.name}."
+                    )
+                for member in sorted(tar.members(inner)):
+                    if is_image(member.name):
+                        yield 0, member, label
+                done(inner.size)
+
+    with OpenTar(archive) as tar:
+        return pack_members(images(tar)), stamps
+
+
+def _scan_val(archive: Path) -> tuple[Arrays, Stamps]:
+    stamps = {str(archive.absolute()): stamp(str(archive))}
+    members = []
+    with OpenTar(archive) as tar, progress(f"indexing {archive}", unit="images") as done:
+        for member in tar.members():
+            if is_image(member.name):
+                members.append(member)
+                done(1)
+        members.sort()
+        return pack_members((0, member, -1) for member in members), stamps
+
+
+def _val_labels(root: Path, images: Path, names: Strings) -> np.ndarray:
+    """Return the classes of validation images by the numbers in their names."""
+    numbers = np.zeros(len(names), np.int64)
+    for i in range(len(names)):
+        match = _VAL_NAME.fullmatch(names[i])
+        if match is None:
+            raise ValueError(
+                f"{names[i]} in {images} is not named like ILSVRC2012_val_00000001.JPEG, which "
+                "its class is looked up by. Move it away."
+            )
+        numbers[i] = int(match[1])
+    truth, file = _ground_truth(root, images)
+    if len(truth) != len(names):
+        raise ValueError(
+            f"{images} has {len(names)} images, but {file} is of {len(truth)}. One of them is "
+            "incomplete: ImageNet has 50,000."
+        )
+    if not np.array_equal(np.sort(numbers), np.arange(1, len(names) + 1)):
+        raise ValueError(
+            f"The {len(names)} images in {images} are not numbered 1 to {len(names)} throughout: "
+            "some are missing or there twice."
+        )
+    return truth[numbers - 1]
+
+
+def _ground_truth(root: Path, images: Path) -> tuple[np.ndarray, Path]:
+    """Return the standard index of each validation image, by number, and the file that has it."""
+    packed, caffe = root / f"{_DEVKIT}.tar.gz", root / "val.txt"
+    try:
+        if packed.is_file():
+            with tarfile.open(packed) as tar:
+                parts = [tar.extractfile(name).read() for name in (_META, _TRUTH)]  # type: ignore[union-attr]
+            return _devkit(*parts), packed
+        if (root / _META).is_file() and (root / _TRUTH).is_file():
+            return _devkit((root / _META).read_bytes(), (root / _TRUTH).read_bytes()), root / _TRUTH
+        if caffe.is_file():
+            return _caffe(caffe.read_text()), caffe
+    except Exception as error:  # scipy's, zlib's, tarfile's: whatever damage brings about
+        raise ValueError(
+            "The ground truth of ImageNet's validation images cannot be read from "
+            f"{packed if packed.is_file() else root}: {type(error).__name__}: {error}."
+        ) from error
+    raise ValueError(
+        f"{images} has validation images, but nothing in {root} tells their classes. Put "
+        f"{packed.name} there (from image-net.org, where the images are from), or Caffe's val.txt "
+        "(ILSVRC2012_val_00000001.JPEG 65), or sort the images into val/n01440764 ..."
+    )
+
+
+def _devkit(meta: bytes, truth: bytes) -> np.ndarray:
+    """Turn the development kit's class numbers, which are its own, into standard indices."""
+    from scipy.io import loadmat
+
+    standard = {wnid: index for index, wnid in enumerate(imagenet_wnids())}
+    synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
+    index_of = {
+        int(synset["ILSVRC2012_ID"]): standard[str(synset["WNID"])]
+        for synset in synsets
+        if synset["num_children"] == 0  # a class, not a group of them
+    }
+    return np.array([index_of[int(number)] for number in truth.split()])
+
+
+def _caffe(lines: str) -> np.ndarray:
+    labels = {}
+    for line in lines.split("\n"):
+        if line.strip():
+            name, label = line.split()
+            match = _VAL_NAME.fullmatch(name)
+            if match is None or not 0 <= int(label) < 1000:
+                raise ValueError(f"{line!r} is not like 'ILSVRC2012_val_00000001.JPEG 65'")
+            labels[int(match[1])] = int(label)
+    return np.array([labels[number] for number in range(1, len(labels) + 1)])

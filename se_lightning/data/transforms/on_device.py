@@ -1,0 +1,206 @@
+"""What is done to a whole batch last, on the device: colour, normalisation, erasing, mixing."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from se_lightning.data.transforms.color import ColorJitter
+from se_lightning.data.transforms.per_image import check_number, check_pixels
+from se_lightning.data.transforms.sample_rng import sample_seeds, uniform
+
+__all__ = ["Erasing", "Finish", "Mixing", "erase"]
+
+_ATTEMPTS = 10  # torchvision's, for a box that fits into the image
+
+
+def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
+    """Set a box of each image to zero, in place.
+
+    Args:
+        images: (N, C, H, W).
+        boxes: (N, 4) whole numbers: top, left, bottom, right; the last two are outside.
+
+    Example:
+        >>> erase(torch.ones(1, 1, 2, 2), np.array([[0, 1, 2, 2]])).tolist()
+        [[[[1.0, 0.0], [1.0, 0.0]]]]
+    """
+    top, left, bottom, right = (
+        torch.from_numpy(boxes).to(images.device, non_blocking=True).T[..., None]
+    )
+    rows = torch.arange(images.shape[2], device=images.device)
+    columns = torch.arange(images.shape[3], device=images.device)
+    inside = ((rows >= top) & (rows < bottom))[:, None, :, None]
+    return images.masked_fill_(inside & ((columns >= left) & (columns < right))[:, None, None], 0.0)
+
+
+def erasing_boxes(draws: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return boxes of 2 to 33 % of the area and an aspect ratio of 0.3 to 3.3, log-uniform.
+
+    The first of 10 attempts that fits; where none does, an empty box.
+
+    Args:
+        draws: (N, 22) in [0, 1).
+        height: of the images, pixels.
+        width: of the images, pixels.
+
+    Shape:
+        (N, 4): top, left, bottom, right.
+    """
+    areas = height * width * (0.02 + draws[:, :_ATTEMPTS] * (0.33 - 0.02))
+    logs = np.log(0.3) + draws[:, _ATTEMPTS : 2 * _ATTEMPTS] * (np.log(3.3) - np.log(0.3))
+    tall = np.rint(np.sqrt(areas * np.exp(logs))).astype(np.int64)
+    wide = np.rint(np.sqrt(areas / np.exp(logs))).astype(np.int64)
+    fits = (tall < height) & (wide < width)
+    first = fits.argmax(axis=1)[:, None]
+    found = fits.any(axis=1)
+    tall = np.take_along_axis(tall, first, 1)[:, 0] * found
+    wide = np.take_along_axis(wide, first, 1)[:, 0] * found
+    top = (draws[:, -2] * (height - tall + 1)).astype(np.int64)
+    left = (draws[:, -1] * (width - wide + 1)).astype(np.int64)
+    return np.stack([top, left, top + tall, left + wide], axis=1)
+
+
+class Erasing:
+    """Random erasing (Zhong et al., arXiv:1708.04896) and cutout (arXiv:1708.04552).
+
+    Args:
+        random_erasing: probability that an image loses a box.
+        cutout: side of the square that every image loses, pixels; its centre is anywhere, so that
+            a part of it may lie outside.
+        seed: of the run.
+
+    Raises:
+        ValueError: naming the option that does not fit.
+    """
+
+    def __init__(self, *, random_erasing: float, cutout: int, seed: int) -> None:
+        check_number("random_erasing", random_erasing, 0, 1, "a probability")
+        check_pixels("cutout", cutout)
+        self.random_erasing, self.cutout, self.seed = random_erasing, cutout, seed
+
+    def __call__(self, images: Tensor, epoch: int, keys: np.ndarray) -> Tensor:
+        """Erase parts of images (N, C, H, W), the samples ``keys`` (N,), in place."""
+        height, width = images.shape[-2:]
+        if self.random_erasing:
+            draws = uniform(self.seed, epoch, keys, "erasing", 2 * _ATTEMPTS + 3)
+            boxes = erasing_boxes(draws[:, 1:], height, width)
+            boxes[draws[:, 0] >= self.random_erasing] = 0
+            images = erase(images, boxes)
+        if self.cutout:
+            draws = uniform(self.seed, epoch, keys, "cutout", 2)
+            corner = (draws * (height, width)).astype(np.int64) - self.cutout // 2
+            images = erase(images, np.concatenate([corner, corner + self.cutout], axis=1))
+        return images
+
+
+class Mixing:
+    """Mixup (Zhang et al., arXiv:1710.09412) and cutmix (arXiv:1905.04899), by torchvision.
+
+    With both, a coin decides for each batch. The labels become probabilities (N, K).
+
+    Args:
+        mixup: alpha of the beta distribution; 0 for none.
+        cutmix: the same.
+        seed: of the run.
+
+    Raises:
+        ValueError: naming the option that does not fit.
+    """
+
+    def __init__(self, *, mixup: float, cutmix: float, seed: int) -> None:
+        check_number("mixup", mixup, 0, float("inf"), "an alpha")
+        check_number("cutmix", cutmix, 0, float("inf"), "an alpha")
+        self.mixup, self.cutmix, self.seed = float(mixup), float(cutmix), seed  # torch wants floats
+
+    def __bool__(self) -> bool:
+        return bool(self.mixup or self.cutmix)
+
+    def __call__(
+        self, images: Tensor, labels: Tensor, num_classes: int, epoch: int, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mix images (N, C, H, W) of the batch whose first sample is ``first`` with one another."""
+        kinds = [
+            kind(alpha=alpha, num_classes=num_classes)
+            for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
+            if alpha
+        ]
+        generator = torch.default_generator
+        state = generator.get_state()
+        # A sample is in one batch of an epoch only, so that the first one tells the batch.
+        seed = sample_seeds(self.seed, epoch, np.array([first]), "mixing")[0]
+        generator.manual_seed(int(seed >> np.uint64(1)))
+        images, labels = v2.RandomChoice(kinds)(images, labels)
+        generator.set_state(state)
+        return images, labels
+
+
+class Finish:
+    """Turn a batch of bytes into what the network sees.
+
+    Args:
+        mean: of each channel, or one for all, in [0, 1].
+        std: in the same unit.
+        color: jitters it first.
+        erasing: takes parts of it, after the normalisation, so that what is left is the mean.
+        mixing: is last.
+        num_classes: K, for the mixing's labels.
+    """
+
+    def __init__(
+        self,
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
+        *,
+        color: ColorJitter | None = None,
+        erasing: Erasing | None = None,
+        mixing: Mixing | None = None,
+        num_classes: int = 0,
+    ) -> None:
+        means, stds = torch.tensor(mean).view(-1), torch.tensor(std).view(-1)
+        self._scale, self._shift = 1 / (255 * stds), -means / stds
+        self.color, self.erasing, self.mixing = color, erasing, mixing
+        self.num_classes = num_classes
+
+    def __call__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        epoch: int,
+        keys: np.ndarray,
+        first: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return (N, C, H, W) float32, and labels (N,) or, mixed, (N, K).
+
+        Args:
+            images: (N, C, H, W) uint8.
+            labels: (N,) int64.
+            epoch: from 0.
+            keys: (N,) the samples.
+            first: sample of the batch, where that one is bad and left out.
+        """
+        if self._shift.device != images.device:
+            self._shift = self._shift.to(images.device)
+            self._scale = self._scale.to(images.device)
+        if self.color:
+            images = self.color(images.float().div_(255), epoch, keys).mul_(255)
+        images = self._normalized(images)
+        if self.erasing is not None:
+            images = self.erasing(images, epoch, keys)
+        if self.mixing and len(keys):
+            first = int(keys[0]) if first is None else first
+            return self.mixing(images, labels, self.num_classes, epoch, first)
+        return images, labels
+
+    def _normalized(self, images: Tensor) -> Tensor:
+        """Return float32 in the same memory format, from uint8 or float."""
+        n, c, h, w = images.shape
+        shift, scale = self._shift.expand(c), self._scale.expand(c)
+        if images.stride(1) == 1 and c > 1:
+            # Channels last: whole rows at once, or a loop of 3 would be the innermost.
+            rows = images.permute(0, 2, 3, 1).reshape(n, h, w * c)
+            shift, scale = shift.repeat(w), scale.repeat(w)
+            return rows.float().mul_(scale).add_(shift).view(n, h, w, c).permute(0, 3, 1, 2)
+        return images.float().mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))

@@ -1,0 +1,46 @@
+import gzip
+
+import pytest
+
+from se_lightning.data.in_memory.idx import read_idx
+
+HEADER = bytes([0, 0, 8, 2, 0, 0, 0, 2, 0, 0, 0, 3])
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_file_written_by_hand(tmp_path, pack):
+    path = tmp_path / "file"
+    path.write_bytes(pack(HEADER + bytes(range(6))))
+    assert read_idx(path, 2).tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (HEADER + bytes(5), "truncated: 5 bytes for a shape of"),
+        (HEADER + bytes(7), "longer than it says: 7 bytes"),
+        (HEADER[:9], "truncated in its header"),
+        (b"", "no IDX file"),
+        (b"<html>not found</html>", "no IDX file of 2-dimensional bytes"),
+        (bytes([0, 0, 8, 1]) + bytes(4), "no IDX file of 2-dimensional bytes"),
+        (gzip.compress(HEADER + bytes(6), mtime=0)[:-9], r"truncated or damaged \(gzip\)"),
+        (
+            gzip.compress(HEADER + bytes(6), mtime=0)[:10] + b"nonsense",
+            r"truncated or damaged \(gzip\)",
+        ),
+    ],
+)
+def test_a_broken_file_is_named_with_its_folder_and_both_ways_out(tmp_path, content, what):
+    path = tmp_path / "train-labels"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=what) as told:
+        read_idx(path, 2)
+    for word in ("train-labels", str(tmp_path), "data.download=true", "copy an intact one"):
+        assert word in str(told.value)
+
+
+def test_the_largest_header_does_not_allocate(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes([0, 0, 8, 2]) + b"\xff" * 8 + bytes(6))
+    with pytest.raises(ValueError, match="truncated"):
+        read_idx(path, 2)
