@@ -1,13 +1,13 @@
 """What the gates do: finding them, and statistics of their values. No Hydra, no W&B."""
 
-from se_lightning.excitation.capture import excitations
-from se_lightning.excitation.classes import choose_classes
+from se_lightning.excitation.class_choice import choose_classes
 from se_lightning.excitation.cost import excitation_cost
 from se_lightning.excitation.curves import curve_arrays, draw_curves, draw_spread
 from se_lightning.excitation.doctor import GateReport, diagnose
-from se_lightning.excitation.fold import FoldReport, fold_gates
-from se_lightning.excitation.histogram import draw_epochs, draw_histogram
-from se_lightning.excitation.selectivity import draw_selectivity, draw_selectivity_epochs
+from se_lightning.excitation.folding.fold import FoldReport, fold_gates
+from se_lightning.excitation.plots.histogram import draw_epochs, draw_histogram
+from se_lightning.excitation.plots.selectivity import draw_selectivity, draw_selectivity_epochs
+from se_lightning.excitation.recording import excitations
 from se_lightning.excitation.statistics import ExcitationStatistics
 from se_lightning.excitation.summary import ExcitationSummary
 from se_lightning.excitation.taps import Taps

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from se_lightning.excitation.capture import NO_GATES, run_once
+from se_lightning.excitation.recording import NO_GATES, run_once
 from se_lightning.models import ExcitationParts, find_excitations
 
 __all__ = ["ExcitationCost", "excitation_cost"]

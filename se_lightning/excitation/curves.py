@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from se_lightning.excitation.classes import evenly
+from se_lightning.excitation.class_choice import evenly
 from se_lightning.excitation.summary import ExcitationSummary
 
 __all__ = ["curve_arrays", "draw_curves", "draw_spread", "find_layers"]

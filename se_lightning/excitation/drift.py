@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from se_lightning.excitation.classes import evenly
+from se_lightning.excitation.class_choice import evenly
 from se_lightning.excitation.summary import ExcitationSummary
 from se_lightning.excitation.taps import Taps, per_sample
 

@@ -15,10 +15,10 @@ from se_lightning.excitation import (
     Taps,
     choose_classes,
 )
-from se_lightning.excitation.capture import NO_GATES, record
 from se_lightning.excitation.cost import ExcitationCost, excitation_cost
 from se_lightning.excitation.curves import find_layers
 from se_lightning.excitation.doctor import GateReport, diagnose
+from se_lightning.excitation.recording import NO_GATES, record
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.evaluation import class_names, device_of, split_batches
 from se_lightning.tasks.report import Section, draw_both, page, picture_html

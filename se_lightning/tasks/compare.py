@@ -10,7 +10,6 @@ import numpy as np
 from pytorch_lightning import LightningDataModule
 
 from se_lightning.excitation import ExcitationStatistics, Taps
-from se_lightning.excitation.capture import NO_GATES, record
 from se_lightning.excitation.drift import (
     Drift,
     ImageCosine,
@@ -18,6 +17,7 @@ from se_lightning.excitation.drift import (
     draw_drift,
     drift_of,
 )
+from se_lightning.excitation.recording import NO_GATES, record
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.evaluation import device_of, split_batches
 

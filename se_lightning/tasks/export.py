@@ -11,8 +11,8 @@ from pytorch_lightning import LightningDataModule
 
 from se_lightning.atomic import atomic_path
 from se_lightning.excitation import Taps
-from se_lightning.excitation.capture import NO_GATES, Recorded, record
 from se_lightning.excitation.curves import find_layers
+from se_lightning.excitation.recording import NO_GATES, Recorded, record
 from se_lightning.excitation.taps import per_sample
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.evaluation import device_of, split_batches

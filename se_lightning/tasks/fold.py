@@ -16,7 +16,7 @@ from torch import Tensor
 
 from se_lightning.arguments import one_of
 from se_lightning.checkpoint import read_checkpoint
-from se_lightning.excitation.fold import FoldReport, fold_gates
+from se_lightning.excitation.folding.fold import FoldReport, fold_gates
 from se_lightning.models import find_gates
 from se_lightning.models.surgery.folded import folded
 from se_lightning.models.weights.structure import structure

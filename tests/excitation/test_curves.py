@@ -11,7 +11,7 @@ from se_lightning.excitation import (
     draw_curves,
     draw_spread,
 )
-from se_lightning.excitation.classes import evenly
+from se_lightning.excitation.class_choice import evenly
 from se_lightning.excitation.curves import find_layers
 
 LAYERS = ["stem.se", "layer1.0.se", "layer1.1.se"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from se_lightning.excitation.neighbours import Neighbours
+from se_lightning.excitation.folding.adjacent_layers import Neighbours
 from se_lightning.excitation.taps import Taps, eager
 from se_lightning.models import ConcurrentExcitation, find_excitations
 from se_lightning.models.surgery.folded import gated_channels, put_in_place

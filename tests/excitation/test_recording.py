@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from se_lightning.excitation import Taps
-from se_lightning.excitation.capture import excitations, record
+from se_lightning.excitation.recording import excitations, record
 from se_lightning.models import SqueezeExcitation, se_resnet20
 
 IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))

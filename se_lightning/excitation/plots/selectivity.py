@@ -9,8 +9,8 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from se_lightning.excitation.classes import evenly
-from se_lightning.excitation.histogram import is_dark
+from se_lightning.excitation.class_choice import evenly
+from se_lightning.excitation.plots.histogram import is_dark
 
 __all__ = ["draw_selectivity", "draw_selectivity_epochs"]
 

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from se_lightning.excitation.fold import fold_gates
+from se_lightning.excitation.folding.fold import fold_gates
 from se_lightning.models import (
     ConcurrentExcitation,
     SqueezeExcitation,
