@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from se_lightning.arguments import boolean, positive_integer
-from se_lightning.callbacks.nonfinite import NonFinite
+from se_lightning.callbacks.nonfinite.callback import NonFinite
 
 __all__ = ["EMA"]
 

@@ -20,7 +20,7 @@ from se_lightning.callbacks import (
     ExcitationHistogram,
     GateDoctor,
 )
-from se_lightning.callbacks.recording import ExcitationCallback
+from se_lightning.callbacks.excitation.base import ExcitationCallback
 from se_lightning.models import create_model
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.benchmark_data import machine

@@ -11,8 +11,8 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 
+from se_lightning.callbacks.excitation.base import ExcitationCallback
 from se_lightning.callbacks.publish import save_arrays
-from se_lightning.callbacks.recording import ExcitationCallback
 
 __all__ = ["History", "HistoryCallback", "epochs_trained", "moment"]
 

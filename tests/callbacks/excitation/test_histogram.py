@@ -194,7 +194,7 @@ def test_the_picture_says_which_weights_it_shows(tmp_path, monkeypatch):
         titles.append(title)
         return real(layers, counts, title, lower, upper)
 
-    from se_lightning.callbacks import excitation_histogram as home
+    from se_lightning.callbacks.excitation import histogram as home
 
     real = home.draw_histogram
     monkeypatch.setattr(home, "draw_histogram", draw)

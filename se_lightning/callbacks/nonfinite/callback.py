@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from se_lightning.arguments import one_of, positive_integer
-from se_lightning.callbacks import nonfinite_report as report
 from se_lightning.callbacks import publish
-from se_lightning.callbacks.nonfinite_watch import Found, Watch
+from se_lightning.callbacks.nonfinite import report
+from se_lightning.callbacks.nonfinite.watch import Found, Watch
 
 __all__ = ["NonFinite", "NonFiniteError"]
 

@@ -8,7 +8,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 
 from se_lightning.callbacks import publish
-from se_lightning.callbacks.recording import ExcitationCallback, Wanted
+from se_lightning.callbacks.excitation.base import ExcitationCallback, Wanted
 from se_lightning.excitation.doctor import (
     Finding,
     GateReport,

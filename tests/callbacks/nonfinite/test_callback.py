@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from se_lightning import DigitsDataModule, ImageClassifier, NonFinite, NonFiniteError
-from se_lightning.callbacks.nonfinite_watch import Watch
+from se_lightning.callbacks.nonfinite.watch import Watch
 from se_lightning.models import se_resnet20
 
 BATCH = 32

@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
-from se_lightning.callbacks.last_checkpoint import LastCheckpoint
+from se_lightning.callbacks.checkpointing.last_checkpoint import LastCheckpoint
 from se_lightning.data.samplers import OneEpoch, TrainBatches
 
 __all__ = ["append", "bad_rows", "bad_weights", "first_bad_output", "message", "sample_ids", "what"]

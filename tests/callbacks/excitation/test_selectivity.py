@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from se_lightning import ClassSelectivity, DigitsDataModule, ImageClassifier, SEResNetModule
 from se_lightning.models import SqueezeExcitation
 
-HOME = "se_lightning.callbacks.class_selectivity"
+HOME = "se_lightning.callbacks.excitation.selectivity"
 
 
 def trainer(folder, *callbacks, **options):

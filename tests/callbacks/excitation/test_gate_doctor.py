@@ -8,7 +8,7 @@ from pytorch_lightning import Trainer
 from torch import nn
 
 from se_lightning import DigitsDataModule, GateDoctor, ImageClassifier, SEResNetModule
-from se_lightning.callbacks import gate_doctor
+from se_lightning.callbacks.excitation import gate_doctor
 from se_lightning.models import SqueezeExcitation
 
 

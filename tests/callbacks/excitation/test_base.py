@@ -10,7 +10,12 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from se_lightning import DigitsDataModule, GateDoctor, ImageClassifier, SEResNetModule
-from se_lightning.callbacks.recording import ExcitationCallback, Wanted, _own_samples, labels_of
+from se_lightning.callbacks.excitation.base import (
+    ExcitationCallback,
+    Wanted,
+    _own_samples,
+    labels_of,
+)
 from se_lightning.excitation import ExcitationStatistics
 from se_lightning.models import SqueezeExcitation, se_resnet20
 
@@ -218,7 +223,7 @@ from pytorch_lightning import LightningModule, Trainer, seed_everything
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from se_lightning import MNISTDataModule, SEResNetModule
-from se_lightning.callbacks.recording import ExcitationCallback, Wanted
+from se_lightning.callbacks.excitation.base import ExcitationCallback, Wanted
 from se_lightning.models import SqueezeExcitation, find_gates
 
 SIZE = 23

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 from pytorch_lightning import LightningModule, Trainer
 
-from se_lightning.callbacks.history import HistoryCallback, moment
+from se_lightning.callbacks.excitation.base import Wanted, chosen_classes, known_classes
+from se_lightning.callbacks.excitation.history import HistoryCallback, moment
 from se_lightning.callbacks.publish import save_figure, send_metrics
-from se_lightning.callbacks.recording import Wanted, chosen_classes, known_classes
 from se_lightning.excitation import (
     ExcitationSummary,
     draw_selectivity,

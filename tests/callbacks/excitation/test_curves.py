@@ -16,7 +16,7 @@ from se_lightning import (
 )
 from se_lightning.models import SqueezeExcitation
 
-HOME = "se_lightning.callbacks.excitation_curves"
+HOME = "se_lightning.callbacks.excitation.curves"
 
 
 def trainer(folder, *callbacks, **options):
