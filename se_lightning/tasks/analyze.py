@@ -20,9 +20,9 @@ from se_lightning.excitation.curves import find_layers
 from se_lightning.excitation.doctor import GateReport, diagnose
 from se_lightning.excitation.recording import NO_GATES, record
 from se_lightning.modules import ImageClassifier
-from se_lightning.tasks.evaluation import class_names, device_of, split_batches
-from se_lightning.tasks.report import Section, draw_both, page, picture_html
-from se_lightning.tasks.sections import Drawing, cost, figures, health
+from se_lightning.tasks.report.page import Section, draw_both, page, picture_html
+from se_lightning.tasks.report.sections import Drawing, cost, figures, health
+from se_lightning.tasks.splits import class_names, device_of, split_batches
 
 __all__ = ["analyze"]
 

@@ -19,7 +19,7 @@ from se_lightning.excitation.drift import (
 )
 from se_lightning.excitation.recording import NO_GATES, record
 from se_lightning.modules import ImageClassifier
-from se_lightning.tasks.evaluation import device_of, split_batches
+from se_lightning.tasks.splits import device_of, split_batches
 
 __all__ = ["compare"]
 

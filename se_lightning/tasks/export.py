@@ -15,7 +15,7 @@ from se_lightning.excitation.curves import find_layers
 from se_lightning.excitation.recording import NO_GATES, Recorded, record
 from se_lightning.excitation.taps import per_sample
 from se_lightning.modules import ImageClassifier
-from se_lightning.tasks.evaluation import device_of, split_batches
+from se_lightning.tasks.splits import device_of, split_batches
 
 __all__ = ["export"]
 

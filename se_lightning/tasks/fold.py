@@ -21,7 +21,7 @@ from se_lightning.models import find_gates
 from se_lightning.models.surgery.folded import folded
 from se_lightning.models.weights.structure import structure
 from se_lightning.modules import ImageClassifier
-from se_lightning.tasks.evaluation import SPLITS, device_of, split_batches
+from se_lightning.tasks.splits import SPLITS, device_of, split_batches
 
 __all__ = ["fold"]
 

@@ -19,7 +19,7 @@ from se_lightning.data.base import ImageDataModule
 from se_lightning.excitation.what_if import ALL_BLOCKS, REPLACEMENTS, Batches, WhatIfRow
 from se_lightning.excitation.what_if import what_if as measure
 from se_lightning.models import find_gates
-from se_lightning.tasks.evaluation import SPLITS, device_of, split_batches
+from se_lightning.tasks.splits import SPLITS, device_of, split_batches
 
 __all__ = ["draw_what_if", "what_if"]
 

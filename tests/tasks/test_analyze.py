@@ -13,8 +13,8 @@ from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
 from se_lightning.excitation import excitations
 from se_lightning.models import SqueezeExcitation
 from se_lightning.tasks import analyze
-from se_lightning.tasks.evaluation import split_batches
-from se_lightning.tasks.report import Section, page, table_html
+from se_lightning.tasks.report.page import Section, page, table_html
+from se_lightning.tasks.splits import split_batches
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 

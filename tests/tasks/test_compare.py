@@ -12,7 +12,7 @@ from torch import nn
 from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
 from se_lightning.excitation import excitations
 from se_lightning.tasks import compare
-from se_lightning.tasks.evaluation import split_batches
+from se_lightning.tasks.splits import split_batches
 
 NAMES = ["a.ckpt", "b.ckpt"]
 

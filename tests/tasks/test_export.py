@@ -10,7 +10,7 @@ from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
 from se_lightning.excitation import excitations
 from se_lightning.models import SqueezeExcitation
 from se_lightning.tasks import export
-from se_lightning.tasks.evaluation import split_batches
+from se_lightning.tasks.splits import split_batches
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from se_lightning.excitation import (
 )
 from se_lightning.excitation.cost import ExcitationCost
 from se_lightning.excitation.doctor import GateReport
-from se_lightning.tasks.report import Section, table_html
+from se_lightning.tasks.report.page import Section, table_html
 
 __all__ = ["Drawing", "cost", "figures", "health"]
 
