@@ -20,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from se_lightning import __main__ as command_line
+from se_lightning.cli import main as command_line
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell has it for what runs in its background: what the tests start would inherit it.

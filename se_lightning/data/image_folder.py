@@ -13,8 +13,8 @@ __all__ = ["ImageFolderDataModule"]
 class ImageFolderDataModule(FileDataModule):
     """Anybody's images, a folder a class: ``root/train/<class>/*`` and so on, or one set to cut.
 
-    See :func:`se_lightning.data.files.sources.folder_sources` for the layouts. Images are turned as their
-    EXIF data say.
+    See :func:`se_lightning.data.files.sources.folder_sources` for the layouts. Images are turned as
+    their EXIF data say.
 
     Args:
         root: folder of the splits, of the classes, or of shards.

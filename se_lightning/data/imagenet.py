@@ -13,9 +13,9 @@ class ImageNetDataModule(FileDataModule):
     """ImageNet (ILSVRC 2012): 1,281,167 images for training, 50,000 for validation, 1000 classes.
 
     ``root`` holds class folders as torchvision has them, or the original tar files, or shards
-    (``task=shard`` makes them); see :func:`se_lightning.data.files.sources.imagenet_sources`. The test
-    images' labels are not public: the test, too, is on the 50,000, as in the papers. Images are
-    read as torchvision and timm do, whatever orientation their EXIF data give.
+    (``task=shard`` makes them); see :func:`se_lightning.data.files.sources.imagenet_sources`. The
+    test images' labels are not public: the test, too, is on the 50,000, as in the papers. Images
+    are read as torchvision and timm do, whatever orientation their EXIF data give.
 
     Args:
         root: folder of the files.

@@ -1,0 +1,1 @@
+"""Callbacks that save checkpoints a run can resume from exactly."""

@@ -1,0 +1,1 @@
+"""The callback that stops at, or skips, losses and gradients that are not finite."""

@@ -1,0 +1,1 @@
+"""Data sets of image files: decoded by workers, finished on the device."""

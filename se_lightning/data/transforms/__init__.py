@@ -1,0 +1,1 @@
+"""Augmentation, with random numbers that depend on the sample only."""

@@ -1,0 +1,1 @@
+"""Folding constant gates into the adjacent layers."""

@@ -1,0 +1,1 @@
+"""Changing a network that exists: inserting, tracing and folding gates."""

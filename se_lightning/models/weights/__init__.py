@@ -1,0 +1,1 @@
+"""Loading published weights, whatever their layout."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from se_lightning import account
+from se_lightning.cli.run import report as account
 
 
 def one(folder: Path, pattern: str) -> Path:

@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 
-from se_lightning.errors import RankError, explain, is_mistake
+from se_lightning.cli.errors import RankError, explain, is_mistake
+from se_lightning.cli.run.result import RESULT, write_failure
 from se_lightning.ranks import external_rank, is_launched, rank
-from se_lightning.results import RESULT, write_failure
 
 __all__ = ["blame", "disconnect", "hurry", "part", "stack", "tell", "vanish", "watch_ranks"]
 

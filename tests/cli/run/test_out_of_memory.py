@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from se_lightning import memory
+from se_lightning.cli.run import out_of_memory as memory
 
 # Its memory holds so many samples of a batch, on a rank.
 HUNGRY = """

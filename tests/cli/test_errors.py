@@ -4,7 +4,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from se_lightning.errors import JobError, explain, is_mistake
+from se_lightning.cli.errors import JobError, explain, is_mistake
 
 
 def test_hydras_wrapping_is_taken_off():

@@ -20,10 +20,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from se_lightning import failures
-from se_lightning.directories import quoted
+from se_lightning.cli.run import rank_failures as failures
+from se_lightning.cli.run.folder import quoted
+from se_lightning.cli.run.result import RESULT
 from se_lightning.ranks import INHERITED, external_rank, is_further_rank
-from se_lightning.results import RESULT
 
 __all__ = ["BatchTooLargeError", "begin_anew", "explained", "ran_out"]
 

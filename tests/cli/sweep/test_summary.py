@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from se_lightning import summary
+from se_lightning.cli.sweep import summary
 
 
 def rows(sweep):

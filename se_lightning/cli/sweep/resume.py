@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from se_lightning.directories import quoted, unquoted
-from se_lightning.jobs import Job, read_result
-from se_lightning.results import RESULT
+from se_lightning.cli.run.folder import quoted, unquoted
+from se_lightning.cli.run.result import RESULT
+from se_lightning.cli.sweep.pool import Job, read_result
 
 __all__ = ["left_of", "refuse_used", "restore"]
 

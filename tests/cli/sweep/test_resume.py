@@ -7,8 +7,8 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from se_lightning import unfinished
-from se_lightning.jobs import Job
+from se_lightning.cli.sweep import resume as unfinished
+from se_lightning.cli.sweep.pool import Job
 
 NUMBER = "${hydra.job.num}"  # not to be resolved: there is no number yet
 

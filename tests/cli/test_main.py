@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from se_lightning import __main__ as command_line
+from se_lightning.cli import main as command_line
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ class Touch:
 
 
 def test_a_fault_keeps_its_stack(told, monkeypatch):
-    from se_lightning import train
+    from se_lightning.cli.run import run as train
 
     def broken(*_):
         raise KeyError("a fault of ours")
@@ -204,4 +204,4 @@ def test_a_target_of_ones_own_may_have_keys_of_its_own(cli):
 
 def test_the_console_script_and_the_module_are_the_same():
     script = Path(sys.executable).with_name("se-lightning")
-    assert "from se_lightning.__main__ import main" in script.read_text()
+    assert "from se_lightning.cli.main import main" in script.read_text()

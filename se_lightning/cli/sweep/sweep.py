@@ -19,13 +19,21 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from se_lightning import unfinished
-from se_lightning.directories import ABOUT_MULTIRUNS, claim, quoted
-from se_lightning.errors import JobError
-from se_lightning.jobs import CONSOLE, Job, Pool, Stopped, gpus_asked, read_result, visible_gpus
-from se_lightning.points import Multirun
+from se_lightning.cli.errors import JobError
+from se_lightning.cli.run.folder import ABOUT_MULTIRUNS, claim, quoted
+from se_lightning.cli.sweep import resume as unfinished
+from se_lightning.cli.sweep.multirun import Multirun
+from se_lightning.cli.sweep.pool import (
+    CONSOLE,
+    Job,
+    Pool,
+    Stopped,
+    gpus_asked,
+    read_result,
+    visible_gpus,
+)
+from se_lightning.cli.sweep.summary import read_results, write_summary
 from se_lightning.ranks import CHILD, INHERITED, Interrupted, external_rank
-from se_lightning.summary import read_results, write_summary
 
 __all__ = [
     "Sweep",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from se_lightning import failures
-from se_lightning.errors import RankError, explain, is_mistake
+from se_lightning.cli.errors import RankError, explain, is_mistake
+from se_lightning.cli.run import rank_failures as failures
 
 GLOO = "[/x/gloo/pair.cc:561] Connection closed by peer [::1]:1. This is typically caused. GLHF!"
 

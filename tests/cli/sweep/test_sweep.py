@@ -7,8 +7,9 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from se_lightning import __main__ as command_line
-from se_lightning import points, sweeps
+from se_lightning.cli import main as command_line
+from se_lightning.cli.sweep import multirun as points
+from se_lightning.cli.sweep import sweep as sweeps
 
 
 def rows(sweep):

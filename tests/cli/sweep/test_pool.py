@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from se_lightning import jobs
-from se_lightning.jobs import Job, Pool, Stopped, gpus_asked
+from se_lightning.cli.sweep import pool as jobs
+from se_lightning.cli.sweep.pool import Job, Pool, Stopped, gpus_asked
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="cores are handed out on Linux")
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1

@@ -13,8 +13,10 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from se_lightning import points, search, sweeps
-from se_lightning.search import distribution
+from se_lightning.cli.sweep import multirun as points
+from se_lightning.cli.sweep import search
+from se_lightning.cli.sweep import sweep as sweeps
+from se_lightning.cli.sweep.search import distribution
 
 optuna = pytest.importorskip("optuna")
 
@@ -194,7 +196,7 @@ def test_the_wandb_sweep_is_run_by_wandbs_own_agent(
 ):
     import wandb.wandb_agent
 
-    path = Path(__file__).parent.parent / "examples" / "sweep.yaml"
+    path = Path(__file__).parents[3] / "examples" / "sweep.yaml"
     sweep = yaml.safe_load(path.read_text())
     args = {"model.ratio": 8, "optimizer.lr": 0.0123, "optimizer.weight_decay": 1e-05}
     assert args.keys() == sweep["parameters"].keys()

@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from se_lightning.console import Formatter, quiet
+from se_lightning.cli.console import Formatter, quiet
 
 
 @pytest.fixture

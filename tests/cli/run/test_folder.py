@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from se_lightning import directories
+from se_lightning.cli.run import folder as directories
 
-CODE = "import sys, pathlib; from se_lightning.directories import claim; "
+CODE = "import sys, pathlib; from se_lightning.cli.run.folder import claim; "
 CODE += "claim(pathlib.Path(sys.argv[1])); print('mine', flush=True); sys.stdin.read()"
 
 

@@ -18,12 +18,16 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from se_lightning import account, checkpoint, console, failures, memory
-from se_lightning.checks import check_values, make
+from se_lightning import checkpoint
+from se_lightning.cli import console
+from se_lightning.cli.run import out_of_memory as memory
+from se_lightning.cli.run import rank_failures as failures
+from se_lightning.cli.run import report as account
+from se_lightning.cli.run.result import identity, task_overrides, write_result
+from se_lightning.cli.schema import check_values, make
 from se_lightning.data.base import cores
 from se_lightning.loggers import finish_wandb
 from se_lightning.ranks import external_rank, is_further_rank
-from se_lightning.results import identity, task_overrides, write_result
 
 __all__ = ["train"]
 

@@ -9,7 +9,7 @@ import timm
 import torch
 from omegaconf import OmegaConf
 
-from se_lightning import train
+from se_lightning.cli.run import run as train
 
 
 def test_gates_are_trained_into_a_plain_network(cli, short, tmp_path, result):
@@ -95,7 +95,7 @@ def test_a_mistake_is_one_message(told, tmp_path, arguments, message):
 
 
 def test_the_example_runs(cli, short):
-    example = Path(__file__).parent.parent / "examples" / "gates_into_a_plain_network.py"
+    example = Path(__file__).parents[2] / "examples" / "gates_into_a_plain_network.py"
     done = cli("--gate-epochs", "1", command=[sys.executable, str(example)])
     accuracies = re.findall(r"^(\w[\w ]+): ([\d.]+) %", done.stdout, re.MULTILINE)
     assert [name for name, _ in accuracies] == ["plain", "with gates put in", "after training them"]

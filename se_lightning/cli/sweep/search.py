@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf, open_dict
 
-from se_lightning.jobs import Job, gpus_asked, read_result
-from se_lightning.sweeps import Sweep, command, environment, of_a_job
+from se_lightning.cli.sweep.pool import Job, gpus_asked, read_result
+from se_lightning.cli.sweep.sweep import Sweep, command, environment, of_a_job
 
 if TYPE_CHECKING:
     import optuna

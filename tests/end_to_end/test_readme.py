@@ -12,7 +12,7 @@ import torch
 
 from se_lightning.models import create_model, list_models
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(r"\| `((?:python -m se_lightning|torchrun) .*?)` \|", README)
 # On a machine of 2 cores eight processes take minutes, as do runs of several jobs.

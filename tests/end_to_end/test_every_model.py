@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from se_lightning import __main__ as command_line
 from se_lightning import models
+from se_lightning.cli import main as command_line
 from se_lightning.models import list_models
 
 # One of each family, and of each set of defaults; the others take two minutes more.

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from se_lightning.results import RESULT, write_result
+from se_lightning.cli.run.result import RESULT, write_result
 
 __all__ = ["CONSOLE", "Job", "Pool", "Stopped", "gpus_asked", "read_result", "visible_gpus"]
 

@@ -16,8 +16,8 @@ from typing import Any, TextIO
 
 from omegaconf import OmegaConf
 
+from se_lightning.cli.run.result import RESULT
 from se_lightning.ranks import CHILD, is_launched
-from se_lightning.results import RESULT
 
 __all__ = ["ABOUT_MULTIRUNS", "claim", "quoted", "refuse_used", "take_up", "unquoted"]
 

@@ -3,7 +3,7 @@ import json
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from se_lightning.results import write_failure, write_result
+from se_lightning.cli.run.result import write_failure, write_result
 
 
 def test_the_first_failing_rank_tells_the_cause(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from se_lightning.atomic import write_text
-from se_lightning.results import RESULT
+from se_lightning.cli.run.result import RESULT
 
 __all__ = ["read_results", "write_summary"]
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from se_lightning.points import composed, refuse_equal_networks
+from se_lightning.cli.sweep.multirun import composed, refuse_equal_networks
 
 EQUAL = [
     (["model.divisor=8", "model.ratio=4,8,16"], "Jobs 1 and 2 .*hidden widths 8.*: model.ratio=8"),

@@ -1,0 +1,1 @@
+"""The command line: Hydra, run folders and processes."""

@@ -1,0 +1,1 @@
+"""Multiruns: jobs in processes of their own, and their table."""
