@@ -1,6 +1,7 @@
-"""Squeeze-and-excitation networks on Lightning and Hydra, with their gates in plain sight.
+"""Squeeze-and-excitation networks on PyTorch Lightning and Hydra.
 
-The names below load on first use, so that ``--help`` need not wait for torch.
+The public names are those of :mod:`se_lightning.callbacks`, :mod:`se_lightning.data` and
+:mod:`se_lightning.modules`. They load on first use, so that ``--help`` need not wait for torch.
 """
 
 import importlib
@@ -8,110 +9,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from se_lightning.callbacks import (
-        EMA,
-        ClassSelectivity,
-        ExactState,
-        ExcitationCurves,
-        ExcitationHistogram,
-        GateDoctor,
-        LastCheckpoint,
-        NonFinite,
-        NonFiniteError,
-    )
-    from se_lightning.data import (
-        CIFARDataModule,
-        DigitsDataModule,
-        FakeDataModule,
-        ImageFolderDataModule,
-        ImageNetDataModule,
-        MNISTDataModule,
-    )
-    from se_lightning.modules import (
-        ImageClassifier,
-        SEBNInceptionModule,
-        SEDenseNetModule,
-        SEInceptionResNetV2Module,
-        SEInceptionV3Module,
-        SEMobileNetModule,
-        SENestedModule,
-        SENet154Module,
-        SEPreActResNetModule,
-        SEResNetModule,
-        SEResNeXtModule,
-        SEShakeShakeModule,
-        SEShuffleNetModule,
-        SESimpleModule,
-        SEVGG16BNModule,
-        SEWideResNetModule,
-        TimmModule,
-        TorchvisionModule,
-    )
+    from se_lightning.callbacks import *  # noqa: F403
+    from se_lightning.data import *  # noqa: F403
+    from se_lightning.modules import *  # noqa: F403
 
-__all__ = [
-    "EMA",
-    "CIFARDataModule",
-    "ClassSelectivity",
-    "DigitsDataModule",
-    "ExactState",
-    "ExcitationCurves",
-    "ExcitationHistogram",
-    "FakeDataModule",
-    "GateDoctor",
-    "ImageClassifier",
-    "ImageFolderDataModule",
-    "ImageNetDataModule",
-    "LastCheckpoint",
-    "MNISTDataModule",
-    "NonFinite",
-    "NonFiniteError",
-    "SEBNInceptionModule",
-    "SEDenseNetModule",
-    "SEInceptionResNetV2Module",
-    "SEInceptionV3Module",
-    "SEMobileNetModule",
-    "SENestedModule",
-    "SENet154Module",
-    "SEPreActResNetModule",
-    "SEResNeXtModule",
-    "SEResNetModule",
-    "SEShakeShakeModule",
-    "SEShuffleNetModule",
-    "SESimpleModule",
-    "SEVGG16BNModule",
-    "SEWideResNetModule",
-    "TimmModule",
-    "TorchvisionModule",
-]
+_PACKAGES = ("callbacks", "data", "modules")
 
-_HOMES = dict.fromkeys(__all__, "modules") | dict.fromkeys(
-    (
-        "EMA",
-        "ClassSelectivity",
-        "ExactState",
-        "ExcitationCurves",
-        "ExcitationHistogram",
-        "GateDoctor",
-        "LastCheckpoint",
-        "NonFinite",
-        "NonFiniteError",
-    ),
-    "callbacks",
-)
-_HOMES |= {name: "data" for name in __all__ if name.endswith("DataModule")}
-
-# In a checkout the configs lie beside the package and not in it: `se_lightning.conf` is found
-# there where no installed copy is (a bare checkout, or `pip install .` shadowed by the folder).
+# In a checkout the configs are beside the package and not in it: `se_lightning.conf` is found
+# there if no installed copy exists (a bare checkout, or `pip install .` shadowed by the folder).
 _checkout = Path(__file__).resolve().parent.parent
 if not (_checkout / "se_lightning" / "conf").is_dir() and (_checkout / "conf/train.yaml").is_file():
-    __path__.append(str(_checkout))
+    __path__.append(str(_checkout))  # noqa: F405
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name == "__all__":
+        return sorted(each for part in _PACKAGES for each in _package(part).__all__)
+    # Public names are classes; submodules must stay importable without torch.
+    if name[:1].isupper():
+        package = _package(_home(name))
+        if name in package.__all__:
+            return getattr(package, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *__getattr__("__all__")])
+
+
+def _home(name: str) -> str:
+    """Return the package of a public name by its ending, so that only one is imported."""
+    if name.endswith("DataModule"):
+        return "data"
+    return "modules" if name.endswith(("Module", "Classifier")) else "callbacks"
+
+
+def _package(name: str) -> Any:
+    return importlib.import_module(f"{__name__}.{name}")

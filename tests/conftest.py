@@ -99,9 +99,9 @@ def cli(tmp_path: Path):
 def told(tmp_path, monkeypatch, capfd):
     """Run main() here, where torch is imported already; return exit code and standard error."""
 
-    def run(*arguments):
+    def run(*arguments, more=("logger=csv",)):
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["se_lightning", *arguments, "logger=csv"])
+        monkeypatch.setattr(sys, "argv", ["se_lightning", *arguments, *more])
         code = 0
         with warnings.catch_warnings():
             try:

@@ -11,7 +11,8 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule, LightningModule
 
-from se_lightning.cli.main import GROUPS, VALUES
+from se_lightning.cli.command import GROUPS
+from se_lightning.cli.schema import VALUES
 from se_lightning.models import create_model, list_models
 from se_lightning.modules import ImageClassifier
 from se_lightning.modules.classifier import TrainingOptions

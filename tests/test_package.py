@@ -1,5 +1,6 @@
 """What is shipped: the wheel elsewhere, the bare checkout, the neighbours in one environment."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -146,11 +147,13 @@ def test_a_package_without_configs_says_what_to_do(checkout, cli, tmp_path):
 def test_public_names_are_lazy_and_complete():
     import se_lightning
 
-    assert sorted(se_lightning._HOMES) == sorted(se_lightning.__all__)
+    packages = [importlib.import_module(f"se_lightning.{p}") for p in se_lightning._PACKAGES]
+    assert se_lightning.__all__ == sorted(name for p in packages for name in p.__all__)
     for name in se_lightning.__all__:
         assert getattr(se_lightning, name).__name__ == name
         assert name in dir(se_lightning)
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
         _ = se_lightning.nope
-    lazy = "import sys, se_lightning; assert 'torch' not in sys.modules"
+    lazy = "import sys, se_lightning; from se_lightning import ranks, atomic, arguments; "
+    lazy += "assert 'torch' not in sys.modules; from se_lightning import *; EMA, SESimpleModule"
     subprocess.run([sys.executable, "-c", lazy], check=True, env=dict(os.environ))

@@ -1,4 +1,4 @@
-"""A quiet, readable console: one line a message, nothing that the user can't act on."""
+"""A readable console: one line per message, without messages that need no action."""
 
 import logging
 import re
@@ -8,7 +8,7 @@ from se_lightning.ranks import is_further_rank
 
 __all__ = ["Formatter", "quiet"]
 
-# Lightning and what it imports say these in every run; none of them asks for anything.
+# Lightning and its dependencies log these in every run; none of them needs an action.
 _NOISE = re.compile(
     r"^.{0,4}Tip:"
     r"|TPU available"
@@ -29,31 +29,31 @@ _NOISE = re.compile(
 
 
 class Formatter(logging.Formatter):
-    """The message alone, with its level where that is a warning or worse."""
+    """The message, with its level if that is a warning or worse."""
 
     def format(self, record: logging.LogRecord) -> str:  # noqa: D102
         message = super().format(record)
         return message if record.levelno < logging.WARNING else f"{record.levelname}: {message}"
 
 
-def _is_worth_saying(record: logging.LogRecord) -> bool:
+def _is_not_noise(record: logging.LogRecord) -> bool:
     return not _NOISE.search(record.getMessage())
 
 
 def quiet() -> None:
-    """Drop the known noise, and turn warnings into log lines; ranks above 0 only tell errors."""
-    logging.raiseExceptions = False  # a reader that goes away (| head) gets no stack a line
+    """Drop the known noise, log warnings as lines, and on ranks above 0 log errors only."""
+    logging.raiseExceptions = False  # a closed pipe (| head) must not print a stack per line
     root = logging.getLogger()
     for handler in root.handlers:
-        handler.addFilter(_is_worth_saying)
+        handler.addFilter(_is_not_noise)
     if is_further_rank():
         root.setLevel(logging.ERROR)
-    told = set()
+    shown = set()
 
     def show(message: Warning | str, *_: object, **__: object) -> None:
         text = str(message).strip()
-        if text not in told:
-            told.add(text)
+        if text not in shown:
+            shown.add(text)
             logging.getLogger("py.warnings").warning(text)
 
     warnings.showwarning = show

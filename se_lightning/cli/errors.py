@@ -1,48 +1,107 @@
-"""One clear message for a user's mistake."""
+"""Errors as one clear message for people and one kind for programs."""
 
+import os
 import re
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 from hydra.errors import HydraException, InstantiationException
 from omegaconf.errors import OmegaConfBaseException
 
 from se_lightning.ranks import Interrupted
 
-__all__ = ["JobError", "RankError", "explain", "is_mistake"]
+__all__ = ["Failure", "JobError", "Kind", "RankError", "explain", "is_user_error"]
+
+Kind = Literal["user_error", "out_of_memory", "non_finite", "rank_lost", "interrupted", "bug"]
+
+_USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
+# Classes of libraries that must not be imported for this: an error of theirs has imported them.
+_USER_ERRORS_ELSEWHERE = (
+    ("lightning_fabric.utilities.exceptions", "MisconfigurationException"),
+    ("yaml", "YAMLError"),
+)
 
 
-# Mistakes that others tell: Lightning's of a set-up, PyYAML's of a config file.
-_OTHERS = ("MisconfigurationException", "YAMLError")
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed. Ranks and processes exchange this, and decide by its ``kind``.
+
+    Attributes:
+        error: The message.
+        kind: What went wrong.
+        details: Data of the failure, e.g. the batch size that was too large.
+        traceback: Traceback of a failure that is not a user error.
+    """
+
+    error: str
+    kind: Kind
+    details: Mapping[str, Any] = field(default_factory=dict)
+    traceback: str = ""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        """Describe an error; its attributes ``kind`` and ``details`` count, if it has them.
+
+        A user error has a traceback only where ``HYDRA_FULL_ERROR=1`` asks for it.
+        """
+        if isinstance(error, Interrupted):
+            return cls(error.message, "interrupted")
+        user = is_user_error(error)
+        kind: Kind = getattr(error, "kind", "user_error" if user else "bug")
+        details = dict(getattr(error, "details", {}))
+        if isinstance(error, RankError):
+            return cls(explain(error), kind, details, error.trace)
+        shown = not user or os.environ.get("HYDRA_FULL_ERROR") == "1"
+        stack = "".join(traceback.format_exception(error)) if shown else ""
+        return cls(explain(error), kind, details, stack)
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Self:
+        """Read the entries that :meth:`record` returned; older versions wrote no kind."""
+        names = ("error", "kind", "details", "traceback")
+        return cls(**{"kind": "bug"} | {name: record[name] for name in names if name in record})
+
+    def record(self) -> dict[str, Any]:
+        """Return the entries of ``result.json``, without the empty ones."""
+        return {name: value for name, value in vars(self).items() if value}
 
 
 class JobError(RuntimeError):
-    """A job of a multirun ended badly; its own output has said why."""
+    """A job of a multirun failed; its own output has the reason."""
 
 
 class RankError(RuntimeError):
     """Another rank ended the run.
 
     Args:
-        message: which rank, and why.
-        error: that rank's own words, as far as it could say them.
-        trace: its traceback, where it was no user's mistake.
+        message: Which rank, and why.
+        failure: The failure of that rank, if it could still record one.
+        trace: Traceback to show where there is no such record.
     """
 
-    def __init__(self, message: str, error: str = "", trace: str = "") -> None:
+    def __init__(self, message: str, failure: Failure | None = None, trace: str = "") -> None:
         super().__init__(message)
-        self.error = error or message
-        self.trace = trace
+        self.failure = failure
+        self.kind: Kind = failure.kind if failure else "rank_lost"
+        self.details = failure.details if failure else {}
+        self.trace = failure.traceback if failure else trace
 
 
-def is_mistake(error: BaseException) -> bool:
-    """Tell a user's mistake, which wants one message, from a fault, which wants its stack."""
-    kinds = (HydraException, OmegaConfBaseException, ValueError, OSError, JobError, RankError)
-    # By name: this module must not wait for Lightning to be imported.
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, kinds) or not names.isdisjoint(_OTHERS)
+def is_user_error(error: BaseException) -> bool:
+    """Return whether an error is a user's, shown as one message, or a bug, shown with its stack."""
+    if isinstance(error, (*_USER_ERRORS, JobError, RankError)):
+        return True
+    known = (
+        getattr(sys.modules.get(module), name, None) for module, name in _USER_ERRORS_ELSEWHERE
+    )
+    return any(kind is not None and isinstance(error, kind) for kind in known)
 
 
 def explain(error: BaseException) -> str:
-    """Say what is wrong, without the words of the libraries that it came through.
+    """Return the message of an error, without the wrapping of Hydra and OmegaConf.
 
     Example:
         >>> explain(ValueError("`ratio` (=0) must be a number of at least 1."))
@@ -70,6 +129,6 @@ def explain(error: BaseException) -> str:
         return f"{key}: {said}" if key and "<" not in key else said
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.strerror}: {error.filename}"
-    if is_mistake(error) and text:
+    if is_user_error(error) and text:
         return text
     return f"{type(error).__name__}: {text}".removesuffix(": ")

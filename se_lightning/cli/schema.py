@@ -1,33 +1,43 @@
-"""The config against the signatures that it goes to, before anything is made of it.
+"""Checking a config against the signatures that it is passed to, before anything is built.
 
-Python runs on with a text where a number was meant, until something deep inside a library compares
-the two, or takes the text for true. The signature is the schema: values are held against it.
+Python accepts text in place of a number until something deep inside a library compares the two, or
+takes the text for true. The signature is the schema.
 """
 
+import difflib
 import inspect
 import math
 import typing
 from collections import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import NoneType, UnionType
 from typing import Any, Literal, Unpack, get_args, get_origin
 
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["check_values", "make"]
+from se_lightning.cli.command import GROUPS, Command, key_of
 
-# Nodes that must say what they make.
+__all__ = ["VALUES", "check_values", "make", "refuse_unknown_keys"]
+
+# Top-level keys that are not groups.
+VALUES = ("seed", "ckpt_path", "resume", "checkpoint", "on_nonfinite", "on_oom", "jobs")
+# Groups that accept entries of the user's.
+_OPEN = ("callbacks", "logger", "experiment")
+# Nodes that must have a `_target_`.
 _NODES = ("task", "data", "model", "optimizer", "lr_scheduler", "trainer")
 _ON_OOM = ("stop", "accumulate")
-# null: filled in by the data set.
+# null here means the value of the data set.
 _FILLED = ("model.num_classes", "model.in_channels", "model.image_size")
-# What Lightning divides by, or turns gradients round with, without a look.
+# Lightning accepts smaller values, divides by them, or reverses the gradients with them.
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0}
-# What the trainer tells schedulers that ask for it.
-_TOLD_LATER = ("total_steps", "steps_per_epoch")
+# Parameters of a scheduler that the trainer fills in.
+_FILLED_BY_TRAINER = ("total_steps", "steps_per_epoch")
 _MAX_SEED = 2**32 - 1  # NumPy's
-_TOO_LARGE = 2**63  # torch's whole numbers have 64 bits
+_TOO_LARGE = 2**63  # torch's integers have 64 bits
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -40,12 +50,12 @@ _MAPPINGS = (dict, abc.Mapping)
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Hold the values of a composed config against the parameters that they are given to.
+    """Check the values of a composed config against the parameters that they are passed to.
 
-    What an annotation leaves open (a class of another library's) is left to whoever takes it.
+    An annotation that is not a plain type (e.g. a class of another library) is not checked.
 
     Raises:
-        ValueError: naming the key, its value, and what is wanted.
+        ValueError: If a value does not have the type of its parameter, or is out of range.
     """
     if not _is(cfg.get("seed"), int) or not 0 <= cfg.seed <= _MAX_SEED:
         raise ValueError(
@@ -60,7 +70,8 @@ def check_values(cfg: DictConfig) -> None:
         target = node.get("_target_") if isinstance(node, DictConfig) else node
         if not isinstance(target, str) or "." not in target:
             raise ValueError(
-                f"`{name}._target_` (={target!r}) must name what is made: package.module.Name."
+                f"`{name}._target_` (={target!r}) must name a class or function: "
+                "package.module.Name."
             )
     for key, target, values in _calls(cfg):
         _check_names(key, target, values)
@@ -73,36 +84,38 @@ def check_values(cfg: DictConfig) -> None:
         if value is not None and value < least:
             raise ValueError(f"trainer: `{name}` (={value}) must be at least {least}.")
     if cfg.trainer.get("val_check_interval") == 0:
-        raise ValueError("trainer: `val_check_interval` (=0) must be above 0; null is an epoch.")
+        raise ValueError(
+            "trainer: `val_check_interval` (=0) must be above 0; null validates each epoch."
+        )
 
 
 def make(node: DictConfig, name: str, kind: type, **more: Any) -> Any:
-    """Make what a node of the config says.
+    """Instantiate a node of the config.
 
     Args:
-        node: with a ``_target_``.
-        name: its key.
-        kind: what must come of it.
-        **more: arguments that are not in the config.
+        node: A node with a ``_target_``.
+        name: Key of the node.
+        kind: The type that the result must have.
+        **more: Arguments that are not in the config.
 
     Raises:
-        ValueError: if something else comes of it.
+        ValueError: If the result has another type.
     """
     made = instantiate(node, _convert_="all", **more)
     if not isinstance(made, kind):
         target = node.get("_target_") if isinstance(node, DictConfig) else node
         raise ValueError(
-            f"`{name}._target_` (={target!r}) makes a {type(made).__name__}, where a "
-            f"{kind.__name__} belongs."
+            f"`{name}._target_` (={target!r}) returns a {type(made).__name__}, but must return a "
+            f"{kind.__name__}."
         )
     return made
 
 
 def _calls(node: DictConfig, name: str = "") -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield the key, the target and the values of each node that is a call."""
+    """Yield the key, the target and the values of each node with a ``_target_``."""
     values = {}
     for key in map(str, node):
-        # What a link leads to is looked at where it stands.
+        # The node behind an interpolation is checked in its own place.
         if OmegaConf.is_missing(node, key):
             continue
         value = node[key]
@@ -116,17 +129,17 @@ def _calls(node: DictConfig, name: str = "") -> Iterator[tuple[str, str, dict[st
 
 
 def _plain(value: Any) -> Any:
-    """Return lists and mappings as Python's own."""
+    """Return lists and mappings as plain Python objects."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _check_names(key: str, target: str, values: dict[str, Any]) -> None:
-    """Hold the names against the signature: that of an optimizer is called only in training."""
+    """Check the names of factories, which are called only in training."""
     if key not in ("optimizer", "lr_scheduler"):
-        return  # Hydra says it
+        return  # Hydra reports it
     try:
         wanted = inspect.signature(get_object(target)).parameters
-    except Exception:  # what cannot be found, Hydra says; what has no signature is not judged
+    except Exception:  # Hydra reports a missing target; one without a signature is not checked
         return
     for name in values:
         if name not in wanted and not any(p.kind is p.VAR_KEYWORD for p in wanted.values()):
@@ -134,18 +147,22 @@ def _check_names(key: str, target: str, values: dict[str, Any]) -> None:
                 f"{key}: {target} got an unexpected keyword argument '{name}': ~{key}.{name} "
                 "leaves it out."
             )
-    for name, parameter in list(wanted.items())[1:]:  # the first one is what it works on
+    for name, parameter in list(wanted.items())[1:]:  # the first is given later
         named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        if named and parameter.default is parameter.empty and name not in (*values, *_TOLD_LATER):
+        if (
+            named
+            and parameter.default is parameter.empty
+            and name not in (*values, *_FILLED_BY_TRAINER)
+        ):
             raise ValueError(f"{key}: {target} needs `{name}`: +{key}.{name}=...")
 
 
 def _hints(target: str) -> dict[str, Any]:
-    """Return the annotations of a callable's parameters, those of ``Unpack`` among them."""
+    """Return the annotations of a callable's parameters, including those in ``Unpack``."""
     try:
         found: Callable[..., Any] = get_object(target)
         hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
-    except Exception:  # what cannot be found, Hydra says; what cannot be read, is not judged
+    except Exception:  # Hydra reports a missing target; unreadable annotations are not checked
         return {}
     for hint in list(hints.values()):
         if get_origin(hint) is Unpack:
@@ -154,7 +171,7 @@ def _hints(target: str) -> dict[str, Any]:
 
 
 def _kinds(hint: Any) -> list[Any]:
-    """Return the alternatives of an annotation that a config's value can be."""
+    """Return the plain types in an annotation."""
     if get_origin(hint) in (typing.Union, UnionType):
         return [kind for part in get_args(hint) for kind in _kinds(part)]
     shape = get_origin(hint) or hint
@@ -162,7 +179,7 @@ def _kinds(hint: Any) -> list[Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Tell whether a value may go where the annotation stands; if in doubt, it may."""
+    """Return whether a value fits an annotation; annotations without plain types fit all."""
     kinds = _kinds(hint)
     return all(kind is NoneType for kind in kinds) or any(_is(value, kind) for kind in kinds)
 
@@ -189,7 +206,7 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def _words(hint: Any) -> str:
-    """Say what an annotation wants."""
+    """Return an annotation in words."""
     return " or ".join(dict.fromkeys(map(_word, _kinds(hint))))
 
 
@@ -205,3 +222,33 @@ def _word(kind: Any) -> str:
     items = f" ({inner} each)" if inner else ""
     fixed = shape is tuple and parts and parts[-1] is not Ellipsis
     return f"a list of {len(parts)}{items}" if fixed else f"a list{items}"
+
+
+def refuse_unknown_keys(cfg: DictConfig) -> None:
+    """Refuse keys that nothing reads, which Hydra accepts behind a ``+``: ``+trainer.devicez=3``.
+
+    The shipped configs name every parameter, so a key that they lack is a typing error, unless the
+    node has another ``_target_``.
+
+    Raises:
+        ValueError: If there is such a key; names the nearest one that exists.
+    """
+    composed = HydraConfig.get()
+    loader = GlobalHydra.instance().config_loader()
+    given = Command.recorded(composed).task_overrides
+    choices = [override for override in given if loader.get_group_options(key_of(override))]
+    shipped = loader.load_configuration(composed.job.config_name, choices, run_mode=RunMode.RUN)
+    _refuse_others(cfg, (*GROUPS, *VALUES))
+    for group in {*GROUPS, "checkpoint", "jobs"} - set(_OPEN):
+        node = cfg.get(group)
+        if isinstance(node, DictConfig) and node.get("_target_") == shipped[group].get("_target_"):
+            # A list, since `in` of a DictConfig is False for keys without a value.
+            _refuse_others(node, list(shipped[group]), f"{group}.")
+
+
+def _refuse_others(node: DictConfig, known: Collection[Any], prefix: str = "") -> None:
+    for key in map(str, node):
+        if key not in known:
+            near = difflib.get_close_matches(key, map(str, known), n=1)
+            advice = f" Did you mean `{prefix}{near[0]}`?" if near else ""
+            raise ValueError(f"Nothing reads `{prefix}{key}`: there is no such key.{advice}")

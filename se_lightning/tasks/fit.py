@@ -27,3 +27,6 @@ def fit(
     checkpoint = trainer.checkpoint_callback
     best = getattr(checkpoint, "best_model_path", "") or None
     return metrics | test(trainer, model, datamodule, best)
+
+
+fit.trains = True  # type: ignore[attr-defined]  # its model and data are the config's

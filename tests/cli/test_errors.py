@@ -4,19 +4,22 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from se_lightning.cli.errors import JobError, explain, is_mistake
+from se_lightning import NonFiniteError
+from se_lightning.cli.errors import Failure, JobError, RankError, explain, is_user_error
+from se_lightning.cli.run.out_of_memory import BatchTooLargeError
+from se_lightning.ranks import Interrupted
 
 
-def test_hydras_wrapping_is_taken_off():
+def test_the_wrapping_of_hydra_is_removed():
     node = OmegaConf.create({"model": {"_target_": "se_lightning.SEResNetModule", "ratio": 0}})
-    with pytest.raises(InstantiationException) as told:
+    with pytest.raises(InstantiationException) as caught:
         instantiate(node.model)
-    assert is_mistake(told.value)
-    assert explain(told.value).startswith("model: `ratio` (=0) must be")
+    assert is_user_error(caught.value)
+    assert explain(caught.value).startswith("model: `ratio` (=0) must be")
 
 
 @pytest.mark.parametrize(
-    ("error", "mistake", "text"),
+    ("error", "user", "text"),
     [
         (ValueError("`a` (=1) must be 2."), True, "`a` (=1) must be 2."),
         (MisconfigurationException("too many GPUs"), True, "too many GPUs"),
@@ -29,6 +32,36 @@ def test_hydras_wrapping_is_taken_off():
         (ValueError(), True, "ValueError"),
     ],
 )
-def test_a_mistake_is_its_message_and_a_fault_has_its_kind(error, mistake, text):
-    assert is_mistake(error) == mistake
+def test_a_user_error_is_its_message_and_a_bug_has_its_class(error, user, text):
+    assert is_user_error(error) == user
     assert explain(error) == text
+
+
+def test_a_failure_survives_being_recorded():
+    failure = Failure("no memory", "out_of_memory", {"size": "data.batch_size=8"}, "Traceback")
+    assert Failure.read(failure.record()) == failure
+    assert Failure("x", "bug").record() == {"error": "x", "kind": "bug"}
+    assert Failure.read({"error": "of an older version", "status": "failed"}).kind == "bug"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("x"), "user_error"),
+        (KeyError("x"), "bug"),
+        (NonFiniteError("x"), "non_finite"),
+        (BatchTooLargeError("x", [], "data.batch_size=2"), "out_of_memory"),
+        (RankError("rank 1 was killed"), "rank_lost"),
+        (RankError("rank 1: x", Failure("x", "non_finite")), "non_finite"),
+        (Interrupted(15, "saved"), "interrupted"),
+    ],
+)
+def test_each_failure_has_a_kind(error, kind):
+    assert Failure.of(error).kind == kind
+
+
+def test_only_a_bug_has_a_traceback_unless_it_is_asked_for(monkeypatch):
+    assert Failure.of(ValueError("x")).traceback == ""
+    assert "KeyError: 'x'" in Failure.of(KeyError("x")).traceback
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    assert "ValueError: x" in Failure.of(ValueError("x")).traceback

@@ -181,7 +181,7 @@ def test_a_rank_that_cannot_even_start_ends_the_job(tmp_path, broken):
         "    pathlib.Path(os.environ['BROKE_AT']).write_text(str(time.time()))\n"
         "    os._exit(9)\n"
     )
-    last = "se_lightning: error: rank 1 ended with exit code 9; what it said stands above"
+    last = "se_lightning: error: rank 1 ended with exit code 9; see its output above"
     check_end(tmp_path, broken, 1, "teardown", "raise", last=last)
 
 

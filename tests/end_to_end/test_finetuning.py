@@ -71,7 +71,7 @@ def test_published_weights_from_the_command_line(cli, short, tmp_path):
         (["model.weights=nowhere.pth"], "model: `weights` (=nowhere.pth) is not a file"),
         (["model.weights=page.pth"], "page.pth is no checkpoint, or is damaged: it is a web page"),
         (["model.weights=other.pth"], "other.pth (timm's layout) is of another network"),
-        (["model.weights=other.pth", "ckpt_path=x.ckpt"], "both say what to begin with"),
+        (["model.weights=other.pth", "ckpt_path=x.ckpt"], "both set the initial weights"),
         (["model.freeze=gates"], "`freeze` (='gates') must be one of backbone, norms, all_but_"),
         (["model.freeze=all_but_gates", "model.gate=none"], "leaves nothing to train"),
         (["model=torchvision"], "Missing mandatory value: model.name"),
@@ -108,4 +108,4 @@ def test_the_example_runs(cli, short):
 def test_random_weights_that_are_frozen_are_told(weights, ckpt_path, warned, caplog):
     model = {"freeze": "backbone", "weights": weights}
     train._check_beginning(OmegaConf.create({"model": model, "ckpt_path": ckpt_path}))
-    assert caplog.text.count("model.freeze=backbone holds weights that are random") == warned
+    assert caplog.text.count("model.freeze=backbone freezes randomly initialized weights") == warned

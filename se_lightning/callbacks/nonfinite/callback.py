@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 class NonFiniteError(ValueError):
     """A loss or a gradient is not finite; the message says where, and what to do."""
 
+    kind = "non_finite"  # in result.json
+
 
 class _Step(NamedTuple):
     """An optimizer step: its number and epoch, and the batches that made its gradients."""

@@ -1,221 +1,229 @@
-"""Run directories: whose one is, and how a run goes on in its own.
+"""The folder of a run: the names of its files, its lock, and what its files say about the run.
 
-Nothing here imports torch: it is done before Hydra composes the job.
+Nothing here imports torch, since folders are checked before Hydra composes the job.
 """
 
 import atexit
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
+import shutil
 import socket
-import sys
+import tempfile
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from se_lightning.cli.run.result import RESULT
-from se_lightning.ranks import CHILD, is_launched
+from se_lightning.atomic import write_text
+from se_lightning.cli.run.result import RunResult
 
-__all__ = ["ABOUT_MULTIRUNS", "claim", "quoted", "refuse_used", "take_up", "unquoted"]
+if TYPE_CHECKING:
+    from filelock import FileLock
 
-# Hydra's overrides that are about a multirun, or about where a job runs, and not about the job.
-ABOUT_MULTIRUNS = (
-    "hydra.mode",
-    "hydra.sweep",
-    "hydra.run",
-    "hydra.job.num",
-    "hydra.launcher",
-    "hydra/launcher",
-    "hydra/sweeper",
-    "hydra.output_subdir",
-)
-# What a run that goes on may not change: it would be another run.
-_FIXED = ("model", "data", "optimizer", "lr_scheduler", "seed", "task", "experiment", "ckpt_path")
-_FREE = ("data.root", "data.num_workers", "data.eval_batch_size")
+__all__ = ["MULTIRUN", "RESULT", "RunFolder", "jobs_in", "temporary_folder"]
+
+RESULT = "result.json"
+MULTIRUN = "multirun.yaml"  # written by Hydra into the folder of a multirun
+_HYDRA = ".hydra"
 _LOCK = ".lock"
+_CONSOLE = "console.txt"
+_CHECKPOINTS = "checkpoints"
 
-_claimed: dict[Path, TextIO] = {}
+
+class _Entry(NamedTuple):
+    before_training: bool
+    rewritten: bool  # by a restart in the same folder
 
 
-def claim(folder: Path, key: str = "hydra.run.dir") -> None:
-    """Take a directory for this process, for as long as it lives.
+# Every name in a run folder; a test compares them with real runs. `{job}.log` is Hydra's log.
+_ENTRIES = {
+    _HYDRA: _Entry(before_training=True, rewritten=False),
+    _LOCK: _Entry(before_training=True, rewritten=False),
+    _CONSOLE: _Entry(before_training=True, rewritten=False),
+    "{job}.log": _Entry(before_training=True, rewritten=False),
+    "hparams.yaml": _Entry(before_training=True, rewritten=True),
+    RESULT: _Entry(before_training=True, rewritten=True),
+    "metrics.csv": _Entry(before_training=False, rewritten=True),
+    "nonfinite.json": _Entry(before_training=False, rewritten=True),
+    "wandb_id": _Entry(before_training=False, rewritten=True),
+    "wandb": _Entry(before_training=False, rewritten=False),
+    _CHECKPOINTS: _Entry(before_training=False, rewritten=False),
+    "excitation": _Entry(before_training=False, rewritten=False),
+    "bad_files.txt": _Entry(before_training=False, rewritten=False),
+}
+
+_claims: dict[Path, "FileLock"] = {}
+
+
+class RunFolder:
+    """The folder of a run.
 
     Args:
-        folder: which one.
-        key: of the command line, by which another is chosen.
-
-    Raises:
-        ValueError: if another process has it.
+        path: The folder; it need not exist.
     """
-    folder = folder.absolute()
-    if folder in _claimed:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    while True:
-        file = (folder / _LOCK).open("a+")
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def console(self) -> Path:
+        """The file with the output of a job that runs beside others."""
+        return self.path / _CONSOLE
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints, unless the config names another."""
+        return self.path / _CHECKPOINTS
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint that a resumed run continues from."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def has_run(self) -> bool:
+        """Whether a run has used the folder."""
+        return (self.path / RESULT).exists() or self.checkpoints.exists()
+
+    @property
+    def is_multirun(self) -> bool:
+        """Whether this is the folder of a multirun."""
+        return (self.path / MULTIRUN).exists()
+
+    @property
+    def is_composed(self) -> bool:
+        """Whether Hydra has written the config of a run here."""
+        return (self.path / _HYDRA / "hydra.yaml").exists()
+
+    def hydra(self) -> DictConfig:
+        """Return the ``hydra`` node of the run's config.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        return cast(DictConfig, OmegaConf.load(self.path / _HYDRA / "hydra.yaml").hydra)
+
+    def result(self, *, strict: bool = False) -> RunResult:
+        """Return the result; empty if the run has not ended.
+
+        Args:
+            strict: Refuse a damaged file, which is otherwise read as empty: another process may
+                just be writing it.
+
+        Raises:
+            ValueError: If the file is damaged and ``strict`` is set.
+        """
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            whose = file.read().strip() or "just beginning"
-            file.close()
+            found = json.loads((self.path / RESULT).read_text())
+            if not isinstance(found, dict):
+                raise ValueError(f"{self.path / RESULT} is damaged.")
+        except (OSError, ValueError) as error:
+            if strict and not isinstance(error, FileNotFoundError):
+                raise
+            return {}
+        return cast(RunResult, found)
+
+    def write_result(self, result: RunResult, *, keep: bool = False) -> None:
+        """Write the result; ``keep`` leaves an existing one as it is."""
+        write_text(self.path / RESULT, json.dumps(result, indent=2) + "\n", keep=keep)
+
+    def discard_result(self) -> None:
+        """Remove the result of an earlier attempt."""
+        (self.path / RESULT).unlink(missing_ok=True)
+
+    def refuse_used(self) -> None:
+        """Check that no run has used the folder.
+
+        Raises:
+            ValueError: If one has.
+        """
+        if self.has_run:
             raise ValueError(
-                f"{folder} is in use by another run ({whose}): wait for its end, or choose another "
-                f"directory with {key}=DIR."
+                f"{self.path} already holds a run. Choose another folder, or continue an "
+                f"interrupted run with resume={self.path}."
+            )
+
+    def claim(self, key: str = "hydra.run.dir") -> None:
+        """Lock the folder for this process, until the process ends.
+
+        Args:
+            key: The config key that chooses another folder.
+
+        Raises:
+            ValueError: If another process holds the lock.
+        """
+        from filelock import FileLock, Timeout  # not needed by --help
+
+        folder = self.path.absolute()
+        if folder in _claims:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / _LOCK, blocking=False, thread_local=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            holder = (folder / _LOCK).read_text().strip() or "just starting"
+            raise ValueError(
+                f"{folder} is in use by another run ({holder}). Wait until it ends, or choose "
+                f"another folder with {key}=DIR."
             ) from None
-        except OSError:
-            break  # a file system without locks: nobody can tell
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(file.fileno()).st_ino == (folder / _LOCK).stat().st_ino:
-                break
-        file.close()  # of a run that has just ended, and taken its file away
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    _claimed[folder] = file
-    atexit.register(_release, folder)
+        (folder / _LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        _claims[folder] = lock
+        atexit.register(_release, folder)
+
+    def discard_unused(self, job_name: str) -> None:
+        """Remove the folder of a run that stopped before its training started.
+
+        Files of the user's are left, and the folder with them.
+        """
+        if any(
+            (self.path / n).exists() for n, entry in _ENTRIES.items() if not entry.before_training
+        ):
+            return
+        for name in _ENTRIES:
+            _remove(self.path / name.format(job=job_name))
+        with contextlib.suppress(OSError):  # not empty
+            self.path.rmdir()
+
+    def prepare_restart(self) -> None:
+        """Remove what a restart in the same folder writes again."""
+        for name, entry in _ENTRIES.items():
+            if entry.rewritten:
+                _remove(self.path / name)
+        with contextlib.suppress(OSError):  # missing, or not empty
+            self.checkpoints.rmdir()
+
+    def discard_checkpoints(self) -> None:
+        """Remove the checkpoints of a run that cannot continue from them."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def jobs_in(sweep_dir: Path) -> list[RunFolder]:
+    """Return the folders of the jobs of a multirun that have a result."""
+    return [RunFolder(path.parent) for path in sorted(sweep_dir.glob(f"*/{RESULT}"))]
+
+
+def temporary_folder() -> Path:
+    """Return a new folder that is removed when this process ends."""
+    folder = tempfile.mkdtemp(prefix="se_lightning-rank-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _release(folder: Path) -> None:
+    lock = _claims.pop(folder, None)
+    if lock is None:
+        return
+    # Before the release, so that the file cannot be another process's lock already.
     (folder / _LOCK).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # it holds a run
+    lock.release()
+    with contextlib.suppress(OSError):  # not empty: it holds a run
         folder.rmdir()
-
-
-def refuse_used(run_dir: Path) -> None:
-    """Refuse a directory that holds a run already.
-
-    Raises:
-        ValueError: naming it.
-    """
-    if (run_dir / RESULT).exists() or (run_dir / "checkpoints").exists():
-        raise ValueError(
-            f"{run_dir} already holds a run: choose another directory, or move that one away. "
-            f"If it was cut, resume={run_dir} goes on with it."
-        )
-
-
-def take_up(argv: list[str]) -> None:
-    """Rewrite ``resume=RUN_DIR`` to the command that began the run there, in place.
-
-    A job that SLURM has started anew (``scontrol requeue``, a failed node) goes on by itself.
-
-    Raises:
-        ValueError: if there is no run to go on with, or a different one is asked for.
-    """
-    if is_launched() or "--multirun" in argv or "-m" in argv:
-        return  # Lightning has copied the command of rank 0; multiruns have jobs.resume
-    given = [a for a in argv[1:] if a.lstrip("+").partition("=")[0] == "resume"]
-    value = unquoted(given[-1].partition("=")[2]) if given else ""
-    if value not in ("", "null"):
-        argv[1:] = _command(Path(value).absolute(), [a for a in argv[1:] if a not in given])
-    elif (restarted := _slurm_directory(argv)) is not None:
-        argv[1:] = _command(restarted, [])  # the command is that of the run
-
-
-def _command(run_dir: Path, more: list[str]) -> list[str]:
-    """Return the arguments by which a run was begun, with those on top that it may change."""
-    if not run_dir.is_dir():
-        raise ValueError(f"`resume` (={run_dir}) is not a directory; runs are in outputs/.")
-    if (run_dir / "multirun.yaml").exists():
-        raise ValueError(f"{run_dir} is a multirun: `-m jobs.resume={run_dir}` goes on with it.")
-    try:
-        begun = OmegaConf.load(run_dir / ".hydra" / "hydra.yaml").hydra
-        # As they were typed: what they refer to is not in this file alone.
-        given: Any = OmegaConf.to_container(begun.overrides, resolve=False)
-        overrides = [o for o in given["task"] if not o.startswith("jobs.")]
-        status = (_result(run_dir) or {}).get("status")
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{run_dir} is no run's directory: {error.filename} is missing."
-        ) from error
-    except Exception as error:  # whatever a damaged file makes of its reader
-        raise ValueError(
-            f"{run_dir} can't be resumed: its .hydra/ or {RESULT} is damaged."
-        ) from error
-    _refuse_changes([a for a in more if not a.startswith("hydra.job.num=")])
-    changes = [a for a in more if not a.startswith("hydra")]
-    if status == "completed" and not changes:
-        raise ValueError(f"{run_dir} is complete; trainer.max_epochs=N makes it longer.")
-    inherited = [o for o in given["hydra"] if not o.lstrip("+~").startswith(ABOUT_MULTIRUNS)]
-    number = OmegaConf.to_container(begun.job).get("num", "???")  # type: ignore[union-attr]
-    if number != "???" and not any(a.startswith("hydra.job.num=") for a in more):
-        inherited.append(f"hydra.job.num={number}")
-    if Path(str(begun.runtime.get("cwd"))).is_dir():
-        os.chdir(begun.runtime.cwd)  # for the paths that it was given
-    return [
-        *("--config-name", str(begun.job.config_name)),
-        *(
-            part
-            for source in begun.runtime.config_sources
-            if source.provider == "command-line"
-            for part in ("--config-dir", source.path)
-        ),
-        *overrides,
-        *inherited,
-        *more,
-        f"resume={quoted(run_dir)}",
-        f"hydra.run.dir={quoted(run_dir)}",
-        "hydra.output_subdir=null",  # .hydra stays as the run began
-    ]
-
-
-def quoted(path: Path) -> str:
-    """Return an absolute path as Hydra's grammar takes any."""
-    return '"' + str(path.absolute()).replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def unquoted(value: str) -> str:
-    """Return a value as Hydra reads it: without the quotes around it."""
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-        return value[1:-1].replace(f"\\{value[0]}", value[0]).replace("\\\\", "\\")
-    return value
-
-
-def _refuse_changes(more: list[str]) -> None:
-    for argument in more:
-        key = argument.lstrip("+~").partition("=")[0]
-        group = key.partition(".")[0].partition("/")[0].partition("@")[0]
-        if argument.startswith("-") or key in ("hydra.run.dir", "hydra.output_subdir"):
-            raise ValueError(f"`resume` takes the command from the run; leave out {argument}.")
-        if group in _FIXED and key not in _FREE:
-            raise ValueError(
-                f"`resume` goes on with the run as it was begun; leave out {argument}. A new run "
-                "begins with trained weights by model.weights=CHECKPOINT."
-            )
-
-
-def _result(run_dir: Path) -> dict[str, Any] | None:
-    path = run_dir / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _slurm_directory(argv: list[str]) -> Path | None:
-    """Name a batch job's run directory after the job and the command; return it to go on in it.
-
-    So the job finds its run when SLURM starts it anew. The same command a second time in one job
-    has a time stamp, as elsewhere.
-    """
-    if (
-        "SLURM_JOB_ID" not in os.environ
-        or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-        or CHILD in os.environ
-        or any(a.startswith(("-", "hydra.run.dir=", "hydra.mode=")) for a in argv[1:])
-    ):
-        return None
-    job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format(**os.environ)
-    command = hashlib.sha256("\0".join(argv[1:]).encode()).hexdigest()[:8]
-    folder = Path("outputs", f"slurm-{job}-{command}").absolute()
-    if not (folder / ".hydra" / "hydra.yaml").exists():
-        argv.append(f"hydra.run.dir={quoted(folder)}")
-    elif os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
-        if (_result(folder) or {}).get("status") == "completed":
-            print(f"{folder} is complete.")
-            sys.exit(0)
-        return folder
-    return None

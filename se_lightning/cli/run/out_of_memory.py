@@ -1,175 +1,161 @@
-"""Out of memory: which batch was too large, and the same steps with half of it.
+"""Out of memory: which batch was too large, and the same optimizer steps with half of it.
 
-Nothing here imports torch: the command line asks before it is there.
+Nothing here imports torch, since the command line is answered before torch is loaded.
 """
 
 import contextlib
 import errno
 import logging
-import multiprocessing
-import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from se_lightning.cli.run import rank_failures as failures
-from se_lightning.cli.run.folder import quoted
-from se_lightning.cli.run.result import RESULT
-from se_lightning.ranks import INHERITED, external_rank, is_further_rank
+from se_lightning.cli.command import Command, quoted
+from se_lightning.cli.errors import Failure, Kind
+from se_lightning.cli.process import replace_process
+from se_lightning.cli.run import rank_failures
+from se_lightning.cli.run.folder import RunFolder
+from se_lightning.ranks import external_rank, is_further_rank
 
-__all__ = ["BatchTooLargeError", "begin_anew", "explained", "ran_out"]
+__all__ = ["BatchTooLargeError", "explained", "ran_out", "restart_smaller"]
 
 log = logging.getLogger(__name__)
 
-_BEGIN = "out of memory with "
+# Torch's CPU allocator and cuBLAS raise a plain RuntimeError: only its words tell what it is.
 _SIGNS = re.compile(
     r"out of memory|(can't|cannot|unable to) allocate|not enough memory|ALLOC_FAILED", re.I
 )
-_SMALLEST = 2  # batch norm cannot learn from a batch of one
-# What a run that has saved nothing may have left in its directory.
-_LEFT = (RESULT, "metrics.csv", "hparams.yaml", "nonfinite.json", "wandb_id")
+_SMALLEST = 2  # batch norm cannot learn from a single sample
 
 
 class BatchTooLargeError(ValueError):
-    """Memory ran out; the message says with which batch, and what needs less."""
+    """Memory ran out; the message names the batch and what needs less memory.
+
+    Args:
+        message: For the user.
+        changes: Overrides that halve the batch; empty if it is as small as it can be.
+        size: The batch that was too large, as an override.
+    """
+
+    kind: Kind = "out_of_memory"
+
+    def __init__(self, message: str, changes: list[str], size: str) -> None:
+        super().__init__(message)
+        self.details = {"size": size, "changes": changes}
 
 
 def ran_out(error: BaseException) -> bool:
-    """Tell whether it was memory that was lacking, a GPU's or the machine's.
+    """Return whether an error means that a GPU or the machine ran out of memory.
 
     Example:
         >>> ran_out(MemoryError()), ran_out(RuntimeError("shapes differ"))
         (True, False)
     """
     if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM  # of a worker that could not be started
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return error.errno == errno.ENOMEM  # e.g. a worker that could not be started
+    torchs = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    if isinstance(error, MemoryError | torchs):
         return True
     return isinstance(error, RuntimeError) and _SIGNS.search(str(error)) is not None
 
 
 @contextlib.contextmanager
 def explained(cfg: DictConfig, trainer: Any, datamodule: Any) -> Iterator[None]:
-    """Word what happens in the block when memory runs out.
+    """Replace an out-of-memory error in the block by one that names the batch.
 
     Raises:
-        BatchTooLargeError: in the place of the error.
+        BatchTooLargeError: If memory runs out.
     """
     try:
         yield
     except Exception as error:
         if not ran_out(error):
             raise
-        raise BatchTooLargeError(_words(error, cfg, trainer, datamodule)) from error
+        raise _explain(error, cfg, trainer, datamodule) from error
 
 
-def _words(error: Exception, cfg: DictConfig, trainer: Any, datamodule: Any) -> str:
+def _explain(
+    error: Exception, cfg: DictConfig, trainer: Any, datamodule: Any
+) -> BatchTooLargeError:
     frames = traceback.extract_tb(error.__traceback__)
     evaluates = any(frame.name in ("validation_step", "test_step") for frame in frames)
     key = "data.eval_batch_size" if evaluates else "data.batch_size"
-    size = getattr(datamodule, key.rpartition(".")[2], "?")
+    size = f"{key}={getattr(datamodule, key.rpartition('.')[2], '?')}"
     channels, side = (getattr(datamodule, name, "?") for name in ("in_channels", "image_size"))
     first = str(error).strip().partition("\n")[0].partition(" If reserved")[0]
     text = (
-        f"{_BEGIN}{key}={size} of {channels}x{side}x{side} images on "
-        f"{trainer.strategy.root_device} ({first[:300] or type(error).__name__}): "
+        f"out of memory with {size} of {channels}x{side}x{side} images on "
+        f"{trainer.strategy.root_device} ({first[:300] or type(error).__name__})."
     )
-    changes = _changes(cfg, text)
-    if changes is None:
-        return f"{text}what is left is model.grad_checkpointing=true, or a smaller network."
-    what = "changes no figure" if evaluates else "makes the same steps with half of it"
-    return f"{text}{' '.join(changes)} {what}; on_oom=accumulate does so by itself."
+    changes = _halved(cfg, evaluates=evaluates)
+    if not changes:
+        advice = "Set model.grad_checkpointing=true, or choose a smaller network."
+    elif evaluates:
+        advice = (
+            f"Set {' '.join(changes)}, which changes no metric; on_oom=accumulate does this "
+            "automatically."
+        )
+    else:
+        advice = (
+            f"Set {' '.join(changes)} for the same optimizer steps with half the batch; "
+            "on_oom=accumulate does this automatically."
+        )
+    return BatchTooLargeError(f"{text} {advice}", changes, size)
 
 
-def _changes(cfg: DictConfig, words: str) -> list[str] | None:
-    """Return what halves the memory of a batch; None where it is small already, or unknown."""
-    if words.startswith(f"{_BEGIN}data.eval_batch_size"):
+def _halved(cfg: DictConfig, *, evaluates: bool) -> list[str]:
+    """Return the overrides that halve a batch; none if it is small already, or unknown."""
+    if evaluates:
         size = cfg.data.get("eval_batch_size")
-        return [f"data.eval_batch_size={size // 2}"] if isinstance(size, int) and size > 1 else None
+        return [f"data.eval_batch_size={size // 2}"] if isinstance(size, int) and size > 1 else []
     size = cfg.data.get("batch_size")
     if not isinstance(size, int) or size // 2 < _SMALLEST:
-        return None
+        return []
     batches = 2 * (cfg.trainer.get("accumulate_grad_batches") or 1)
     return [f"data.batch_size={size // 2}", f"trainer.accumulate_grad_batches={batches}"]
 
 
-def begin_anew(error: BaseException, cfg: DictConfig, run_dir: Path) -> None:
-    """Begin the run anew with half the batch, in this process's place, where on_oom says so.
+def restart_smaller(failure: Failure, cfg: DictConfig, folder: RunFolder, command: Command) -> None:
+    """Restart the run with half the batch, in place of this process, if ``on_oom`` asks for it.
 
-    It returns where memory was not lacking, or nothing can be done about it. The process is
-    replaced since only its end frees a GPU's memory for sure.
+    Returns if the failure is another one, or if a restart is impossible.
 
     Args:
-        error: this rank's, or the failure of another.
-        cfg: of the run.
-        run_dir: where it begins again.
+        failure: Why this run failed.
+        cfg: Config of the run.
+        folder: Folder of the run, which the restart uses again.
+        command: Command of this process.
     """
-    words = getattr(error, "error", str(error))
-    if cfg.get("on_oom") != "accumulate" or not words.startswith(_BEGIN) or is_further_rank():
+    changes = failure.details.get("changes")
+    wanted = cfg.get("on_oom") == "accumulate" and failure.kind == "out_of_memory"
+    if not wanted or not changes or is_further_rank():
         return
-    changes = _changes(cfg, words)
-    if changes is None:
-        return
-    obstacle = _obstacle(cfg, run_dir)
+    obstacle = _obstacle(cfg, folder)
     if obstacle:
-        log.warning("on_oom=accumulate does not begin anew: %s.", obstacle)
+        log.warning("on_oom=accumulate cannot restart the run: %s.", obstacle)
         return
-    size = words.removeprefix(_BEGIN).partition(" ")[0]
-    log.warning("Out of memory with %s: the run begins anew with %s.", size, " ".join(changes))
-    _let_go()
-    for name in _LEFT:
-        (run_dir / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # it is not there
-        (run_dir / "checkpoints").rmdir()
-    environment = {k: v for k, v in os.environ.items() if k not in INHERITED}
-    os.execve(sys.executable, _command(sys.argv, changes, run_dir), environment)
+    size = failure.details["size"]
+    log.warning("Out of memory with %s: restarting with %s.", size, " ".join(changes))
+    folder.prepare_restart()
+    rank_failures.hurry()
+    # For the job of a multirun, too, .hydra then records how it was trained in the end.
+    smaller = command.without("hydra.output_subdir").with_(*changes)
+    replace_process(smaller.with_(f"hydra.run.dir={quoted(folder.path)}"))
 
 
-def _obstacle(cfg: DictConfig, run_dir: Path) -> str | None:
+def _obstacle(cfg: DictConfig, folder: RunFolder) -> str | None:
     if external_rank() is not None:
-        return "torchrun or srun has started the ranks, and would have to start them again"
+        return "torchrun or srun started the ranks and would have to restart them"
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return "the jobs of this multirun share a process"
     if cfg.get("resume") is not None:
-        return "a run that goes on keeps its batch size"
-    if any((run_dir / "checkpoints").glob("*")):
-        return "checkpoints are saved already, which it would have to throw away"
+        return "a resumed run keeps its batch size"
+    if any(folder.checkpoints.glob("*")):
+        return "it would discard checkpoints that are already saved"
     return None
-
-
-def _let_go() -> None:
-    """End what this process has started: it would live on beside the new one."""
-    failures.hurry()
-    if hasattr(signal, "alarm"):
-        signal.alarm(0)  # an alarm outlives the process's replacement
-    for worker in multiprocessing.active_children():
-        worker.kill()
-        worker.join()
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].teardown()
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    for descriptor in Path("/proc/self/fd").glob("[0-9]*"):
-        number = int(descriptor.name)
-        if number > 2:  # a GPU's, say, whose memory is freed when the last one closes
-            with contextlib.suppress(OSError):  # closed since it was listed
-                os.set_inheritable(number, False)
-
-
-def _command(argv: list[str], changes: list[str], run_dir: Path) -> list[str]:
-    """Return the same command with the changes in it, and into the same directory."""
-    replaced = {change.partition("=")[0] for change in changes}
-    # Of a multirun's job, too, .hydra then says with what it was trained in the end.
-    replaced |= {"hydra.run.dir", "hydra.output_subdir"}
-    kept = [a for a in argv[1:] if a.lstrip("+").partition("=")[0] not in replaced]
-    command = [sys.executable, "-m", "se_lightning", *kept, *changes]
-    return [*command, f"hydra.run.dir={quoted(run_dir)}"]

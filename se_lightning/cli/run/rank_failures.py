@@ -1,7 +1,7 @@
-"""When one of several ranks fails: all of them end, and its own words are the last ones.
+"""When one of several ranks fails: all of them end, and its error is reported last.
 
-A rank that Lightning started leaves its failure in the run directory and ends without a word.
-Rank 0 loses its connection by that (gloo) or waits for ever (NCCL); it looks for who was first.
+A rank that Lightning started records its failure in the run folder and ends silently. Rank 0 then
+loses its connection (gloo) or waits forever (NCCL), and looks for the rank that failed first.
 """
 
 import contextlib
@@ -14,57 +14,79 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 
-from se_lightning.cli.errors import RankError, explain, is_mistake
-from se_lightning.cli.run.result import RESULT, write_failure
-from se_lightning.ranks import external_rank, is_launched, rank
+from se_lightning.cli.errors import Failure, RankError, explain, is_user_error
+from se_lightning.cli.run.folder import RunFolder
+from se_lightning.cli.run.result import identity
+from se_lightning.ranks import external_rank, is_further_rank, is_launched, rank
 
-__all__ = ["blame", "disconnect", "hurry", "part", "stack", "tell", "vanish", "watch_ranks"]
+__all__ = [
+    "blame",
+    "disconnect",
+    "hurry",
+    "part",
+    "record",
+    "report",
+    "vanish",
+    "watch_ranks",
+]
 
-PATIENCE = 3.0  # seconds from a lost connection to the end of the rank that it was to
-GRACE = 10.0  # seconds in which rank 0 may end by itself when another rank has
-# ... where that was asked to end, as all were: rank 0 may be saving.
-GRACE_SIGTERM = 60.0
-YIELD = 5.0  # seconds for torchrun to see the first rank's end, and to end this one, before it does
-EXIT_LIMIT = 15  # seconds for what Python does at its end: a process group may wait there for ever
+PATIENCE = 3.0  # seconds from a lost connection until the failure of the other rank is recorded
+GRACE = 10.0  # seconds for rank 0 to end by itself after another rank has failed
+GRACE_SIGTERM = 60.0  # ... after all ranks were asked to end: rank 0 may be saving
+YIELD = 5.0  # seconds for torchrun to notice the first rank's failure before this rank ends
+EXIT_LIMIT = 15  # seconds for Python's exit, in which a process group may wait forever
 _SIGTERM = (-signal.SIGTERM, 128 + signal.SIGTERM)
+# Gloo raises a plain RuntimeError: only its words tell that a connection is lost.
 _LOST = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset|refused)|Broken pipe|[Ss]ocket")
-_TORCHRUNS_FILE = "TORCHELASTIC_ERROR_FILE"
+_TORCHRUN_FILE = "TORCHELASTIC_ERROR_FILE"
 
 _watch: "_Watch | None" = None  # of the ranks that this process has started
 
 
-def stack(error: BaseException) -> str:
-    """Return the traceback that the error wants: a user's mistake has none."""
-    if isinstance(error, RankError):
-        return error.trace
-    if is_mistake(error) and os.environ.get("HYDRA_FULL_ERROR") != "1":
-        return ""
-    return "".join(traceback.format_exception(error))
+def record(folder: RunFolder, failure: Failure) -> bool:
+    """Write the result of a failed run; the first of several ranks keeps its place.
+
+    Returns:
+        Whether there is a result now.
+    """
+    status = "interrupted" if failure.kind == "interrupted" else "failed"
+    result: Any = {"status": status, **failure.record(), **identity()}
+    if is_further_rank():
+        result["rank"] = rank()
+    with contextlib.suppress(OSError):  # a full disk must not hide the failure itself
+        folder.write_result(result, keep=True)
+        return True
+    return False
 
 
-def tell(error: BaseException, hint: str = "") -> None:
-    """Print the last words of a failed process, and hand them to torchrun for its summary."""
-    words = f"{stack(error)}se_lightning: error: {explain(error)}{hint}"
-    print(words, file=sys.stderr, flush=True)
-    file = os.environ.get(_TORCHRUNS_FILE)
+def report(failure: Failure, *, hint: str = "", first_elsewhere: bool = False) -> None:
+    """Print the error of a failed process, and hand it to torchrun for its summary.
+
+    Args:
+        failure: Why it failed.
+        hint: What to add to the message.
+        first_elsewhere: Another rank failed first; torchrun must notice that one first, too.
+    """
+    text = f"{failure.traceback}se_lightning: error: {failure.error}{hint}"
+    print(text, file=sys.stderr, flush=True)
+    file = os.environ.get(_TORCHRUN_FILE)
     if file is None:
         return
-    message = {"py_callstack": words, "timestamp": str(int(time.time()))}
-    ours = {"rank": rank(), "error": explain(error), "traceback": stack(error)}
-    content = {"message": {"message": explain(error), "extraInfo": message}, "se_lightning": ours}
+    extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+    entry = {"rank": rank(), **failure.record()}
+    content = {"message": {"message": failure.error, "extraInfo": extra}, "se_lightning": entry}
     Path(file).write_text(json.dumps(content))
-    if isinstance(error, RankError):
+    if first_elsewhere:
         time.sleep(YIELD)
 
 
 def watch_ranks() -> None:
-    """Have the ranks that Lightning starts watched by us: its own watcher kills without a word."""
+    """Watch the ranks that Lightning starts; its own watcher would kill this process silently."""
     from pytorch_lightning.strategies.launchers import subprocess_script
 
     subprocess_script._launch_process_observer = _start_watch  # type: ignore[assignment]
@@ -72,81 +94,81 @@ def watch_ranks() -> None:
 
 def _start_watch(processes: list[subprocess.Popen]) -> None:
     global _watch
-    _watch = _Watch(processes, Path(HydraConfig.get().runtime.output_dir))
+    _watch = _Watch(processes, RunFolder(HydraConfig.get().runtime.output_dir))
     _watch.start()
 
 
-def blame(error: BaseException, run_dir: Path) -> BaseException:
-    """Return what ended the run: this error, or the failure of another rank that led to it."""
+def blame(error: BaseException, folder: RunFolder) -> BaseException:
+    """Return what ended the run: this error, or the failure of another rank that caused it."""
     if _watch is not None:
         _watch.leave_to_main()
     alone = _watch is None and external_rank() is None and not is_launched()
     if alone or not isinstance(error, Exception):
         return error
-    lost = not is_mistake(error) and _LOST.search(str(error)) is not None
-    other = _other(run_dir, PATIENCE if lost else 0)
+    lost = not is_user_error(error) and _LOST.search(str(error)) is not None
+    other = _other(folder, PATIENCE if lost else 0)
     if other is not None:
-        return error if other.error == explain(error) else other
+        same = other.failure is not None and other.failure.error == explain(error)
+        return error if same else other
     if lost and not is_launched():
         symptom = explain(error).partition(". This is typically")[0]  # gloo's advice
         return RankError(
-            "the connection to another rank is lost; what ended that rank stands in its own "
-            f"output ({symptom})",
-            trace=stack(error),
+            "the connection to another rank is lost; see that rank's own output for the reason "
+            f"({symptom})",
+            trace=Failure.of(error).traceback,
         )
     return error
 
 
-def _other(run_dir: Path, patience: float) -> RankError | None:
-    """Look for the failure of another rank, for so many seconds."""
+def _other(folder: RunFolder, patience: float) -> RankError | None:
+    """Look for the failure of another rank, for this many seconds."""
     end = time.monotonic() + patience
     while True:
-        found = _recorded(run_dir) or (_watch.unrecorded() if _watch else None)
+        found = _recorded(folder) or (_watch.unrecorded() if _watch else None)
         if found or time.monotonic() > end:
             return found
         time.sleep(0.1)
 
 
-def _recorded(run_dir: Path) -> RankError | None:
-    """Read what another rank has left: in the run directory, or with torchrun in its files."""
-    records = []
-    if _TORCHRUNS_FILE in os.environ:
-        for path in Path(os.environ[_TORCHRUNS_FILE]).parent.parent.glob("*/error.json"):
+def _recorded(folder: RunFolder) -> RankError | None:
+    """Read the failure of another rank from the run folder, or from torchrun's files."""
+    records: list[Any] = []
+    if _TORCHRUN_FILE in os.environ:
+        for path in Path(os.environ[_TORCHRUN_FILE]).parent.parent.glob("*/error.json"):
             records.append(_read(path).get("se_lightning", {}))
     else:
-        records.append(_read(run_dir / RESULT))
-    for record in records:
-        first = record.get("rank", 0)
-        if "error" in record and first != rank():
-            message = f"rank {first}: {record['error']}"
-            return RankError(message, record["error"], record.get("traceback", ""))
+        records.append(folder.result())
+    for entry in records:
+        first = entry.get("rank", 0)
+        if "error" in entry and first != rank():
+            return RankError(f"rank {first}: {entry['error']}", Failure.read(entry))
     return None
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):  # not there, or not whole yet
+    except (OSError, ValueError):  # not there, or still being written
         return {}
 
 
 def vanish() -> NoReturn:
-    """End this process now: what Python does at its end takes seconds that others wait for."""
+    """End this process now; Python's own exit takes seconds for which others would wait."""
     for worker in multiprocessing.active_children():  # of a data loader
         worker.kill()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # nobody reads it any more
+        with contextlib.suppress(OSError):  # a closed pipe
             stream.flush()
     os._exit(1)
 
 
 def hurry() -> None:
-    """End the ranks that this process has started, and this one soon, whatever waits at its end."""
+    """End the ranks that this process started, and limit how long its own exit may take."""
     if _watch is not None:
         for process in _watch.processes:
             process.kill()
     if _distributed():
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the kernel's: no Python runs any more then
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a Python handler would not run by then
         signal.alarm(EXIT_LIMIT)
 
 
@@ -154,33 +176,33 @@ def part() -> None:
     """Leave the other ranks at the end of a job, and wait for those that this process started.
 
     Raises:
-        RankError: if one of them failed after this one had no more to do with it.
+        RankError: If one of them fails after its last exchange with this one.
     """
-    if external_rank() is None:  # torchrun's and srun's ranks go on to the next job of a multirun
+    if external_rank() is None:  # torchrun's and srun's ranks continue with a multirun's next job
         disconnect()
     if _watch is not None:
         _watch.wait()
 
 
 def disconnect() -> None:
-    """End the process group, as torch wants it before a good end."""
+    """Destroy the process group, as torch expects before a normal exit."""
     if _distributed():
         sys.modules["torch.distributed"].destroy_process_group()
 
 
 def _distributed() -> bool:
-    # Not imported for it: most that ends has not even begun.
+    # Without importing it: most commands that fail have not loaded torch.
     distributed = sys.modules.get("torch.distributed")
     return bool(distributed and distributed.is_available() and distributed.is_initialized())
 
 
 class _Watch(threading.Thread):
-    """Ends this process, rank 0, where it does not end by itself after another rank has."""
+    """Ends this process, rank 0, if it does not end by itself after another rank has."""
 
-    def __init__(self, processes: list[subprocess.Popen], run_dir: Path) -> None:
+    def __init__(self, processes: list[subprocess.Popen], folder: RunFolder) -> None:
         super().__init__(daemon=True, name="rank-watch")
         self.processes = processes
-        self.run_dir = run_dir
+        self.folder = folder
         self._main_ends = threading.Event()
         self._last_words = threading.Lock()
 
@@ -196,37 +218,37 @@ class _Watch(threading.Thread):
                 self._end()
 
     def _failed(self) -> list[int]:
-        """Return the exit codes of those that failed; 1 of one that still hangs at its end."""
+        """Return the exit codes of the ranks that failed; 1 for one that hangs in its exit."""
         codes = [code for process in self.processes if (code := process.poll())]
-        return codes or ([1] if _recorded(self.run_dir) else [])
+        return codes or ([1] if _recorded(self.folder) else [])
 
     def _end(self) -> None:
-        error = _other(self.run_dir, 0)
+        error = _other(self.folder, 0)
         if error is not None:
-            write_failure(self.run_dir, error.error, error.trace)
-            tell(error)
+            record(self.folder, Failure.of(error))
+            report(Failure.of(error), first_elsewhere=True)
         for process in self.processes:
             process.kill()
-        vanish()  # the main thread waits in a collective that nobody else will enter
+        vanish()  # the main thread waits in a collective that no other rank will enter
 
     def leave_to_main(self) -> None:
-        """Stop watching: the main thread has an error of its own, and tells."""
+        """Stop watching: the main thread has an error and reports it."""
         with self._last_words:
             self._main_ends.set()
 
     def unrecorded(self) -> RankError | None:
-        """Say how a rank ended that could not say it."""
+        """Return the failure of a rank that ended without recording one."""
         codes = {n: code for n, process in enumerate(self.processes, 1) if (code := process.poll())}
         if not codes:
             return None
-        first = min(codes, key=lambda n: codes[n])  # signals: those who miss it end with 1
+        first = min(codes, key=lambda n: codes[n])  # a signal: ranks that miss it end with 1
         if codes[first] > 0:
             return RankError(
-                f"rank {first} ended with exit code {codes[first]}; what it said stands above"
+                f"rank {first} ended with exit code {codes[first]}; see its output above"
             )
         name = signal.Signals(-codes[first]).name
-        why = ": the kernel does that when memory is out" if name == "SIGKILL" else ""
-        return RankError(f"rank {first} was killed by signal {-codes[first]} ({name}){why}")
+        why = " (probably the kernel's out-of-memory killer)" if name == "SIGKILL" else ""
+        return RankError(f"rank {first} was killed by signal {-codes[first]}, {name}{why}")
 
     def wait(self) -> None:
         """Wait for the ranks, which have nothing left to do."""
@@ -234,8 +256,8 @@ class _Watch(threading.Thread):
             try:
                 process.wait(timeout=EXIT_LIMIT)
             except subprocess.TimeoutExpired:
-                process.kill()  # no failure: its work is done
+                process.kill()  # not a failure: its work is done
                 continue
-            if process.returncode and (error := _other(self.run_dir, 0)):
+            if process.returncode and (error := _other(self.folder, 0)):
                 raise error
         self.leave_to_main()

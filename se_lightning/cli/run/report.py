@@ -1,18 +1,19 @@
-"""What a run tells of itself: in its first line, in its last lines, and in result.json."""
+"""Console and result summary of a run."""
 
 import logging
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from se_lightning.cli.run.folder import RunFolder
+from se_lightning.cli.run.result import RunResult
 from se_lightning.excitation import find_gates
 from se_lightning.models import hidden_widths
 
-__all__ = ["describe", "greet", "products", "report"]
+__all__ = ["describe", "first_line", "last_lines", "products"]
 
 log = logging.getLogger(__name__)
 
@@ -23,42 +24,40 @@ def describe(
     model: pl.LightningModule,
     datamodule: pl.LightningDataModule,
     *,
-    fits: bool,
-) -> dict[str, Any]:
-    """Say what is run: names, sizes, and what the ratio did to each gate.
+    trains: bool,
+) -> RunResult:
+    """Return names and sizes of what is run, and the hidden width of each gate.
 
     Args:
-        cfg: of the run.
-        trainer: of the run.
-        model: of the run.
-        datamodule: of the run.
-        fits: whether model and data are those of the config, and not of a checkpoint.
+        cfg: Config of the run.
+        trainer: Trainer of the run.
+        model: Model of the run.
+        datamodule: Data of the run.
+        trains: Whether model and data are those of the config, not of a checkpoint.
     """
     choices = HydraConfig.get().runtime.choices
     backbone = getattr(model, "backbone", model)
+    # torchvision and timm have many networks under one option.
+    option = " ".join(filter(None, [choices["model"], cfg.model.get("name")]))
     return {
         "task": choices["task"],
-        "model": _name(cfg) if fits else type(model).__name__,
-        "data": choices["data"] if fits else type(datamodule).__name__,
+        "model": option if trains else type(model).__name__,
+        "data": choices["data"] if trains else type(datamodule).__name__,
         "seed": cfg.seed,
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         "gates": len(find_gates(backbone)),
         "hidden_widths": hidden_widths(backbone),
         "world_size": trainer.world_size,
-        "batch_size": getattr(datamodule, "batch_size", None),  # memory may have decided
+        # Not the config's: on_oom may have lowered it.
+        "batch_size": getattr(datamodule, "batch_size", None),
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
     }
 
 
-def _name(cfg: DictConfig) -> str:
-    """Say which network it is: the option, and of a library's also the name."""
-    choice = HydraConfig.get().runtime.choices["model"]
-    return " ".join(filter(None, [choice, cfg.model.get("name")]))
-
-
-def products(trainer: pl.Trainer) -> dict[str, Any]:
-    """Say what the run has made: its best checkpoint, that one's score, and a picture."""
-    pictures = [getattr(callback, "picture", None) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+def products(trainer: pl.Trainer) -> RunResult:
+    """Return the best checkpoint, its score, and the excitation picture."""
+    callbacks = cast(list[Any], trainer.callbacks)  # type: ignore[attr-defined]
+    pictures = [getattr(callback, "picture", None) for callback in callbacks]
     best = trainer.checkpoint_callback
     score = getattr(best, "best_model_score", None)
     return {
@@ -69,20 +68,20 @@ def products(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 @rank_zero_only
-def greet(result: dict[str, Any]) -> None:
-    """Print the first line."""
+def first_line(result: RunResult) -> None:
+    """Print what is run."""
     widths = list(dict.fromkeys(result["hidden_widths"].values()))
     gates = f"{result['gates']} gates" + (f", hidden widths {widths}" if widths else "")
     what = f"{result['model']}: {result['parameters']:,} parameters, {gates}"
     log.info(what if result["world_size"] == 1 else f"{what}; {result['world_size']} processes")
 
 
-def report(result: dict[str, Any], run_dir: Path) -> None:
-    """Print the last lines."""
+def last_lines(result: RunResult, folder: RunFolder) -> None:
+    """Print the accuracy and where the files are."""
     accuracy = result["metrics"].get("test/acc1")
     lines = {
         "test accuracy": None if accuracy is None else f"{100 * accuracy:.2f} %",
-        "run directory": str(run_dir),
+        "run directory": str(folder.path),
         "picture": result["picture"],
     }
     log.info("%s", "\n".join(f"{name:14} {value}" for name, value in lines.items() if value))

@@ -1,63 +1,52 @@
-"""result.json: what a run leaves for programs to read."""
+"""``result.json``: the result of a run, for programs to read."""
 
-import contextlib
-import json
-from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from se_lightning.atomic import write_text
-from se_lightning.ranks import is_further_rank, rank
+from se_lightning.cli.command import Command
+from se_lightning.cli.errors import Kind
 
-__all__ = [
-    "RESULT",
-    "identity",
-    "task_overrides",
-    "write_failure",
-    "write_result",
-]
-
-RESULT = "result.json"
+__all__ = ["RunResult", "identity"]
 
 
-def task_overrides() -> list[str]:
-    """Return what the command line sets, as it was typed: a ``${...}`` in it may lead nowhere."""
-    return OmegaConf.to_container(HydraConfig.get().overrides.task)  # type: ignore[return-value]
+class RunResult(TypedDict, total=False):
+    """The keys of ``result.json``; a task or a failure writes those that apply."""
+
+    status: str  # completed, failed or interrupted
+    job: int | None  # number in the multirun; None outside of one
+    overrides: list[str]
+    error: str  # what went wrong, for people
+    kind: Kind  # the same, for programs
+    details: dict[str, Any]  # data of the failure, e.g. the batch size that was too large
+    traceback: str  # of a failure that is not a user error
+    rank: int  # that failed first; absent for rank 0
+    task: str
+    model: str  # the option, or the class rebuilt from a checkpoint
+    data: str  # the same
+    seed: int
+    parameters: int
+    gates: int
+    hidden_widths: dict[str, int]  # by module path
+    world_size: int
+    batch_size: int | None  # samples per device
+    accumulate_grad_batches: int
+    metrics: dict[str, float]  # of the last epoch and of the test
+    epochs: int
+    steps: int  # of the optimizer
+    checkpoint: str | None  # path of the best one
+    score: float | None  # of the best checkpoint, which a search optimizes
+    picture: str | None
+    wall_time_s: float
+    versions: dict[str, str]
 
 
-def identity() -> dict[str, Any]:
-    """Say which job of Hydra's this is: its number in a multirun, and its overrides."""
+def identity() -> RunResult:
+    """Return the number of Hydra's current job in its multirun, and its overrides."""
     hydra = HydraConfig.get()
     number = None if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num
-    overrides = [o for o in task_overrides() if not o.startswith("resume=")]
-    return {"job": number, "overrides": overrides}
-
-
-def write_result(run_dir: Path, result: dict[str, Any], *, keep: bool = False) -> None:
-    """Write result.json; ``keep`` leaves one that is there."""
-    write_text(run_dir / RESULT, json.dumps(result, indent=2) + "\n", keep=keep)
-
-
-def write_failure(run_dir: Path, error: str, trace: str = "", *, status: str = "failed") -> bool:
-    """Write the result.json of a failed run; the first of several ranks tells the cause.
-
-    Args:
-        run_dir: where it goes.
-        error: what one reads.
-        trace: the traceback of what is no user's mistake.
-        status: ``"interrupted"`` if it was asked to end.
-
-    Returns:
-        Whether the cause stands there now.
-    """
-    failure: dict[str, Any] = {"status": status, "error": error, **identity()}
-    if trace:
-        failure["traceback"] = trace
-    if is_further_rank():
-        failure["rank"] = rank()
-    with contextlib.suppress(OSError):  # a full disk must not hide what came before
-        write_result(run_dir, failure, keep=True)
-        return True
-    return False
+    return {
+        "job": number,
+        "overrides": Command.recorded(hydra).without("resume").task_overrides,
+    }

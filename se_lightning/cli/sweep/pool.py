@@ -1,10 +1,9 @@
-"""The processes of a multirun: side by side on devices of their own, and none is left behind.
+"""The processes of a multirun: several at a time, each with its own devices.
 
-Each job leads a process group, so that a signal reaches its ranks and workers, or the job alone.
+Each job leads a process group, so that a signal can reach its ranks and workers, or the job alone.
 """
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -13,21 +12,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from se_lightning.cli.run.result import RESULT, write_result
+from se_lightning.cli.errors import Failure
+from se_lightning.cli.run.folder import RunFolder
+from se_lightning.cli.run.result import RunResult
 
-__all__ = ["CONSOLE", "Job", "Pool", "Stopped", "gpus_asked", "read_result", "visible_gpus"]
+__all__ = ["Job", "Pool", "Stopped", "gpus_needed", "visible_gpus"]
 
-CONSOLE = "console.txt"  # what a job says, where several would speak at once
-PATIENCE = 30.0  # seconds that a job has for its last checkpoint
-_GLANCE = 0.1  # seconds between two looks at the processes
+PATIENCE = 30.0  # seconds for a job to save its last checkpoint
+_POLL = 0.1  # seconds between two checks of the processes
 
 
 class Stopped(BaseException):
-    """The pool has ended its jobs, and starts none; no Exception, which Hydra would keep."""
+    """The pool has ended its jobs and starts no more; not an Exception, which Hydra would catch."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Job:
     """One job of a multirun: a command, and where it runs."""
 
     number: int
-    run_dir: Path
+    folder: RunFolder
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
@@ -44,15 +44,15 @@ class Job:
 
 
 class Pool:
-    """Runs jobs, some at a time, each on devices that no other has.
+    """Runs several jobs at a time, each on GPUs or cores that no other job uses.
 
     Args:
-        parallel: how many run at a time. Of one alone nothing is kept back.
-        gpus: ids of the GPUs to share out; without any, the cores are.
-        fail_fast: the first failure ends the jobs that run, and none is started any more.
+        parallel: Number of jobs at a time. A single job gets all devices.
+        gpus: Ids of the GPUs to divide between the jobs; without any, the cores are divided.
+        fail_fast: End the other jobs at the first failure, and start no more.
 
     Raises:
-        ValueError: if there are fewer cores than jobs.
+        ValueError: If there are fewer cores than jobs.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Pool:
         cores = _cores()
         if parallel > 1 and not gpus and 0 < len(cores) < parallel:
             raise ValueError(
-                f"`jobs.parallel` (={parallel}) is more than the {len(cores)} cores that there are "
-                "to share out; lower it."
+                f"`jobs.parallel` (={parallel}) is more than the {len(cores)} available cores; "
+                "lower it."
             )
         self.parallel = parallel
         self.fail_fast = fail_fast
-        self.results: dict[int, dict[str, Any]] = {}  # of the jobs that have ended, by number
+        self.results: dict[int, RunResult] = {}  # of the jobs that have ended, by number
         self._on_gpus = bool(gpus)
         self._free: list[Any] = [] if parallel == 1 else [*(gpus or cores)]
         self._cores_each = len(self._free) // parallel
@@ -74,10 +74,10 @@ class Pool:
         self._stopping = False
 
     def start(self, job: Job) -> None:
-        """Start a job as soon as there is room for it.
+        """Start a job as soon as its devices are free.
 
         Raises:
-            Stopped: if a failure ends the multirun meanwhile.
+            Stopped: If a failure ends the multirun meanwhile.
         """
         self.wait(self.parallel - 1)
         share = self._share(job)
@@ -90,8 +90,8 @@ class Pool:
         with contextlib.ExitStack() as stack:
             output = None
             if self.parallel > 1:
-                job.run_dir.mkdir(parents=True, exist_ok=True)
-                output = stack.enter_context((job.run_dir / CONSOLE).open("ab"))
+                job.folder.path.mkdir(parents=True, exist_ok=True)
+                output = stack.enter_context(job.folder.console.open("ab"))
             process = subprocess.Popen(
                 job.command,
                 env=environment,
@@ -108,10 +108,10 @@ class Pool:
         self._say(job, "started" + (f" on {_devices(taken, self._on_gpus)}" if taken else ""))
 
     def wait(self, running: int = 0) -> None:
-        """Wait until no more than so many jobs run.
+        """Wait until at most this many jobs run.
 
         Raises:
-            Stopped: if a failure ends the multirun.
+            Stopped: If a failure ends the multirun.
         """
         while True:
             self._look(pause=len(self._running) > running)
@@ -119,13 +119,13 @@ class Pool:
                 return
 
     def stop(self, signum: int = signal.SIGTERM) -> None:
-        """End all jobs: by the signal, and by SIGKILL those that still run after `PATIENCE`."""
+        """End all jobs with the signal, and after ``PATIENCE`` with SIGKILL."""
         self._stopping = True
         for process, _ in self._running.values():
-            # Ctrl-C is for all of a group, as a terminal has it; a job passes SIGTERM on itself.
-            tell = os.killpg if signum == signal.SIGINT else os.kill
+            # A terminal sends Ctrl-C to the whole group; a job passes SIGTERM on to its ranks.
+            send = os.killpg if signum == signal.SIGINT else os.kill
             with contextlib.suppress(ProcessLookupError):  # it has ended already
-                tell(process.pid, signum)
+                send(process.pid, signum)
         deadline = time.monotonic() + PATIENCE
         try:
             while self._running and time.monotonic() < deadline:
@@ -139,9 +139,9 @@ class Pool:
         return job.gpus if self._on_gpus and self.parallel > 1 else self._cores_each
 
     def _look(self, *, pause: bool = True) -> None:
-        """See which jobs have ended."""
+        """Check which jobs have ended."""
         for job, (process, _) in list(self._running.items()):
-            # WNOWAIT: while it is not yet fetched, no other process can have its number.
+            # WNOWAIT: until it is waited for, no other process can get its id.
             if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             _kill_group(process.pid)
@@ -151,24 +151,22 @@ class Pool:
                 raise Stopped
             pause = False
         if pause:
-            time.sleep(_GLANCE)
+            time.sleep(_POLL)
 
     def _end(self, job: Job, code: int) -> bool:
-        """Give a job's devices back, see to it that there is a result, and tell if it failed."""
+        """Free a job's devices, make sure that it has a result, and return whether it failed."""
         _, taken = self._running.pop(job)
         self._free += taken
-        result = read_result(job.run_dir)
+        result = job.folder.result()
         if result.get("status") != "completed":
-            # The job's own word stands, if it had the time for one.
-            words = {
-                "error": f"the process ended with exit code {code}",
-                "overrides": job.overrides,
-            }
-            result = {"status": "failed"} | words | result | {"job": job.number}
+            # The job's own record is kept, if it had the time to write one.
+            unrecorded = Failure(f"the process ended with exit code {code}", "rank_lost")
+            default = {"status": "failed", **unrecorded.record(), "overrides": job.overrides}
+            result = cast(RunResult, default | result | {"job": job.number})
             if self._stopping:
                 result["status"] = "interrupted"
             with contextlib.suppress(OSError):  # a full disk must not hide the failure
-                write_result(job.run_dir, result)
+                job.folder.write_result(result)
         self.results[job.number] = result
         self._say(job, result["status"])
         return result["status"] != "completed"
@@ -178,16 +176,8 @@ class Pool:
             print(f"job {job.number}: {what}", flush=True)
 
 
-def read_result(run_dir: Path) -> dict[str, Any]:
-    """Read what a run has left; nothing of one that has not ended."""
-    try:
-        return json.loads((run_dir / RESULT).read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def visible_gpus() -> list[str]:
-    """Return the ids of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    """Return the ids of the GPUs that this process may use, as in CUDA_VISIBLE_DEVICES."""
     import torch
 
     count = torch.cuda.device_count()
@@ -195,11 +185,11 @@ def visible_gpus() -> list[str]:
     return (named.split(",") if named else [str(number) for number in range(count)])[:count]
 
 
-def gpus_asked(trainer: Any, gpus: Sequence[str]) -> int:
-    """Return how many of the GPUs a job wants, by its trainer's accelerator and devices.
+def gpus_needed(trainer: Any, gpus: Sequence[str]) -> int:
+    """Return how many GPUs a job needs, from its trainer's accelerator and devices.
 
     Raises:
-        ValueError: if it wants more than there are, or names them.
+        ValueError: If it needs more than there are, or lists GPUs by their ids.
     """
     accelerator, devices = (OmegaConf.select(trainer, key) for key in ("accelerator", "devices"))
     if not gpus or accelerator not in ("auto", "gpu", "cuda"):
@@ -210,19 +200,19 @@ def gpus_asked(trainer: Any, gpus: Sequence[str]) -> int:
         count = int(devices)
     except (TypeError, ValueError):
         raise ValueError(
-            f"`trainer.devices` (={devices}) must be a number of GPUs where jobs.parallel shares "
-            "them out."
+            f"`trainer.devices` (={devices}) must be a number of GPUs if jobs.parallel divides "
+            "them between jobs."
         ) from None
     if count > len(gpus):
         raise ValueError(
-            f"trainer.devices={count} on GPUs, but there are {len(gpus)} to share out. Lower "
+            f"trainer.devices={count} on GPUs, but this machine has {len(gpus)}. Lower "
             "trainer.devices, or set trainer.accelerator=cpu."
         )
     return count
 
 
 def _cores() -> list[int]:
-    """Return the cores that this process may use; none where Python cannot hand them out."""
+    """Return the cores that this process may use; none on systems without affinity."""
     return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
 
 

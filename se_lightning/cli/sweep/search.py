@@ -1,7 +1,7 @@
 """Search for the best score: optuna proposes the trials, the pool runs them.
 
-Each proposal depends on the seed, the trial's number and the trials before only, so that a search
-that was cut goes on as it would have.
+Each proposal depends only on the seed, the number of the trial and the trials before it, so that
+an interrupted search continues as it would have without the interruption.
 """
 
 import importlib.util
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf, open_dict
 
-from se_lightning.cli.sweep.pool import Job, gpus_asked, read_result
-from se_lightning.cli.sweep.sweep import Sweep, command, environment, of_a_job
+from se_lightning.cli.run.folder import MULTIRUN, RunFolder
+from se_lightning.cli.sweep.pool import Job, gpus_needed
+from se_lightning.cli.sweep.sweep import Sweep, environment
 
 if TYPE_CHECKING:
     import optuna
@@ -25,10 +26,10 @@ JOURNAL = "study.journal"
 
 
 def search(sweep: Sweep) -> None:
-    """Run the trials that `jobs.trials` asks for, less those that an earlier process has done.
+    """Run the trials that `jobs.trials` asks for, except those that are done already.
 
     Raises:
-        ValueError: if optuna is not installed, or it is not clear what to search over, or for.
+        ValueError: If optuna is not installed, or no checkpoint callback defines the score.
     """
     if importlib.util.find_spec("optuna") is None:
         raise ValueError('jobs.trials needs optuna: pip install "se_lightning[search]".')
@@ -36,29 +37,29 @@ def search(sweep: Sweep) -> None:
     checkpoint = config.callbacks.get("checkpoint")
     if checkpoint is None:
         raise ValueError(
-            "jobs.trials compares scores, which callbacks.checkpoint keeps: leave that in."
+            "jobs.trials compares the scores of callbacks.checkpoint, which this config lacks."
         )
     distributions = {o.get_key_element(): distribution(o) for o in sweep.multirun.swept}
     study = _study(sweep.dir, "maximize" if checkpoint.mode == "max" else "minimize")
     _write_multirun(sweep)
-    _tell(study, sweep.dir)
+    _record(study, sweep.dir)
     for trial in _unfinished(study):
         sweep.start(_job(sweep, trial.number, trial.params))
     for _ in range(config.jobs.trials - len(study.trials)):
-        _tell(study, sweep.dir)  # before the next is asked for: it learns from them
+        _record(study, sweep.dir)  # before the next proposal, which learns from them
         study.sampler = _sampler(config.seed, len(study.trials))
         asked = study.ask(distributions)
         sweep.start(_job(sweep, asked.number, asked.params))
     sweep.pool.wait()
-    _tell(study, sweep.dir)
-    _tell_best(study, sweep, str(checkpoint.monitor))
+    _record(study, sweep.dir)
+    _report_best(study, sweep, str(checkpoint.monitor))
 
 
 def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
-    """Translate Hydra's sweep syntax.
+    """Translate Hydra's sweep syntax into a distribution of optuna's.
 
     Raises:
-        ValueError: if optuna has no such thing.
+        ValueError: If optuna has no equivalent.
     """
     from optuna.distributions import (
         CategoricalDistribution,
@@ -82,18 +83,18 @@ def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
     if isinstance(value, RangeSweep) and all(isinstance(v, int) for v in values):
         step = abs(int(value.step))
         return IntDistribution(min(values), max(values), step=step)  # type: ignore[type-var, arg-type]
-    # As text: what is chosen from may be lists, too.
+    # As text, since the choices may be lists.
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
 def _study(folder: Path, direction: Any) -> "optuna.Study":
-    """Open the study in a folder, or begin one."""
+    """Open the study in a folder, or start one."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Left where a process was killed: the folder is ours, so that nobody can hold it.
+    # Left by a killed process: this one holds the folder, so no other can hold the lock.
     (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)
     storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     return optuna.create_study(
@@ -115,12 +116,12 @@ def _unfinished(study: "optuna.Study") -> Iterable["optuna.trial.FrozenTrial"]:
     return study.get_trials(states=(TrialState.RUNNING,))
 
 
-def _tell(study: "optuna.Study", folder: Path) -> None:
-    """Tell the study of the trials that have ended since."""
+def _record(study: "optuna.Study", folder: Path) -> None:
+    """Add the trials that have ended to the study."""
     from optuna.trial import TrialState
 
     for trial in _unfinished(study):
-        result = read_result(folder / str(trial.number))
+        result = RunFolder(folder / str(trial.number)).result()
         score = result.get("score")
         if result.get("status") == "completed" and score is not None and math.isfinite(score):
             study.tell(trial.number, score)
@@ -129,42 +130,39 @@ def _tell(study: "optuna.Study", folder: Path) -> None:
 
 
 def _job(sweep: Sweep, number: int, params: dict[str, Any]) -> Job:
-    """Make a trial a command."""
-    options = sweep.multirun.options
-    names = ["--config-name", options.config_name or "train"]
-    if options.config_dir:
-        names += ["--config-dir", str(Path(options.config_dir).absolute())]
+    """Return a trial as a job."""
     chosen = [f"{key}={value}" for key, value in params.items()]
     print(f"trial {number}: {' '.join(chosen)}", flush=True)
-    overrides = of_a_job([*sweep.multirun.fixed, *chosen])
-    gpus = gpus_asked(sweep.multirun.compose(overrides).trainer, sweep.gpus) if sweep.gpus else 0
+    folder = RunFolder(sweep.dir / str(number))
+    command = sweep.multirun.for_jobs().for_job(folder.path, number, *chosen)
+    gpus = gpus_needed(command.compose().trainer, sweep.gpus) if sweep.gpus else 0
     return Job(
         number,
-        sweep.dir / str(number),
-        command(names, overrides, sweep.dir / str(number), number),
+        folder,
+        command.line(),
         environment(sweep.dir, ",".join(chosen)),
-        [override for override in overrides if not override.startswith("hydra")],
+        command.task_overrides,
         gpus,
     )
 
 
 def _write_multirun(sweep: Sweep) -> None:
-    """Write what `jobs.resume` reads, as Hydra does for a multirun of its own."""
-    config = sweep.multirun.config.copy()
-    given = sweep.multirun.options.overrides
+    """Write the file that `jobs.resume` reads, as Hydra does for its own multiruns."""
+    config, command = sweep.multirun.config.copy(), sweep.multirun.command
+    options, task = command.options, command.task_overrides
     OmegaConf.set_readonly(config.hydra, False)
     with open_dict(config):
-        config.hydra.overrides.task = [o for o in given if not o.startswith("hydra")]
-        config.hydra.overrides.hydra = [o for o in given if o.startswith("hydra")]
-        config.hydra.job.config_name = sweep.multirun.options.config_name or "train"
-        if sweep.multirun.options.config_dir:
-            path = str(Path(sweep.multirun.options.config_dir).absolute())
+        config.hydra.overrides.task = task
+        config.hydra.overrides.hydra = [o for o in command.overrides if o not in task]
+        config.hydra.job.config_name = options.config_name or "train"
+        if options.config_dir:
+            path = str(Path(options.config_dir).absolute())
             source = {"path": path, "schema": "file", "provider": "command-line"}
             config.hydra.runtime.config_sources.append(source)
-    OmegaConf.save(config, sweep.dir / "multirun.yaml")
+    OmegaConf.save(config, sweep.dir / MULTIRUN)
 
 
-def _tell_best(study: "optuna.Study", sweep: Sweep, monitor: str) -> None:
+def _report_best(study: "optuna.Study", sweep: Sweep, monitor: str) -> None:
     from optuna.trial import TrialState
 
     if not study.get_trials(states=(TrialState.COMPLETE,)):

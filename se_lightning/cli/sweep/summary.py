@@ -1,22 +1,25 @@
-"""The table of a multirun, rebuilt from what its jobs have left."""
+"""The table of a multirun, rebuilt from the results of its jobs."""
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from se_lightning.atomic import write_text
-from se_lightning.cli.run.result import RESULT
+from se_lightning.cli.command import key_of, value_of
+from se_lightning.cli.run.folder import jobs_in
+from se_lightning.cli.run.result import RunResult
 
-__all__ = ["read_results", "write_summary"]
+__all__ = ["SUMMARY", "read_results", "write_summary"]
+
+SUMMARY = "summary.md"
 
 
 def write_summary(sweep_dir: Path) -> None:
     """Rebuild summary.csv and summary.md from the results of all jobs that have ended."""
     rows = [_row(result) for result in read_results(sweep_dir)]
     head, tail = ["job", "status"], ["world size", "wall time, s", "error"]
-    # dict, not set: in the order in which the jobs name them.
+    # A dict and not a set, to keep the order of the jobs' columns.
     found = dict.fromkeys(column for row in rows for column in row)
     columns = head + [column for column in found if column not in head + tail] + tail
 
@@ -25,26 +28,26 @@ def write_summary(sweep_dir: Path) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(sweep_dir / "summary.csv", table.getvalue())
-    write_text(sweep_dir / "summary.md", _markdown(rows, columns))
+    write_text(sweep_dir / SUMMARY, _markdown(rows, columns))
 
 
-def read_results(sweep_dir: Path) -> list[dict[str, Any]]:
-    """Read the results of all jobs that have ended, in their order."""
-    found = [json.loads(path.read_text()) for path in sweep_dir.glob(f"*/{RESULT}")]
+def read_results(sweep_dir: Path) -> list[RunResult]:
+    """Return the results of all jobs that have ended, by their numbers."""
+    found = [folder.result(strict=True) for folder in jobs_in(sweep_dir)]
     jobs = [result for result in found if result.get("job") is not None]
-    return sorted(jobs, key=lambda result: result["job"])
+    return sorted(jobs, key=lambda result: result["job"] or 0)
 
 
 def _markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    """Draw the table that one reads: what all jobs share stands above it, once."""
+    """Format the table for reading: what all jobs share is printed above it, once."""
     shared = {
         column: rows[0][column]
         for column in columns
         if "." in column and len(rows) > 1 and len({row.get(column) for row in rows}) == 1
     }
-    read = [c for c in columns if c not in shared and not c.startswith(("train/", "val/"))]
-    read = [c for c in read if any(str(row.get(c, "")) for row in rows)]
-    cells = [read] + [[str(row.get(c, "")).replace("|", "\\|") for c in read] for row in rows]
+    shown = [c for c in columns if c not in shared and not c.startswith(("train/", "val/"))]
+    shown = [c for c in shown if any(str(row.get(c, "")) for row in rows)]
+    cells = [shown] + [[str(row.get(c, "")).replace("|", "\\|") for c in shown] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
@@ -56,10 +59,10 @@ def _markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(result: dict[str, Any]) -> dict[str, Any]:
-    """Flatten a result: a column an override, a metric, a figure."""
-    overrides = dict(override.lstrip("+").partition("=")[::2] for override in result["overrides"])
-    # Of the multirun, not of the job: they may be others when it is resumed.
+def _row(result: RunResult) -> dict[str, Any]:
+    """Flatten a result: one column per override, metric and figure."""
+    overrides = {key_of(o): value_of(o) for o in result["overrides"]}
+    # These belong to the multirun, and may change when it is resumed.
     overrides = {key: value for key, value in overrides.items() if not key.startswith("jobs.")}
     widths = dict.fromkeys(result.get("hidden_widths", {}).values())
     return {

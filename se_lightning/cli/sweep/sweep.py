@@ -1,65 +1,46 @@
-"""Multiruns: a fresh process a job, and a table of what came out.
+"""Running a multirun: each job in a process of its own, and a table of the results.
 
-Lightning starts the further ranks of a job by running ``sys.argv`` again; in a multirun that
-would be the whole multirun, once a rank. And what a job leaves behind in its process (ranks,
-process group, W&B run) is there for the next. So each job is a command of its own.
+Lightning starts the further ranks of a job by running ``sys.argv`` again; inside a multirun that
+would repeat the whole multirun on each rank. And what a job leaves in its process (ranks, process
+group, W&B run) would affect the next one. So each job is a command of its own.
 """
 
 import contextlib
 import importlib.util
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from se_lightning.cli.command import Command
 from se_lightning.cli.errors import JobError
-from se_lightning.cli.run.folder import ABOUT_MULTIRUNS, claim, quoted
-from se_lightning.cli.sweep import resume as unfinished
+from se_lightning.cli.run.folder import RunFolder
+from se_lightning.cli.sweep import resume
 from se_lightning.cli.sweep.multirun import Multirun
-from se_lightning.cli.sweep.pool import (
-    CONSOLE,
-    Job,
-    Pool,
-    Stopped,
-    gpus_asked,
-    read_result,
-    visible_gpus,
-)
-from se_lightning.cli.sweep.summary import read_results, write_summary
+from se_lightning.cli.sweep.pool import Job, Pool, Stopped, gpus_needed, visible_gpus
+from se_lightning.cli.sweep.summary import SUMMARY, read_results, write_summary
 from se_lightning.ranks import CHILD, INHERITED, Interrupted, external_rank
 
-__all__ = [
-    "Sweep",
-    "command",
-    "environment",
-    "lead",
-    "of_a_job",
-    "refuse_missing_launchers",
-    "run_job",
-]
+__all__ = ["Sweep", "environment", "lead", "refuse_missing_launchers", "run_job"]
 
-# Of an outer W&B run, into which no job may write.
+# Variables of an outer W&B run, to which jobs must not log.
 _WANDB_RUN = ("WANDB_RUN_ID", "WANDB_RESUME")
-# Overrides that are about the multirun and not about a job.
-_SWEEP_ONLY = ("jobs.", *ABOUT_MULTIRUNS)
-_EXTRAS = ("joblib", "submitit")  # launchers of Hydra's that are installed apart
+_EXTRAS = ("joblib", "submitit")  # Hydra launchers that are installed separately
 
 
 class Sweep:
-    """A multirun that this process leads: its directory, its pool, and its GPUs.
+    """A multirun that this process leads: its folder, its pool and its GPUs.
 
     Args:
-        multirun: what the command line asks for.
+        multirun: The composed multirun.
 
     Raises:
-        ValueError: if it asks for what cannot be, or its directory is not free.
+        ValueError: If an option of ``jobs`` is invalid, or a job needs more GPUs than there are.
     """
 
     def __init__(self, multirun: Multirun) -> None:
@@ -69,55 +50,58 @@ class Sweep:
         self.searches = jobs.trials is not None
         gpus = visible_gpus() if jobs.parallel > 1 else []
         points = [multirun.config] if self.searches else multirun.points()
-        # All are asked, so that what cannot be is said before the first job.
-        asked = [gpus_asked(point.trainer, gpus) for point in points] if gpus else []
-        self.gpus = gpus if any(asked) else []
+        # For all jobs, so that an impossible one is reported before the first starts.
+        needed = [gpus_needed(point.trainer, gpus) for point in points] if gpus else []
+        self.gpus = gpus if any(needed) else []
         self.pool = Pool(jobs.parallel, gpus=self.gpus, fail_fast=jobs.fail_fast)
         self.shown = Path(multirun.config.hydra.sweep.dir)
         self.dir = self.shown.absolute()
-        self.remark = ""  # what is to be read under the table
+        self.remark = ""  # printed below the table
 
     def start(self, job: Job) -> None:
-        """Start what is not done of a job, and wait until there is room for another one."""
-        left = unfinished.left_of(job)
+        """Start what remains of a job, and wait until another one could start."""
+        left = resume.remaining(job)
         if left is not None:
             self.pool.start(left)
             self.pool.wait(self.pool.parallel - 1)
 
-    def tell(self) -> None:
-        """Write the table, print it, and say where it is and what is left to do."""
+    def report(self) -> None:
+        """Write and print the table, and how to run the remaining jobs."""
         results = read_results(self.dir)
         if not results:
             return
         write_summary(self.dir)
-        summary = self.dir / "summary.md"
-        print(f"\n{summary.read_text()}\n{self.shown}/summary.md")
+        print(f"\n{(self.dir / SUMMARY).read_text()}\n{self.shown}/{SUMMARY}")
         if self.remark:
             print(self.remark)
         if any(result["status"] != "completed" for result in results):
-            print(f"To run what is not done: python -m se_lightning -m jobs.resume={self.shown}")
+            print(f"To continue: python -m se_lightning -m jobs.resume={self.shown}")
 
     def raise_failures(self) -> None:
-        """Say which jobs did not come to their end.
+        """Report the jobs that did not complete.
 
         Raises:
-            JobError: if there are any.
+            JobError: If there are any.
         """
         results = {result["job"]: result for result in read_results(self.dir)} | self.pool.results
-        kinds: dict[str, list[str]] = {}
+        by_status: dict[str, list[str]] = {}
         for number, result in sorted(results.items()):
             first = (result.get("error", "").splitlines() or [""])[0]
-            kinds.setdefault(result["status"], []).append(f"{number} ({first})")
-        if bad := {kind: jobs for kind, jobs in kinds.items() if kind != "completed"}:
-            parts = [
-                f"{len(j)} of {len(results)} jobs {kind}: {', '.join(j)}" for kind, j in bad.items()
-            ]
-            raise JobError(
-                "; ".join(parts)
-                + "; jobs.fail_fast has started no more" * self.pool.fail_fast
-                + f"\nWhat each said: {self.shown}/JOB/{CONSOLE}" * (self.pool.parallel > 1)
-                + f"\nAll jobs: {self.shown}/summary.md"
-            )
+            by_status.setdefault(result["status"], []).append(f"{number} ({first})")
+        by_status.pop("completed", None)
+        if not by_status:
+            return
+        parts = [
+            f"{len(jobs)} of {len(results)} jobs {status}: {', '.join(jobs)}"
+            for status, jobs in by_status.items()
+        ]
+        output = RunFolder(self.shown / "JOB").console
+        raise JobError(
+            "; ".join(parts)
+            + "; jobs.fail_fast has started no more" * self.pool.fail_fast
+            + f"\nOutput of each job: {output}" * (self.pool.parallel > 1)
+            + f"\nAll jobs: {self.shown}/{SUMMARY}"
+        )
 
 
 _sweep: Sweep | None = None  # that this process leads
@@ -125,14 +109,14 @@ _sweep: Sweep | None = None  # that this process leads
 
 @contextlib.contextmanager
 def lead(multirun: Multirun | None, *, resumed: bool = False) -> Iterator[Sweep | None]:
-    """Lead a multirun: its jobs end with this block, in one way or another, and are in its table.
+    """Lead a multirun: its jobs end with the block, and its table is written.
 
     Args:
-        multirun: what the command line asks for; None is a single run, which needs no lead.
-        resumed: its directory may hold jobs already.
+        multirun: The composed multirun; None for a single run.
+        resumed: Whether its folder may hold jobs already.
 
     Raises:
-        JobError: if a job failed.
+        JobError: If a job failed.
     """
     global _sweep
     if multirun is None:
@@ -140,33 +124,32 @@ def lead(multirun: Multirun | None, *, resumed: bool = False) -> Iterator[Sweep 
         return
     sweep = Sweep(multirun)
     if not resumed:
-        unfinished.refuse_used(sweep.dir)
-    claim(sweep.dir, "hydra.sweep.dir")
-    _pin_directory(sys.argv, multirun)
+        resume.refuse_used(sweep.dir)
+    RunFolder(sweep.dir).claim("hydra.sweep.dir")
     _sweep = sweep
     try:
         with _ends_by_signal(sweep.pool):
             yield sweep
             sweep.pool.wait()
     except (Stopped, JobError):
-        pass  # told below, with all others
+        pass  # reported below, with all others
     finally:
         _sweep = None
-        sweep.tell()
+        sweep.report()
     sweep.raise_failures()
 
 
 def run_job(cfg: DictConfig) -> float | None:
-    """Run the job that Hydra is at in a process of its own.
+    """Run Hydra's current job in a process of its own.
 
-    Where Hydra itself runs one job after the other, this returns as soon as there is room for the
-    next; other launchers and sweepers wait for the result.
+    If Hydra itself runs one job after the other, this returns as soon as the next one can start;
+    other launchers and sweepers wait for the result.
 
     Returns:
         The score that the job reports to a sweeper.
 
     Raises:
-        JobError: if it failed, and was waited for.
+        JobError: If the job was waited for and failed.
     """
     hydra = HydraConfig.get()
     sweep_dir = Path(hydra.runtime.cwd, hydra.sweep.dir)
@@ -175,61 +158,36 @@ def run_job(cfg: DictConfig) -> float | None:
         write_summary(sweep_dir)
         return None
     pool, job = Pool(), _job(cfg)
-    left = unfinished.left_of(job)
+    left = resume.remaining(job)
     if left is not None:
         with _ends_by_signal(pool):
             pool.start(left)
             pool.wait()
     write_summary(sweep_dir)
-    result = pool.results.get(job.number) or read_result(job.run_dir)
+    result = pool.results.get(job.number) or job.folder.result()
     if result["status"] != "completed":
         raise JobError(f"job {job.number} failed: {result['error']}")
     return result["score"]
 
 
 def _job(cfg: DictConfig, gpus: Sequence[str] = ()) -> Job:
-    """Make Hydra's job a command."""
+    """Return Hydra's current job."""
     hydra = HydraConfig.get()
-    options = ["--config-name", str(hydra.job.config_name)]
-    for source in hydra.runtime.config_sources:
-        if source.provider == "command-line":  # --config-dir
-            options += ["--config-dir", source.path]
-    run_dir = Path(hydra.runtime.output_dir)
-    # As they were typed: what they refer to may be outside of Hydra's own node.
-    given: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+    folder = RunFolder(hydra.runtime.output_dir)
+    command = Command.recorded(hydra).for_job(folder.path, hydra.job.num)
     return Job(
         hydra.job.num,
-        run_dir,
-        # .hydra is there already
-        [*command(options, given["task"] + given["hydra"], run_dir, hydra.job.num),
-         "hydra.output_subdir=null"],
+        folder,
+        command.with_("hydra.output_subdir=null").line(),  # .hydra is there already
         environment(Path(hydra.sweep.dir), hydra.job.override_dirname),
-        of_a_job(given["task"]),
-        gpus_asked(cfg.trainer, gpus) if gpus else 0,
+        command.task_overrides,
+        gpus_needed(cfg.trainer, gpus) if gpus else 0,
         Path(hydra.runtime.cwd),
-    )  # fmt: skip
-
-
-def of_a_job(overrides: Sequence[str]) -> list[str]:
-    """Leave out the overrides that are about the multirun."""
-    return [override for override in overrides if not override.lstrip("+~").startswith(_SWEEP_ONLY)]
-
-
-def command(
-    options: Sequence[str], overrides: Sequence[str], run_dir: Path, number: int
-) -> list[str]:
-    """Return the command of a job."""
-    return [
-        *(sys.executable, "-m", "se_lightning"),
-        *options,
-        *of_a_job(overrides),
-        f"hydra.run.dir={quoted(run_dir)}",
-        f"hydra.job.num={number}",
-    ]
+    )
 
 
 def environment(sweep_dir: Path, name: str) -> dict[str, str]:
-    """Return the environment of a job: no ranks and no W&B run of this process."""
+    """Return the environment of a job, without the ranks and the W&B run of this process."""
     kept = {k: v for k, v in os.environ.items() if k not in (*INHERITED, *_WANDB_RUN)}
     kept.setdefault("WANDB_RUN_GROUP", sweep_dir.name)
     kept.setdefault("WANDB_NAME", name or "defaults")
@@ -237,7 +195,7 @@ def environment(sweep_dir: Path, name: str) -> dict[str, str]:
 
 
 def _check(multirun: Multirun) -> None:
-    """Refuse settings of ``jobs`` that nobody would follow."""
+    """Refuse options of ``jobs`` that are invalid or would be ignored."""
     jobs = multirun.config.jobs
     trials = 1 if jobs.trials is None else jobs.trials
     for name, value in (("parallel", jobs.parallel), ("trials", trials)):
@@ -245,42 +203,40 @@ def _check(multirun: Multirun) -> None:
             raise ValueError(f"`jobs.{name}` (={value}) must be a whole number of at least 1.")
     if not isinstance(jobs.fail_fast, bool):
         raise ValueError(f"`jobs.fail_fast` (={jobs.fail_fast}) must be true or false.")
-    ours = [name for name, off in (("parallel", 1), ("fail_fast", False), ("trials", None))
-            if jobs[name] != off]  # fmt: skip
-    if ours and external_rank() is not None:
-        raise ValueError(f"jobs.{ours[0]} is for processes of its own: start it without torchrun.")
-    if ours and not multirun.is_basic:
+    defaults = {"parallel": 1, "fail_fast": False, "trials": None}
+    given = [name for name, default in defaults.items() if jobs[name] != default]
+    if given and external_rank() is not None:
+        raise ValueError(f"jobs.{given[0]} starts its own processes: run it without torchrun.")
+    if given and not multirun.is_basic:
         raise ValueError(
-            f"jobs.{ours[0]} is for Hydra's basic launcher and sweeper: leave it out, or leave "
+            f"jobs.{given[0]} is for Hydra's basic launcher and sweeper: leave it out, or leave "
             "out hydra/launcher and hydra/sweeper (joblib has hydra.launcher.n_jobs)."
         )
     if jobs.trials is not None and not multirun.swept:
-        raise ValueError("jobs.trials searches over values: give some, as model.ratio=4,8,16.")
+        raise ValueError("jobs.trials needs values to search over, e.g. model.ratio=4,8,16.")
 
 
-def refuse_missing_launchers(argv: Sequence[str]) -> None:
-    """Say what to install for a launcher; Hydra would only say which others there are."""
+def refuse_missing_launchers(command: Command) -> None:
+    """Check that the chosen launcher is installed; Hydra would only list the others.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    chosen = command.value("hydra/launcher") or ""
     for name in _EXTRAS:
-        chosen = any(argument.startswith(f"hydra/launcher={name}") for argument in argv)
-        if chosen and importlib.util.find_spec(f"hydra_plugins.hydra_{name}_launcher") is None:
+        installed = importlib.util.find_spec(f"hydra_plugins.hydra_{name}_launcher")
+        if chosen.startswith(name) and installed is None:
             raise ValueError(
-                f'hydra/launcher={name} is installed apart: pip install "se_lightning[{name}]".'
+                f'hydra/launcher={name} is not installed: pip install "se_lightning[{name}]".'
             )
-
-
-def _pin_directory(argv: list[str], multirun: Multirun) -> None:
-    """Keep the directory whose time stamp would be another one when Hydra composes again."""
-    node = multirun.config.hydra.sweep
-    if "${now:" in str(OmegaConf.to_container(node)["dir"]):  # type: ignore[index, call-overload]
-        argv.append(f"hydra.sweep.dir={quoted(Path(node.dir))}")
 
 
 @contextlib.contextmanager
 def _ends_by_signal(pool: Pool) -> Iterator[None]:
-    """Have Ctrl-C, SIGTERM and a terminal that closes end the pool's jobs, and then the block."""
+    """End the pool's jobs, and then the block, on Ctrl-C, SIGTERM or a closed terminal."""
 
     def leave(number: int, _: FrameType | None) -> None:
-        raise Interrupted(number, "the jobs of the multirun are ended")
+        raise Interrupted(number, "the jobs of the multirun were stopped")
 
     before = {}
     if threading.current_thread() is threading.main_thread():

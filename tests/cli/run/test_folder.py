@@ -1,20 +1,15 @@
-"""Whose a run directory is, and how a run goes on in its own."""
+"""The folder of a run: its lock, and the names of its files."""
 
-import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
-import torch
 
-from se_lightning.cli.run import folder as directories
+from se_lightning.cli.run import folder as folders
+from se_lightning.cli.run.folder import RunFolder
 
-CODE = "import sys, pathlib; from se_lightning.cli.run.folder import claim; "
-CODE += "claim(pathlib.Path(sys.argv[1])); print('mine', flush=True); sys.stdin.read()"
+CODE = "import sys; from se_lightning.cli.run.folder import RunFolder; "
+CODE += "RunFolder(sys.argv[1]).claim(); print('mine', flush=True); sys.stdin.read()"
 
 
 def holder(folder):
@@ -26,231 +21,72 @@ def holder(folder):
     return process
 
 
-def test_a_directory_belongs_to_one_process_at_a_time(tmp_path):
-    folder = tmp_path / "run"
-    process = holder(folder)
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    process = holder(folder.path)
     with pytest.raises(ValueError, match=f"is in use by another run .process {process.pid} on"):
-        directories.claim(folder)
+        folder.claim()
     process.communicate()
-    assert not folder.exists()  # it was only claimed
-    process = holder(folder)
-    process.kill()  # its lock goes with it, and its file stays
+    assert not folder.path.exists()  # it was only claimed
+    process = holder(folder.path)
+    process.kill()  # its lock ends with it, but its file stays
     process.communicate()
-    assert (folder / ".lock").exists()
-    directories.claim(folder)
-    directories.claim(folder)  # and twice is once
-    directories._claimed.pop(folder).close()
+    assert (folder.path / ".lock").exists()
+    folder.claim()
+    folder.claim()  # a second claim by the same process changes nothing
+    folders._release(folder.path)
+    assert not folder.path.exists()
+
+
+def test_a_run_writes_no_name_that_the_folder_does_not_know(cli, short, tmp_path):
+    """A name that is missing would survive a restart, or hide that a run has started."""
+    cli(*short, "hydra.run.dir=run", env={"WANDB_MODE": "offline"})
+    cli("task=test", "ckpt_path=run/checkpoints/best.ckpt", "hydra.run.dir=test", *short)
+    known = {name.format(job="se_lightning") for name in folders._ENTRIES}
+    found = {path.name for name in ("run", "test") for path in (tmp_path / name).iterdir()}
+    assert found - known == set()
+    assert {".hydra", "checkpoints", "wandb", "wandb_id", "result.json"} <= found
 
 
 @pytest.fixture
-def run_dir(tmp_path):
-    """Make what a run with options leaves, as far as its command is concerned."""
-    folder = tmp_path / 'run "1"'
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / ".hydra" / "hydra.yaml").write_text(
-        """
-hydra:
-  job: {config_name: train, num: 3}
-  overrides:
-    task: [model.ratio=8, 'data.root=${nowhere}/a b', jobs.parallel=2]
-    hydra: ['hydra.run.dir=x', hydra.verbose=true, hydra.mode=MULTIRUN]
-  runtime:
-    config_sources:
-      - {provider: main, path: se_lightning.conf}
-      - {provider: command-line, path: /mine}
-"""
-    )
+def used(tmp_path):
+    """Make a folder with every name of a run, except those that show that it has started."""
+    folder = RunFolder(tmp_path / "run")
+    (folder.path / ".hydra").mkdir(parents=True)
+    for name in ("se_lightning.log", "hparams.yaml", "result.json"):
+        (folder.path / name).touch()
     return folder
 
 
-def test_resume_is_the_command_that_began_the_run(run_dir):
-    argv = ["se_lightning", f"resume={run_dir}", "trainer.max_epochs=9"]
-    directories.take_up(argv)
-    name = '"' + str(run_dir).replace('"', '\\"') + '"'
-    assert argv[1:] == [
-        "--config-name", "train", "--config-dir", "/mine", "model.ratio=8",
-        "data.root=${nowhere}/a b",
-        "hydra.verbose=true", "hydra.job.num=3", "trainer.max_epochs=9", f"resume={name}",
-        f"hydra.run.dir={name}", "hydra.output_subdir=null",
-    ]  # fmt: skip
+def test_the_folder_of_a_run_that_never_started_is_removed(used):
+    used.discard_unused("se_lightning")
+    assert not used.path.exists()
 
 
-def test_further_ranks_have_the_command_of_rank_0(run_dir, monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    argv = ["se_lightning", f"resume={run_dir}"]
-    directories.take_up(argv)
-    assert argv == ["se_lightning", f"resume={run_dir}"]
+def test_files_of_the_user_and_of_a_training_stay(used):
+    (used.path / "metrics.csv").touch()
+    before = sorted(used.path.iterdir())
+    used.discard_unused("se_lightning")
+    assert sorted(used.path.iterdir()) == before
+    (used.path / "metrics.csv").unlink()
+    (used.path / "notes.txt").touch()
+    used.discard_unused("se_lightning")
+    assert [path.name for path in used.path.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize(
-    ("more", "words"),
-    [
-        (["model.ratio=4"], "leave out model.ratio=4. A new run begins with"),
-        (["model=se_resnet50"], "leave out model=se_resnet50"),
-        (["data.batch_size=7"], "leave out data.batch_size=7"),
-        (["seed=1"], "leave out seed=1"),
-        (["~optimizer.lr"], "leave out ~optimizer.lr"),
-        (["hydra.run.dir=x"], "leave out hydra.run.dir=x"),
-        (["--config-name=x"], "leave out --config-name=x"),
-    ],
-)
-def test_a_resumed_run_stays_what_it_was(run_dir, told, more, words):
-    code, err = told(f"resume='{run_dir}'", *more)
-    assert code == 1
-    assert words in err
-    assert "Traceback" not in err
+def test_a_restart_keeps_the_log_and_writes_the_rest_again(used):
+    for name in ("metrics.csv", "nonfinite.json", "wandb_id"):
+        (used.path / name).touch()
+    used.checkpoints.mkdir()
+    used.prepare_restart()
+    assert sorted(path.name for path in used.path.iterdir()) == [".hydra", "se_lightning.log"]
 
 
-def test_only_a_run_that_was_cut_is_resumed(run_dir, told, tmp_path):
-    for name in ("nothing", "empty", "sweep", "damaged"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "nothing").rmdir()
-    (tmp_path / "sweep" / "multirun.yaml").touch()
-    (tmp_path / "damaged" / ".hydra").mkdir()
-    (tmp_path / "damaged" / ".hydra" / "hydra.yaml").write_text("hydra: [\n")
-    (run_dir / "result.json").write_text('{"status": "completed"}')
-    argv = ["se_lightning", f"resume={run_dir}"]
-    with pytest.raises(ValueError, match="is complete; trainer"):
-        directories.take_up(argv)
-    for name, words in {
-        "nothing": "is not a directory",
-        "empty": "is no run's directory: ",
-        "sweep": "is a multirun: `-m jobs.resume=",
-        "damaged": "can't be resumed: its .hydra/ or result.json is damaged",
-    }.items():
-        code, err = told(f"resume='{tmp_path / name}'")
-        assert (code, words in err) == (1, True), err
-
-
-def test_slurm_names_a_run_after_its_job_and_goes_on_with_it(tmp_path, run_dir, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    argv = ["se_lightning", "model.ratio=8"]
-    directories.take_up(argv)
-    assert len(argv) == 2
-    monkeypatch.setenv("SLURM_JOB_ID", "77")
-    directories.take_up(argv)
-    folder = Path(argv[2].removeprefix("hydra.run.dir=").strip('"'))
-    assert folder.parent == tmp_path / "outputs"
-    assert folder.name.startswith("slurm-77-")
-    folder.parent.mkdir()
-    run_dir.rename(folder)
-    again = ["se_lightning", "model.ratio=8"]
-    directories.take_up(again)
-    assert len(again) == 2  # the same command once more in one job: a time stamp
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    directories.take_up(again)
-    assert f'resume="{folder}"' in again
-    (folder / "result.json").write_text('{"status": "completed"}')
-    with pytest.raises(SystemExit) as done:
-        directories.take_up(["se_lightning", "model.ratio=8"])
-    assert done.value.code == 0
-    other = ["se_lightning", "model.ratio=4"]
-    directories.take_up(other)
-    assert folder.name not in other[2]
-
-
-STOP = """
-import os, signal
-import pytorch_lightning as pl
-
-class Stop(pl.Callback):
-    def __init__(self, batch, number):
-        self.batch, self.number = batch, number
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        at = trainer.fit_loop.epoch_loop.total_batch_idx
-        if at == self.batch and trainer.is_global_zero:
-            os.kill(os.getpid(), self.number)
-"""
-SMALL = (
-    "data=fake data.size=60 data.image_size=16 trainer.max_epochs=2 logger=csv model.stem=cifar "
-    "model.depth=[1,1,1] model.widths=[8,16,16] trainer.accelerator=cpu callbacks=checkpoint "
-    "trainer.log_every_n_steps=1"
-)
-
-
-def stopping(batch: int, number: int) -> list[str]:
-    node = "+callbacks.stop"
-    return [f"{node}._target_=stop.Stop", f"{node}.batch={batch}", f"{node}.number={int(number)}"]
-
-
-def outcome(folder: Path):
-    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    result = json.loads((folder / "result.json").read_text())
-    weights = {name: tensor.tolist() for name, tensor in last["state_dict"].items()}
-    return weights, (folder / "metrics.csv").read_bytes(), result["status"], result["metrics"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2])
-def test_slurms_signal_saves_and_requeues_and_the_restart_ends_as_if_nothing_had_been(
-    cli, tmp_path, devices
-):
-    (tmp_path / "stop.py").write_text(STOP)
-    stub = tmp_path / "bin" / "scontrol"
-    stub.parent.mkdir()
-    stub.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
-    stub.chmod(0o755)
-    path = {"PYTHONPATH": str(tmp_path), "PATH": f"{stub.parent}:{os.environ['PATH']}"}
-    command = [*SMALL.split(), f"trainer.devices={devices}"]
-    cli(*command, *stopping(-1, 0), "hydra.run.dir=whole", env=path)
-    slurm = path | {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}
-    if devices == 1:  # Lightning looks for its ranks in SLURM's tasks
-        slurm |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
-    else:
-        slurm.pop("SLURM_NTASKS")
-    command += stopping(4, signal.SIGUSR1)
-    cut = cli(*command, env=slurm, check=False)
-    assert cut.returncode == 128 + signal.SIGUSR1, cut.stderr[-2000:]
-    assert "se_lightning: SIGUSR1: saved at step 5; resume=" in cut.stderr
-    assert (tmp_path / "asked").read_text() == "requeue 77\n"
-    (folder,) = (tmp_path / "outputs").iterdir()
-    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
-    cli(*command, env=slurm | {"SLURM_RESTART_COUNT": "1"})
-    assert outcome(folder) == outcome(tmp_path / "whole")
-    done = cli(*command, env=slurm | {"SLURM_RESTART_COUNT": "2"})
-    assert done.stdout == f"{folder} is complete.\n"
-
-
-@pytest.mark.slow
-def test_two_runs_started_at_once_into_one_directory_are_one_run(tmp_path):
-    command = [sys.executable, "-m", "se_lightning", *SMALL.split(), "hydra.run.dir=run"]
-    both = [
-        subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in "ab"
-    ]
-    told = [process.communicate(timeout=200)[1] for process in both]
-    assert sorted(process.returncode for process in both) == [0, 1]
-    (refused,) = (told[at] for at, process in enumerate(both) if process.returncode)
-    assert "is in use by another run (" in refused
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "completed"
-
-
-@pytest.mark.slow
-def test_a_run_is_not_resumed_while_it_runs(tmp_path):
-    run = [sys.executable, "-m", "se_lightning"]
-    first = subprocess.Popen([*run, *SMALL.split(), "hydra.run.dir=run"], cwd=tmp_path)
-    while not (tmp_path / "run" / ".hydra" / "hydra.yaml").exists():
-        time.sleep(0.05)
-    second = subprocess.run(
-        [*run, "resume=run"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert second.returncode == 1
-    assert "is in use by another run (process" in second.stderr
-    assert first.wait(200) == 0
-
-
-@pytest.mark.slow
-def test_a_run_of_torchruns_goes_on_with_torchrun(cli, tmp_path):
-    """Further ranks write elsewhere, and read the checkpoint in the run's directory."""
-    (tmp_path / "stop.py").write_text(STOP)
-    path = {"PYTHONPATH": str(tmp_path)}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    start = [*torchrun, "--nproc_per_node=2", "-m", "se_lightning"]
-    command = [*SMALL.split(), "trainer.devices=2", "checkpoint.every_n_steps=2"]
-    cli(*command, *stopping(-1, 0), "hydra.run.dir=whole", env=path)
-    kill = stopping(5, signal.SIGKILL)
-    cut = cli(*command, *kill, "hydra.run.dir=cut", command=start, env=path, check=False)
-    assert cut.returncode != 0
-    assert not (tmp_path / "cut" / "result.json").exists()
-    cli("resume=cut", "callbacks.stop=null", command=start, env=path)
-    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_a_damaged_result_is_empty_or_refused(tmp_path, text):
+    folder = RunFolder(tmp_path)
+    assert folder.result(strict=True) == {}
+    (tmp_path / "result.json").write_bytes(text.encode("latin-1"))
+    assert folder.result() == {}
+    with pytest.raises(ValueError):  # noqa: PT011 - the caller words it
+        folder.result(strict=True)

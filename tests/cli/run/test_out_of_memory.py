@@ -72,12 +72,14 @@ def test_the_message_says_which_batch_and_what_needs_half(told, short, hungry, t
     assert code == 1
     assert error.splitlines()[-1] == (
         "se_lightning: error: out of memory with data.batch_size=64 of 1x32x32 images on cpu "
-        "(CUDA out of memory. Tried to allocate 2.00 GiB.): data.batch_size=32 "
-        "trainer.accumulate_grad_batches=2 makes the same steps with half of it; "
-        "on_oom=accumulate does so by itself."
+        "(CUDA out of memory. Tried to allocate 2.00 GiB.). Set data.batch_size=32 "
+        "trainer.accumulate_grad_batches=2 for the same optimizer steps with half the batch; "
+        "on_oom=accumulate does this automatically."
     )
     assert "Traceback" not in error
-    assert result(tmp_path)["status"] == "failed"
+    found = result(tmp_path)
+    assert (found["status"], found["kind"]) == ("failed", "out_of_memory")
+    assert found["details"]["size"] == "data.batch_size=64"
     (hydras,) = tmp_path.rglob(".hydra")
     assert (hydras / "overrides.yaml").exists()
 
@@ -96,7 +98,7 @@ def replaced(monkeypatch):
         raise Replaced
 
     monkeypatch.setattr(os, "execve", execve)
-    monkeypatch.setattr(memory, "_let_go", lambda: None)
+    monkeypatch.setattr(os, "set_inheritable", lambda *_: None)  # of descriptors of the tests
     return caught
 
 
@@ -154,7 +156,9 @@ def test_validation_halves_its_own_batch():
     trainer = type("T", (), {"strategy": type("S", (), {"root_device": "cuda:0"})})
     data = type("D", (), {"eval_batch_size": 100, "in_channels": 3, "image_size": 224})
     with (
-        pytest.raises(memory.BatchTooLargeError, match="eval_batch_size=50 changes no figure"),
+        pytest.raises(
+            memory.BatchTooLargeError, match="eval_batch_size=50, which changes no metric"
+        ),
         memory.explained(config, trainer, data),
     ):
         validation_step()
@@ -168,7 +172,7 @@ def test_it_halves_until_it_fits_and_says_so(cli, short, hungry, tmp_path, resul
     found = result(tmp_path)
     assert (found["batch_size"], found["accumulate_grad_batches"]) == (16, 4)
     assert found["status"] == "completed"
-    begun = [line for line in done.stdout.splitlines() if "begins anew" in line]
+    begun = [line for line in done.stdout.splitlines() if "restarting with" in line]
     assert ["data.batch_size=32" in begun[0], "data.batch_size=16" in begun[1]] == [True, True]
     assert len(list((tmp_path / "outputs").iterdir())) == 1
     (overrides,) = tmp_path.rglob("overrides.yaml")
@@ -188,7 +192,7 @@ def test_with_two_ranks_one_of_which_lacks_memory(cli, short, hungry, tmp_path, 
 
 
 @pytest.mark.slow
-def test_in_a_multirun_the_job_begins_anew(cli, short, hungry, tmp_path):
+def test_in_a_multirun_the_job_restarts(cli, short, hungry, tmp_path):
     cli(*short, *FAST, "logger=csv", "on_oom=accumulate", hungry(40), "seed=1,2", "-m")
     found = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
     assert [(each["status"], each["batch_size"]) for each in found] == [("completed", 32)] * 2

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from se_lightning.cli.errors import RankError, explain, is_mistake
+from se_lightning.cli.errors import Failure, RankError, explain, is_user_error
 from se_lightning.cli.run import rank_failures as failures
+from se_lightning.cli.run.folder import RunFolder
 
 GLOO = "[/x/gloo/pair.cc:561] Connection closed by peer [::1]:1. This is typically caused. GLHF!"
 
@@ -32,7 +33,7 @@ def ended(run_dir, monkeypatch):
         processes = [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
         for process in processes:
             process.wait(20)
-        monkeypatch.setattr(failures, "_watch", failures._Watch(processes, run_dir))
+        monkeypatch.setattr(failures, "_watch", failures._Watch(processes, RunFolder(run_dir)))
 
     return start
 
@@ -51,47 +52,50 @@ def test_lightnings_watcher_is_replaced_by_ours():
 def test_one_process_has_itself_to_blame(run_dir):
     leave(run_dir, status="failed", error="of an earlier run", rank=1)
     error = RuntimeError(GLOO)
-    assert failures.blame(error, run_dir) is error
+    assert failures.blame(error, RunFolder(run_dir)) is error
 
 
 @pytest.mark.parametrize("error", [RuntimeError(GLOO), KeyError("what follows from it")])
 def test_the_record_of_another_rank_goes_before_what_follows_from_it(error, run_dir, ended):
     ended("raise SystemExit(1)")
     leave(run_dir, status="failed", error="ValueError: a", traceback="T\n", rank=1)
-    first = failures.blame(error, run_dir)
+    first = failures.blame(error, RunFolder(run_dir))
     assert explain(first) == "rank 1: ValueError: a"
-    assert failures.stack(first) == "T\n"
+    assert Failure.of(first).traceback == "T\n"
 
 
 def test_what_both_ranks_say_is_said_as_rank_0_says_it(run_dir, ended):
     ended("raise SystemExit(1)")
     leave(run_dir, status="failed", error="the same", rank=1)
     error = ValueError("the same")
-    assert failures.blame(error, run_dir) is error
+    assert failures.blame(error, RunFolder(run_dir)) is error
 
 
 @pytest.mark.parametrize(
     ("codes", "words"),
     [
-        (["import os; os.kill(os.getpid(), 9)"], "rank 1 was killed by signal 9 (SIGKILL): the k"),
-        (["import os; os.kill(os.getpid(), 11)"], "rank 1 was killed by signal 11 (SIGSEGV)"),
+        (
+            ["import os; os.kill(os.getpid(), 9)"],
+            "rank 1 was killed by signal 9, SIGKILL (probably the k",
+        ),
+        (["import os; os.kill(os.getpid(), 11)"], "rank 1 was killed by signal 11, SIGSEGV"),
         (["exit(1)", "import os; os.kill(os.getpid(), 9)"], "rank 2 was killed by signal 9"),
-        (["exit(0)", "exit(3)"], "rank 2 ended with exit code 3; what it said stands above"),
+        (["exit(0)", "exit(3)"], "rank 2 ended with exit code 3; see its output above"),
     ],
 )
 def test_a_rank_without_words_is_told_of_by_its_end(codes, words, run_dir, ended):
     ended(*codes)
-    first = failures.blame(RuntimeError(GLOO), run_dir)
+    first = failures.blame(RuntimeError(GLOO), RunFolder(run_dir))
     assert explain(first).startswith(words)
-    assert is_mistake(first)
-    assert failures.stack(first) == ""
+    assert is_user_error(first)
+    assert Failure.of(first).traceback == ""
 
 
 def test_an_error_of_rank_0_waits_for_nobody(run_dir, ended):
     ended("exit(0)")
     error = KeyError("own")
     start = time.monotonic()
-    assert failures.blame(error, run_dir) is error
+    assert failures.blame(error, RunFolder(run_dir)) is error
     assert time.monotonic() - start < 0.3
 
 
@@ -101,10 +105,10 @@ def test_a_lost_connection_that_nobody_explains_keeps_its_stack(run_dir, monkeyp
     try:
         raise RuntimeError(GLOO)
     except RuntimeError as error:
-        first = failures.blame(error, run_dir)
-    assert explain(first).startswith("the connection to another rank is lost; what ended that ")
+        first = failures.blame(error, RunFolder(run_dir))
+    assert explain(first).startswith("the connection to another rank is lost; see that rank")
     assert "GLHF" not in explain(first)
-    assert "raise RuntimeError(GLOO)" in failures.stack(first)
+    assert "raise RuntimeError(GLOO)" in Failure.of(first).traceback
 
 
 @pytest.mark.parametrize("error", [ValueError("a mistake"), KeyError("a fault")])
@@ -114,7 +118,7 @@ def test_torchrun_reads_the_last_words(error, run_dir, monkeypatch, capsys):
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
-    failures.tell(error)
+    failures.report(Failure.of(error))
     said = capsys.readouterr().err
     read = ProcessFailure(local_rank=1, pid=1, exitcode=1, error_file=str(file))
     assert read.message["extraInfo"]["py_callstack"] == said.rstrip("\n")
@@ -123,7 +127,7 @@ def test_torchrun_reads_the_last_words(error, run_dir, monkeypatch, capsys):
     # ... and so does rank 0, which has lost its connection.
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(run_dir / "attempt_0" / "0" / "error.json"))
-    first = failures.blame(RuntimeError(GLOO), run_dir)
+    first = failures.blame(RuntimeError(GLOO), RunFolder(run_dir))
     assert explain(first) == f"rank 1: {explain(error)}"
 
 
@@ -132,11 +136,12 @@ import subprocess, sys, time
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from se_lightning import failures
+from se_lightning.cli.run import rank_failures as failures
 
 failures.GRACE = 0.5
 HydraConfig.get = staticmethod(lambda: OmegaConf.create(
-    {"runtime": {"output_dir": sys.argv[1]}, "job": {"num": 0}, "overrides": {"task": []}}
+    {"runtime": {"output_dir": sys.argv[1], "config_sources": []},
+     "job": {"num": 0, "config_name": "train"}, "overrides": {"task": [], "hydra": []}}
 ))
 ranks = [subprocess.Popen([sys.executable, "-c", code]) for code in sys.argv[2:]]
 print(*(rank.pid for rank in ranks), flush=True)
@@ -154,7 +159,7 @@ def test_the_watch_ends_a_rank_0_that_hears_nothing_and_the_other_ranks(tmp_path
         timeout=30,
     )
     assert done.returncode == 1
-    assert "se_lightning: error: rank 1 was killed by signal 9 (SIGKILL)" in done.stderr
+    assert "se_lightning: error: rank 1 was killed by signal 9, SIGKILL" in done.stderr
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
     other = Path(f"/proc/{done.stdout.split()[1]}/cmdline")
     assert not (other.exists() and other.read_bytes())  # that of a zombie is empty

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from se_lightning.cli.run import report as account
+from se_lightning.cli.run import report
+from se_lightning.cli.run.folder import RunFolder
 
 
 def one(folder: Path, pattern: str) -> Path:
@@ -36,16 +37,16 @@ def test_a_run_leaves_what_it_promises_and_its_checkpoint_is_tested_alike(
         "excitation/histogram.png",
         "wandb",
     } <= left
-    report = result(tmp_path)
-    assert report["status"] == "completed"
-    assert report["model"] == "se_resnet20"
+    found = result(tmp_path)
+    assert found["status"] == "completed"
+    assert found["model"] == "se_resnet20"
     # ResNet-20's 272,474, less two input channels, plus 3 gates of each width C: 2 C C/8 + C + C/8.
-    assert report["parameters"] == 272_474 - 2 * 9 * 16 + 3 * (82 + 292 + 1096)
-    assert list(dict.fromkeys(report["hidden_widths"].values())) == [2, 4, 8]
-    assert (report["world_size"], report["epochs"], report["steps"]) == (1, 1, 2)
-    assert {"train/loss", "val/acc1", "val/acc5", "test/acc1"} <= set(report["metrics"])
-    assert report["versions"]["torch"] == torch.__version__.partition("+")[0]
-    accuracy = f"{100 * report['metrics']['test/acc1']:.2f} %"
+    assert found["parameters"] == 272_474 - 2 * 9 * 16 + 3 * (82 + 292 + 1096)
+    assert list(dict.fromkeys(found["hidden_widths"].values())) == [2, 4, 8]
+    assert (found["world_size"], found["epochs"], found["steps"]) == (1, 1, 2)
+    assert {"train/loss", "val/acc1", "val/acc5", "test/acc1"} <= set(found["metrics"])
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    accuracy = f"{100 * found['metrics']['test/acc1']:.2f} %"
     assert done.stdout.rstrip().splitlines()[-3:] == [
         f"test accuracy  {accuracy}",
         f"run directory  {run_dir}",
@@ -63,15 +64,15 @@ def test_a_run_leaves_what_it_promises_and_its_checkpoint_is_tested_alike(
     moved = one(run_dir, "best.ckpt").rename(tmp_path / "moved.ckpt")
     cli("task=test", f"ckpt_path={moved}", "logger=csv", "hydra.run.dir=again")
     again = result(tmp_path / "again")
-    assert again["metrics"]["test/acc1"] == report["metrics"]["test/acc1"]
-    assert again["parameters"] == report["parameters"]
+    assert again["metrics"]["test/acc1"] == found["metrics"]["test/acc1"]
+    assert again["parameters"] == found["parameters"]
     assert again["data"] == "DigitsDataModule"
 
 
 def test_two_processes_train_se_resnet50_with_a_plus(cli, short, result, tmp_path):
     done = cli("+model=se_resnet50", "trainer.devices=2", "trainer.strategy=ddp", *short)
-    report = result(tmp_path)
-    assert (report["world_size"], report["model"]) == (2, "se_resnet50")
+    found = result(tmp_path)
+    assert (found["world_size"], found["model"]) == (2, "se_resnet50")
     assert len(list((tmp_path / "outputs").iterdir())) == 1
     assert len(list(tmp_path.rglob("run-*.wandb"))) == 1
     assert done.stdout.count("leave a last feature map of 1x1") == 1
@@ -83,15 +84,15 @@ def test_two_processes_train_a_net_with_gates_in_one_stage(cli, short, result, t
     """DDP waits for every parameter: what is switched off must not be there."""
     gates = ("model.gate=concurrent", "model.stages=[2]", "model.placement=pre")
     cli("trainer.devices=2", *gates, *short, "logger=csv")
-    report = result(tmp_path)
+    found = result(tmp_path)
     # Three units of stage 2, the first of which sees 16 channels; two gates each.
-    assert (report["world_size"], report["gates"]) == (2, 6)
-    assert list(report["hidden_widths"].values()) == [4, 8, 8]
+    assert (found["world_size"], found["gates"]) == (2, 6)
+    assert list(found["hidden_widths"].values()) == [4, 8, 8]
 
 
 def test_an_accuracy_of_zero_is_told(caplog, tmp_path):
     with caplog.at_level(logging.INFO):
-        account.report({"metrics": {"test/acc1": 0.0}, "picture": None}, tmp_path)
+        report.last_lines({"metrics": {"test/acc1": 0.0}, "picture": None}, RunFolder(tmp_path))
     assert "test accuracy  0.00 %" in caplog.text
 
 
@@ -99,7 +100,7 @@ def test_an_accuracy_of_zero_is_told(caplog, tmp_path):
 def test_more_processes_than_cores_are_told(cli, short, tmp_path, result):
     cores = len(os.sched_getaffinity(0))
     done = cli(f"trainer.devices={cores + 1}", *short, "logger=csv", "callbacks=none")
-    assert f"{cores + 1} CPU processes share {cores} cores" in done.stdout
+    assert f"{cores + 1} CPU processes share {cores} cores, which" in done.stdout
     assert result(tmp_path)["world_size"] == cores + 1
 
 
@@ -122,9 +123,9 @@ def test_a_failing_rank_ends_the_run_with_its_error(cli, short, tmp_path, result
     )
     assert done.returncode != 0
     assert "RuntimeError: rank 1 breaks" in done.stderr
-    report = result(tmp_path)
-    assert report["status"] == "failed"
-    assert report["error"] == "RuntimeError: rank 1 breaks"
+    found = result(tmp_path)
+    assert found["status"] == "failed"
+    assert found["error"] == "RuntimeError: rank 1 breaks"
     running = [
         path
         for path in Path("/proc").glob("[0-9]*/cmdline")
@@ -196,7 +197,7 @@ def test_what_looks_into_networks_says_which_and_how_many_it_needs(told, short, 
         (("task=analyze",), "This task needs a checkpoint"),
         (("task=analyze", best, "trainer.devices=2"), "task=analyze has no trainer; leave out"),
         (("task=analyze", best, "model.ratio=2"), "rebuilt from `ckpt_path` as it was trained"),
-        (("task=compare", best), "must be two checkpoints: ckpt_path=[A,B]"),
+        (("task=compare", best), "this task takes two checkpoints, ckpt_path=[A,B]"),
         (("task=what_if", two), "this task takes one checkpoint"),
         (("task=test", two), "this task takes one checkpoint"),
         ((two,), "this task takes one checkpoint"),
@@ -222,4 +223,4 @@ def test_the_best_few_epochs_are_kept_beside_the_best(told, short, tmp_path):
 def test_several_checkpoints_of_one_name_are_refused(told, short):
     code, err = told(*short, "callbacks.checkpoint.save_top_k=3")
     assert code == 1
-    assert "would write all of them into best.ckpt: checkpoint.top_k=3 keeps each apart" in err
+    assert "would write all checkpoints to best.ckpt; use checkpoint.top_k=3" in err

@@ -1,86 +1,34 @@
-"""Which multiruns compare a network with itself."""
-
-import re
+"""Composing a multirun before Hydra runs it."""
 
 import pytest
 
-from se_lightning.cli.sweep.multirun import composed, refuse_equal_networks
-
-EQUAL = [
-    (["model.divisor=8", "model.ratio=4,8,16"], "Jobs 1 and 2 .*hidden widths 8.*: model.ratio=8"),
-    (["model.gate=none", "model.ratio=4,8"], "Jobs 0 and 1 .*network: model.ratio=4 and"),
-    (["model.gate=channel,none", "model.ratio=4,8"], "Jobs 2 and 3"),
-    (["model.ratio=4,4.0"], "model.ratio=4 and model.ratio=4.0 make"),
-    (["model.stages=[1,2,3],null"], "model.stages=.1, 2, 3. and model.stages=None"),
-    (["model.gate=spatial", "model.ratio=4,8"], "Jobs 0 and 1"),
-    (["model.depth=20,[3,3,3]", "model.stem=cifar"], "model.depth=20 and"),
-    (["seed=0,1", "model.ratio=4,4.0"], "Jobs 0 and 1"),
-    (["model=torchvision", "model.name=resnet18", "model.ratio=4,8"], "Jobs 0 and 1"),
-    (["model=timm", "model.name=resnet18", "model.add_gates=stages", "model.divisor=128",
-      "model.ratio=4,8"], "Jobs 0 and 1"),
-    (["model.gate=none", "model.placement=standard,pre"], "Jobs 0 and 1"),
-    (["model=se_resnet20", "model.divisor=8", "hydra.mode=MULTIRUN", "model.ratio=8,16"], "Jobs 0"),
-]  # fmt: skip
+from se_lightning.cli.command import Command
+from se_lightning.cli.sweep.multirun import Multirun
 
 
-@pytest.mark.parametrize(("overrides", "message"), EQUAL, ids=lambda value: str(value)[:40])
-def test_equal_networks_are_refused(overrides, message):
-    argv = ["se_lightning", *overrides]
-    if "hydra.mode=MULTIRUN" not in argv:
-        argv.insert(1, "-m")
-    with pytest.raises(ValueError, match=message):
-        refuse_equal_networks(composed(argv))
-    refuse_equal_networks(composed([*argv, "jobs.allow_equal=true"]))
+def composed(*arguments):
+    return Multirun.composed(Command.parse(arguments))
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["model.ratio=4,8,16"],
-        ["seed=0,1,2"],
-        ["trainer.devices=1,2,1"],
-        ["model.ratio=4,4"],  # asked for twice
-        ["model.label_smoothing=0,0.1"],
-        ["model.weights=a.pth,b.pth"],
-        ["model.freeze=null,norms,backbone"],
-        ["model.layer_decay=0.5,0.75"],
-        ["model=torchvision", "model.name=resnet18", "model.add_gates=null,residual,stages"],
-        ["model=torchvision", "model.name=resnet18,resnet34"],
-        ["model.squeeze=avg,max,avgmax,none"],
-        ["model.gate_activation=sigmoid,tanh"],
-        ["model.placement=standard,pre,post,identity,inner"],
-        ["model.gate=concurrent", "model.merge=sum,max,product"],
-        ["model=se_resnet50", "model.stride_in=3x3,1x1"],
-        ["model=se_resnet50", "model.ceil_pool=true,false"],
-        ["model=se_shake_shake26_2x96d", "model.backward=shake,even"],
-        ["model=se_simple,se_simple_residual"],
-        ["model.ratio=0,8"],  # the job's own failure
-        ["model=nope,se_resnet20"],  # Hydra's
-        ["data.batch_size=32,64", "model.gate=none"],
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_different_points_run(overrides):
-    refuse_equal_networks(composed(["se_lightning", "-m", *overrides]))
+def test_options_of_multiruns_are_refused_without_one():
+    with pytest.raises(ValueError, match=r"jobs\.parallel=2 is an option of multiruns"):
+        composed("jobs.parallel=2", "model.ratio=4")
+    assert composed("model.ratio=4") is None
 
 
-def test_a_single_run_is_not_looked_at():
-    refuse_equal_networks(composed(["se_lightning", "model.ratio=4,4.0"]))
+def test_a_multirun_knows_its_points_and_its_folder():
+    multirun = composed("-m", "model.ratio=4,8", "seed=1,2", "trainer.max_epochs=1")
+    found = [
+        (point.model.ratio, point.seed, point.trainer.max_epochs) for point in multirun.points()
+    ]
+    assert found == [(4, 1, 1), (4, 2, 1), (8, 1, 1), (8, 2, 1)]
+    assert multirun.is_basic
+    assert multirun.fixed == ["trainer.max_epochs=1"]
+    assert [override.get_key_element() for override in multirun.swept] == ["model.ratio", "seed"]
+    # The time stamp is taken once, not again by Hydra.
+    assert multirun.command.value("hydra.sweep.dir").endswith(multirun.config.hydra.sweep.dir)
 
 
-def test_a_sweep_in_a_config_of_ones_own(tmp_path):
-    folder = tmp_path / "experiment"
-    folder.mkdir()
-    (folder / "mine.yaml").write_text(
-        "# @package _global_\nmodel: {divisor: 8}\n"
-        "hydra: {sweeper: {params: {model.ratio: '8,16'}}}\n"
-    )
-    argv = ["se_lightning", "-m", "--config-dir", str(tmp_path), "experiment=mine"]
-    with pytest.raises(ValueError, match=re.escape("model.ratio=8 and model.ratio=16")):
-        refuse_equal_networks(composed(argv))
-
-
-def test_what_is_about_the_jobs_of_a_multirun_is_refused_without_one():
-    with pytest.raises(ValueError, match=r"jobs\.parallel=2 is about the jobs of a multirun"):
-        composed(["se_lightning", "jobs.parallel=2", "model.ratio=4"])
-    assert composed(["se_lightning", "model.ratio=4"]) is None
+def test_a_multirun_that_hydra_refuses_is_left_to_hydra():
+    assert composed("-m", "model=nope") is None
+    assert composed("-m", "model.ratio=4,8", "--cfg", "job") is None

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.sweep import pool as jobs
-from se_lightning.cli.sweep.pool import Job, Pool, Stopped, gpus_asked
+from se_lightning.cli.sweep.pool import Job, Pool, Stopped, gpus_needed
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="cores are handed out on Linux")
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
@@ -38,7 +39,7 @@ def job(tmp_path):
         run_dir = tmp_path / str(number)
         run_dir.mkdir()
         command = command or [sys.executable, "-c", REPORT, str(run_dir), str(seconds)]
-        return Job(number, run_dir, command, dict(os.environ), ["a=1"], gpus)
+        return Job(number, RunFolder(run_dir), command, dict(os.environ), ["a=1"], gpus)
 
     return make
 
@@ -112,22 +113,24 @@ def test_no_gpu_is_in_two_jobs_and_a_large_job_waits_for_enough(job):
 )
 def test_a_job_gets_as_many_gpus_as_its_trainer_asks_for(accelerator, devices, count):
     trainer = OmegaConf.create({"accelerator": accelerator, "devices": devices})
-    assert gpus_asked(trainer, list("0123")) == count
-    assert gpus_asked(trainer, []) == 0
+    assert gpus_needed(trainer, list("0123")) == count
+    assert gpus_needed(trainer, []) == 0
 
 
 @pytest.mark.parametrize(
-    ("devices", "message"), [(5, "but there are 4 to share out"), ([0, 1], "a number of GPUs")]
+    ("devices", "message"), [(5, "but this machine has 4"), ([0, 1], "a number of GPUs")]
 )
 def test_a_job_that_cannot_have_its_gpus_is_refused(devices, message):
     trainer = OmegaConf.create({"accelerator": "auto", "devices": devices})
     with pytest.raises(ValueError, match=message):
-        gpus_asked(trainer, list("0123"))
+        gpus_needed(trainer, list("0123"))
 
 
 @linux
 def test_more_jobs_than_cores_are_refused():
-    with pytest.raises(ValueError, match=rf"`jobs.parallel` \(=9999\) is more than the {CORES}"):
+    with pytest.raises(
+        ValueError, match=rf"`jobs.parallel` \(=9999\) is more than the {CORES} available"
+    ):
         Pool(9999)
 
 
@@ -157,7 +160,7 @@ SLEEPER = ["/bin/sh", "-c", "sleep 100 & echo $! > $0/pid; sleep 100"]
 
 def sleeper(job, number):
     made = job(number)
-    made.command[:] = [*SLEEPER, str(made.run_dir)]
+    made.command[:] = [*SLEEPER, str(made.folder.path)]
     return made
 
 
@@ -190,7 +193,7 @@ def test_a_stopped_job_may_save_and_its_own_children_end_too(job, tmp_path, sign
         "touch $0/ready; while true; do sleep 0.1; done"
     )
     made = job(0)
-    made.command[:] = ["/bin/sh", "-c", script, str(made.run_dir)]
+    made.command[:] = ["/bin/sh", "-c", script, str(made.folder.path)]
     pool = Pool()
     pool.start(made)
     while not (tmp_path / "0" / "ready").exists():
@@ -218,7 +221,7 @@ def test_a_job_that_does_not_listen_is_killed(job, tmp_path, monkeypatch):
     pool = Pool()
     made = job(0)
     deaf = "trap '' TERM; touch $0/ready; while true; do sleep 0.1; done"
-    made.command[:] = ["/bin/sh", "-c", deaf, str(made.run_dir)]
+    made.command[:] = ["/bin/sh", "-c", deaf, str(made.folder.path)]
     pool.start(made)
     while not (tmp_path / "0" / "ready").exists():
         time.sleep(0.01)
@@ -230,7 +233,7 @@ def test_a_second_ctrl_c_does_not_wait_any_longer(job, tmp_path):
     pool = Pool()
     made = job(0)
     deaf = "trap '' TERM INT; touch $0/ready; while true; do sleep 0.1; done"
-    made.command[:] = ["/bin/sh", "-c", deaf, str(made.run_dir)]
+    made.command[:] = ["/bin/sh", "-c", deaf, str(made.folder.path)]
     pool.start(made)
     while not (tmp_path / "0" / "ready").exists():
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What a multirun that was cut has left to do."""
+"""Resuming an interrupted multirun."""
 
 import json
 import os
@@ -7,13 +7,15 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from se_lightning.cli.sweep import resume as unfinished
+from se_lightning.cli.command import Command
+from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.sweep.pool import Job
+from se_lightning.cli.sweep.resume import remaining, resumed
 
 NUMBER = "${hydra.job.num}"  # not to be resolved: there is no number yet
 
 
-def test_the_command_line_of_a_multirun_is_rebuilt_in_place(tmp_path, monkeypatch):
+def test_the_command_of_a_multirun_is_rebuilt(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "begun here").mkdir()
     begun = {
@@ -36,16 +38,14 @@ def test_the_command_line_of_a_multirun_is_rebuilt_in_place(tmp_path, monkeypatc
     }
     (tmp_path / "s").mkdir()
     OmegaConf.save(OmegaConf.create({"hydra": begun}), tmp_path / "s" / "multirun.yaml")
-    argv = same = ["x", "jobs.resume=s", "jobs.parallel=2"]
-    assert unfinished.restore(argv)
-    assert same is argv
-    assert argv[1:] == [
-        "-m", "--config-name", "mine", "--config-dir", "/b", f"hydra.sweep.subdir={NUMBER}",
-        "model.ratio=4,8", "jobs.allow_equal=true", "jobs.parallel=2",
-        f'hydra.sweep.dir="{tmp_path}/s"',
+    command = resumed(Command.parse(["jobs.resume=s", "jobs.parallel=2"]))
+    assert command.argv() == [
+        "-m", "--config-name", "mine", "--config-dir", "/b",
+        "model.ratio=4,8", "jobs.allow_equal=true", f"hydra.sweep.subdir={NUMBER}",
+        "jobs.parallel=2", f'hydra.sweep.dir="{tmp_path}/s"',
     ]  # fmt: skip
     assert os.getcwd() == str(tmp_path / "begun here")
-    assert not unfinished.restore(argv)
+    assert resumed(command) is command
 
 
 @pytest.mark.parametrize(
@@ -54,21 +54,21 @@ def test_the_command_line_of_a_multirun_is_rebuilt_in_place(tmp_path, monkeypatc
         ("completed", True, None),
         ("failed", True, "resume"),
         (None, True, "resume"),
-        ("failed", False, "anew"),
-        (None, False, "anew"),
+        ("failed", False, "whole"),
+        (None, False, "whole"),
     ],
 )
-def test_what_is_left_of_a_job(tmp_path, status, checkpoint, left):
+def test_what_remains_of_a_job(tmp_path, status, checkpoint, left):
     if status:
         (tmp_path / "result.json").write_text(json.dumps({"status": status}))
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / ("last.ckpt" if checkpoint else ".torn")).touch()
-    job = Job(7, tmp_path, ["anew"])
-    rest = unfinished.left_of(job)
+    job = Job(7, RunFolder(tmp_path), ["whole"])
+    rest = remaining(job)
     if left is None:
         assert rest is None
         return
     assert not (tmp_path / "result.json").exists()
     assert (tmp_path / "checkpoints").exists() == checkpoint
     resumed = [sys.executable, "-m", "se_lightning", f'resume="{tmp_path}"', "hydra.job.num=7"]
-    assert rest.command == (resumed if left == "resume" else ["anew"])
+    assert rest.command == (resumed if left == "resume" else ["whole"])

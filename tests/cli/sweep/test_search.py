@@ -13,10 +13,12 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from se_lightning.cli.sweep import multirun as points
+from se_lightning.cli.command import Command
+from se_lightning.cli.errors import JobError
 from se_lightning.cli.sweep import search
-from se_lightning.cli.sweep import sweep as sweeps
+from se_lightning.cli.sweep.multirun import Multirun
 from se_lightning.cli.sweep.search import distribution
+from se_lightning.cli.sweep.sweep import lead
 
 optuna = pytest.importorskip("optuna")
 
@@ -41,25 +43,21 @@ SPACE = ("model.ratio=choice(2,4,8,16)", "optimizer.lr=tag(log,interval(0.01,1))
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Search in a folder; return its trials, and what was said."""
-    commands = sweeps.command
 
-    def command(*arguments):
-        made = commands(*arguments)
-        number = next(word for word in made if word.startswith("hydra.job.num="))
-        kept = [w for w in made if "=" in w and w != number]
-        return [sys.executable, "-c", SCORE, *kept, number, ""]
+    def line(command):
+        return [sys.executable, "-c", SCORE, *command.overrides, ""]
 
-    monkeypatch.setattr(search, "command", command)
+    monkeypatch.setattr(Command, "line", line)
     monkeypatch.chdir(tmp_path)
 
     def run(folder, *arguments, space=SPACE):
-        argv = ["x", "-m", *space, *arguments, f"hydra.sweep.dir={folder}"]
-        multirun = points.composed(argv)
+        argv = ["-m", *space, *arguments, f"hydra.sweep.dir={folder}"]
+        multirun = Multirun.composed(Command.parse(argv))
         error = None
         try:
-            with sweeps.lead(multirun, resumed=Path(folder).exists()) as sweep:
+            with lead(multirun, resumed=Path(folder).exists()) as sweep:
                 search.search(sweep)
-        except sweeps.JobError as end:
+        except JobError as end:
             error = str(end)
         found = {}
         for path in Path(folder).glob("*/result.json"):

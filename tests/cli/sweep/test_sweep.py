@@ -7,9 +7,9 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from se_lightning.cli import main as command_line
-from se_lightning.cli.sweep import multirun as points
+from se_lightning.cli.command import Command
 from se_lightning.cli.sweep import sweep as sweeps
+from se_lightning.cli.sweep.multirun import Multirun
 
 
 def rows(sweep):
@@ -108,7 +108,7 @@ def test_a_job_that_dies_without_a_word_has_its_row(job, monkeypatch):
     """Under a launcher that waits for the result."""
     (job / "3").mkdir()
     HydraConfig.get().runtime.output_dir = str(job / "3")
-    monkeypatch.setattr(sweeps, "command", lambda *_: ["/bin/sh", "-c", "kill -9 $$"])
+    monkeypatch.setattr(Command, "line", lambda _: ["/bin/sh", "-c", "kill -9 $$"])
     with pytest.raises(sweeps.JobError, match="the process ended with exit code -9"):
         sweeps.run_job(CONFIG)
     assert rows(job)[0]["error"] == "the process ended with exit code -9"
@@ -120,40 +120,25 @@ MISTAKES = [
     (["jobs.parallel=999", "seed=0,1"], "`jobs.parallel` (=999) is more than the "),
     (["jobs.fail_fast=1", "seed=0,1"], "`jobs.fail_fast` (=1) must be true or false"),
     (["jobs.trials=0", "seed=0,1"], "`jobs.trials` (=0) must be a whole number of at least 1"),
-    (["jobs.trials=3"], "jobs.trials searches over values: give some"),
-    (["jobs.trials=3", "seed=0,1", "callbacks=none"], "callbacks.checkpoint keeps"),
+    (["jobs.trials=3"], "jobs.trials needs values to search over"),
+    (["jobs.trials=3", "seed=0,1", "callbacks=none"], "callbacks.checkpoint, which this"),
     (["jobs.trials=3", "seed=0,1", "hydra/launcher=joblib"], "jobs.trials is for Hydra's basic"),
     (["jobs.parallel=2", "seed=0,1", "hydra/launcher=joblib"], "jobs.parallel is for Hydra's ba"),
-    (["jobs.resume=nowhere"], "`jobs.resume` (=nowhere) must be the directory of a multirun"),
+    (["jobs.resume=nowhere"], "`jobs.resume` (=nowhere) must be the folder of a multirun"),
     (
         ["jobs.resume=x", "model.ratio=4"],
-        "goes on with a multirun as it was; leave out model.ratio",
+        "continues a multirun with its own settings; leave out model.ratio",
     ),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda value: str(value)[:40])
-def test_a_mistake_about_jobs_gets_one_message(told_plainly, tmp_path, arguments, message):
-    code, error = told_plainly("-m", *arguments)
+def test_a_mistake_about_jobs_gets_one_message(told, tmp_path, arguments, message):
+    code, error = told("-m", *arguments, more=())
     assert code == 1
     assert message in error.rstrip().rpartition("se_lightning: error: ")[2]
     assert "Traceback" not in error
     assert not list(tmp_path.rglob("result.json"))
-
-
-@pytest.fixture
-def told_plainly(told, monkeypatch):
-    """Run main() with no more than these arguments."""
-
-    def run(*arguments):
-        own = sweeps.sys.argv
-        monkeypatch.setattr(command_line, "_accept_plus", lambda argv: argv.pop())
-        try:
-            return told(*arguments)
-        finally:
-            sweeps.sys.argv = own
-
-    return run
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
@@ -176,23 +161,23 @@ def test_a_job_that_wants_more_gpus_than_there_are_is_refused_before_the_first(
     monkeypatch.setattr(sweeps, "visible_gpus", lambda: ["0", "1", "2"])
     code, error = told("-m", "jobs.parallel=2", "trainer.devices=1,4")
     assert code == 1
-    assert "trainer.devices=4 on GPUs, but there are 3 to share out" in error
+    assert "trainer.devices=4 on GPUs, but this machine has 3" in error
     assert not list(tmp_path.rglob("*"))
 
 
 @pytest.mark.parametrize(("accelerator", "gpus"), [("gpu", ["0", "1", "2"]), ("cpu", [])])
 def test_where_no_job_wants_a_gpu_the_cores_are_shared_out(monkeypatch, accelerator, gpus):
     monkeypatch.setattr(sweeps, "visible_gpus", lambda: ["0", "1", "2"])
-    argv = ["x", "-m", "jobs.parallel=2", "seed=0,1", f"trainer.accelerator={accelerator}"]
-    sweep = sweeps.Sweep(points.composed(argv))
+    argv = ["-m", "jobs.parallel=2", "seed=0,1", f"trainer.accelerator={accelerator}"]
+    sweep = sweeps.Sweep(Multirun.composed(Command.parse(argv)))
     assert sweep.gpus == gpus
     assert sweep.pool._on_gpus == bool(gpus)
 
 
 def test_a_directory_in_use_by_a_multirun_is_refused(cli, tmp_path):
     sweep = tmp_path / "s"
-    holder = "import sys, time; from pathlib import Path; from se_lightning import directories; "
-    holder += "directories.claim(Path(sys.argv[1])); print(flush=True); time.sleep(60)"
+    holder = "import sys, time; from se_lightning.cli.run.folder import RunFolder; "
+    holder += "RunFolder(sys.argv[1]).claim(); print(flush=True); time.sleep(60)"
     command = [sys.executable, "-c", holder, str(sweep)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
         other.stdout.readline()

@@ -1,0 +1,47 @@
+"""Advice for errors whose message comes from Hydra or the operating system."""
+
+import difflib
+import re
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from se_lightning.cli.command import Command
+
+__all__ = ["hint", "reworded"]
+
+
+def reworded(error: Exception) -> Exception:
+    """Replace an error that Hydra did not expect while composing by one about the config."""
+    if isinstance(error, RecursionError):
+        return ValueError("A config includes itself, or is nested too deeply: check its `defaults` "
+                          "and its ${...}.")  # fmt: skip
+    if isinstance(error, TypeError):
+        return ValueError(f"Hydra can't compose a config from these arguments: {error}")
+    return error
+
+
+def hint(error: Exception, command: Command) -> str:
+    """Return a line to add to the message of an error in the command; empty without advice."""
+    if isinstance(error, OSError) and error.filename:
+        return "\nRuns are written there: choose a folder with hydra.run.dir=DIR."
+    missing = re.match(r"Could not override '([^'@]+)'", str(error))
+    return _nearest_key(missing[1], command) if missing else ""
+
+
+def _nearest_key(missing: str, command: Command) -> str:
+    """Return the nearest key of the chosen options, or else the keys of the group."""
+    shipped = Command(overrides=tuple(command.choices))
+    try:
+        composed = shipped.compose()
+    except HydraException:
+        return ""  # an option from a config folder of the user's
+    group, _, key = missing.rpartition(".")
+    node = composed if not group else OmegaConf.select(composed, group)
+    keys = map(str, node) if isinstance(node, DictConfig) else ()
+    known = [name for name in keys if not name.startswith("_")]
+    prefix = f"{group}." if group else ""
+    near = difflib.get_close_matches(key, known, n=1)
+    if near:
+        return f"\nDid you mean `{prefix}{near[0]}`?"
+    return f"\n`{group}` has: {', '.join(known)}." if known and group else ""

@@ -1,0 +1,64 @@
+"""This process: its end with its parent's, and its replacement by another command."""
+
+import contextlib
+import ctypes
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from se_lightning.cli.command import Command
+from se_lightning.ranks import CHILD, INHERITED, is_launched
+
+__all__ = ["die_with_parent", "replace_process"]
+
+_STARTER = "SE_LIGHTNING_STARTER"  # the process of this package that started this one
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process with its parent, if that is a run of this package or torchrun.
+
+    Otherwise a rank whose rank 0 was killed waits in a collective, for up to half an hour.
+    """
+    starter = os.environ.get(_STARTER)
+    os.environ[_STARTER] = str(os.getpid())
+    started = CHILD in os.environ or is_launched() or "TORCHELASTIC_RUN_ID" in os.environ
+    if started and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # The starter may have been killed before prctl. It need not be the parent: with joblib, a
+        # worker process is in between.
+        if starter and int(starter) != os.getppid() and _is_gone(int(starter)):
+            os._exit(1)
+
+
+def replace_process(command: Command) -> NoReturn:
+    """Run another command in the place of this process, which frees the GPU's memory for sure."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(0)  # a pending alarm would survive the replacement
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for descriptor in Path("/proc/self/fd").glob("[0-9]*"):
+        number = int(descriptor.name)
+        if number > 2:  # e.g. that of a GPU, whose memory is freed when the last one closes
+            with contextlib.suppress(OSError):  # closed since it was listed
+                os.set_inheritable(number, False)
+    environment = {name: value for name, value in os.environ.items() if name not in INHERITED}
+    os.execve(sys.executable, command.line(), environment)
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"  # killed, but not yet waited for by its parent

@@ -1,0 +1,203 @@
+"""Building the trainer, the model and the data from the config."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from se_lightning import checkpoint
+from se_lightning.callbacks import LastCheckpoint
+from se_lightning.cli.command import Command, key_of
+from se_lightning.cli.run.folder import RunFolder
+from se_lightning.cli.schema import make
+from se_lightning.data.base import cores
+from se_lightning.ranks import external_rank, is_further_rank
+
+__all__ = ["build", "checkpoint_paths", "given_keys", "rebuild"]
+
+log = logging.getLogger(__name__)
+
+
+def build(
+    cfg: DictConfig, *, trains: bool
+) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
+    """Build the trainer, the model and the datamodule.
+
+    Args:
+        cfg: Config of the run.
+        trains: Whether the task trains; otherwise the model and the data come from ``ckpt_path``.
+
+    Raises:
+        ValueError: If a checkpoint is missing, or if settings contradict it.
+        MisconfigurationException: If the machine does not have the requested devices.
+    """
+    _check_devices(cfg.trainer)
+    if cfg.resume is not None:
+        _continue(cfg)
+    (path,) = checkpoint_paths(cfg, count=1)
+    model, datamodule = _new(cfg, path) if trains else rebuild(cfg, path)
+    if not is_further_rank() and external_rank() is None:
+        # Before loggers and ranks start, so that an error in the data is reported once.
+        datamodule.prepare_data()
+        datamodule.setup("fit" if trains else "test")
+    trainer = _trainer(cfg)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    return trainer, model, datamodule
+
+
+def checkpoint_paths(cfg: DictConfig, *, count: int) -> list[str | None]:
+    """Return the paths in ``ckpt_path``.
+
+    Args:
+        cfg: Config of the run.
+        count: How many the task takes: 1 or 2.
+
+    Raises:
+        ValueError: If there are more or fewer.
+    """
+    given = cfg.ckpt_path
+    paths = list(given) if OmegaConf.is_list(given) else [given]
+    if len(paths) != count:
+        wanted = "two checkpoints, ckpt_path=[A,B]" if count == 2 else "one checkpoint"
+        raise ValueError(f"`ckpt_path` (={given}): this task takes {wanted}.")
+    return paths
+
+
+def given_keys() -> list[str]:
+    """Return the keys that the command line sets."""
+    return [key_of(o) for o in Command.recorded(HydraConfig.get()).task_overrides]
+
+
+def rebuild(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+    """Rebuild the model and the data of a checkpoint; ``data`` overrides are applied on top.
+
+    Raises:
+        ValueError: If there is no checkpoint, or if the command line changes the model.
+    """
+    if path is None:
+        raise ValueError("This task needs a checkpoint: ckpt_path=RUN_DIR/checkpoints/best.ckpt.")
+    given = given_keys()
+    structural = [key for key in given if key.split(".")[0] == "model"]
+    if structural:
+        raise ValueError(
+            f"The model is rebuilt from `ckpt_path` as it was trained; leave out {structural[0]}=."
+        )
+    read = checkpoint.read_checkpoint(path)
+    model = checkpoint.model_from(read, path)
+    if "data" in given or "experiment" in given:
+        return model, make(cfg.data, "data", pl.LightningDataModule)
+    changes = {key[5:]: OmegaConf.select(cfg, key) for key in given if key.startswith("data.")}
+    return model, checkpoint.datamodule_from(read, **changes)
+
+
+def _new(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.LightningDataModule]:
+    """Build the model and the data of the config."""
+    _check_start(cfg)
+    datamodule = make(cfg.data, "data", pl.LightningDataModule)
+    for key in ("num_classes", "in_channels", "image_size"):
+        if key in cfg.model and cfg.model[key] is None:
+            cfg.model[key] = getattr(datamodule, key)
+    model = make(cfg.model, "model", pl.LightningModule)
+    if path is not None:
+        checkpoint.check_fits(checkpoint.read_checkpoint(path), model, path)
+    return model, datamodule
+
+
+def _trainer(cfg: DictConfig) -> pl.Trainer:
+    parts: dict[str, list[Any]] = {
+        name: [
+            make(node, f"{name}.{key}", kind) for key, node in (cfg.get(name) or {}).items() if node
+        ]
+        for name, kind in {"callbacks": pl.Callback, "logger": Logger}.items()
+    }
+    if cfg.trainer.enable_checkpointing is None:
+        # Lightning would add its own checkpoint callback if the config has none.
+        cfg.trainer.enable_checkpointing = any(
+            isinstance(c, Checkpoint) for c in parts["callbacks"]
+        )
+    _check_names(parts["callbacks"])
+    # None would be Lightning's default logger.
+    parts["logger"] = parts["logger"] or False  # type: ignore[assignment]
+    return make(cfg.trainer, "trainer", pl.Trainer, **parts)
+
+
+def _check_names(callbacks: list[pl.Callback]) -> None:
+    """Refuse several checkpoints of one name: the third best would overwrite the best."""
+    for saving in (each for each in callbacks if isinstance(each, ModelCheckpoint)):
+        several = saving.save_top_k not in (0, 1)
+        if several and saving.filename and "{" not in saving.filename:
+            raise ValueError(
+                f"`save_top_k` (={saving.save_top_k}) would write all checkpoints to "
+                f"{saving.filename}.ckpt; use checkpoint.top_k={saving.save_top_k}, which names "
+                "them by epoch."
+            )
+
+
+def _continue(cfg: DictConfig) -> None:
+    """Start from the last checkpoint of the resumed run, if there is one."""
+    nodes = [node for node in (cfg.callbacks or {}).values() if node]
+    saving = [node for node in nodes if _is_last_checkpoint(get_object(node._target_))]
+    if not saving:
+        raise ValueError(
+            f"`resume` (={cfg.resume}): the run keeps no last.ckpt, since it was started without "
+            "callbacks.last_checkpoint."
+        )
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    last = RunFolder(run_dir).last_checkpoint
+    if saving[0].dirpath is not None:
+        last = Path(saving[0].dirpath, last.name)
+    if last.is_relative_to(run_dir):  # further ranks of torchrun write elsewhere
+        last = Path(cfg.resume) / last.relative_to(run_dir)
+    if last.exists():
+        log.info("Resuming from %s.", last)
+        cfg.ckpt_path, cfg.model.weights = str(last), None
+    else:
+        log.info("There is no %s yet; starting from the beginning.", last)
+
+
+def _is_last_checkpoint(target: Any) -> bool:
+    return isinstance(target, type) and issubclass(target, LastCheckpoint)
+
+
+def _check_start(cfg: DictConfig) -> None:
+    """Refuse two starting points, and warn of frozen random weights."""
+    weights = cfg.model.get("weights")
+    if cfg.ckpt_path is not None and weights is not None:
+        raise ValueError("`ckpt_path` and `model.weights` both set the initial weights; drop one.")
+    if cfg.model.get("freeze") is not None and cfg.ckpt_path is None and weights is None:
+        log.warning(
+            "model.freeze=%s freezes randomly initialized weights: pass model.weights= or "
+            "ckpt_path=.",
+            cfg.model.freeze,
+        )
+
+
+def _check_devices(trainer: DictConfig) -> None:
+    """Refuse more GPUs than there are, and warn of processes that share cores."""
+    devices, accelerator = trainer.devices, trainer.accelerator
+    if not isinstance(devices, int):
+        return
+    gpus = torch.cuda.device_count()
+    on_gpu = accelerator in ("gpu", "cuda") or (accelerator == "auto" and gpus)
+    if on_gpu and gpus < devices:
+        raise MisconfigurationException(
+            f"trainer.devices={devices} on GPUs, but this machine has {gpus}. Lower "
+            "trainer.devices, or set trainer.accelerator=cpu."
+        )
+    on_cpu = accelerator in ("cpu", "auto") and not on_gpu
+    if on_cpu and trainer.sync_batchnorm and devices * trainer.num_nodes > 1:
+        raise MisconfigurationException(
+            "trainer.sync_batchnorm=true: PyTorch's synchronized batch norm works on GPUs only. "
+            "Leave it out, or train on GPUs (trainer.accelerator=gpu)."
+        )
+    if on_cpu and devices > cores():
+        log.warning("%d CPU processes share %d cores, which slows them down.", devices, cores())

@@ -1,0 +1,140 @@
+"""The command line as a value."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from se_lightning.cli.command import Command, key_of, quoted, unquoted, value_of
+
+CLI = Path(__file__).parents[2] / "se_lightning" / "cli"
+
+
+def test_flags_come_first_and_groups_lose_their_plus():
+    given = ["+model=a,b", "-m", "+model.ratio=3", "+experiment=e", "--config-dir", "d", "++data=d"]
+    command = Command.parse(given)
+    assert command.flags == ("-m", "--config-dir", "d")
+    assert command.overrides == ("model=a,b", "+model.ratio=3", "experiment=e", "++data=d")
+    assert Command.parse(command.argv()) == command
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "a space", 'a "quote"', "it's", "a=b,c", "a\\b", 'a\\"b', "a\\"]
+)
+def test_a_quoted_path_is_read_as_hydra_reads_it(tmp_path, name):
+    path = tmp_path / name
+    text = f"hydra.run.dir={quoted(path)}"
+    assert OverridesParser.create().parse_override(text).value() == str(path)
+    assert value_of(text) == str(path)
+    assert Command.parse([text]).value("hydra.run.dir") == str(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("model.ratio=4", "model.ratio", "4"),
+        ("+a=b", "a", "b"),
+        ("++a='x y'", "a", "x y"),
+        ("~callbacks.ema", "callbacks.ema", ""),
+        ("hydra/launcher=joblib", "hydra/launcher", "joblib"),
+    ],
+)
+def test_an_override_has_a_key_and_a_value(override, key, value):
+    assert (key_of(override), value_of(override)) == (key, value)
+    assert OverridesParser.create().parse_override(override).key_or_group == key
+
+
+def test_only_quotes_around_the_whole_value_are_removed():
+    assert unquoted("'a'b") == "'a'b"
+    assert unquoted('"') == '"'
+
+
+def test_overrides_are_found_and_left_out_with_those_below_them():
+    given = ["jobs.parallel=2", "jobsx=1", "hydra/launcher=joblib", "a=1", "a=2"]
+    command = Command.parse(given)
+    assert command.given("jobs") == ["jobs.parallel=2"]
+    assert command.without("jobs", "hydra").overrides == ("jobsx=1", "a=1", "a=2")
+    assert command.value("a") == "2"
+    assert command.value("b") is None
+    assert command.task_overrides == ["jobs.parallel=2", "jobsx=1", "a=1", "a=2"]
+
+
+def test_a_new_value_replaces_the_old_one_but_keeps_the_key_known():
+    command = Command(overrides=("data.batch_size=64", "+new=1", "seed=1"))
+    changed = command.with_("data.batch_size=32", "new=2")
+    assert changed.overrides == ("+new=1", "seed=1", "data.batch_size=32", "new=2")
+
+
+def test_the_command_of_a_job_is_that_of_the_multirun_for_one_point(tmp_path):
+    given = ["-m", "--config-dir", str(tmp_path), "jobs.parallel=2", "seed=1", "hydra.sweep.dir=s",
+             "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.verbose=true"]  # fmt: skip
+    job = Command.parse(given).for_job(tmp_path / "3", 3, "model.ratio=4")
+    assert job.argv() == [
+        "--config-name", "train", "--config-dir", str(tmp_path), "seed=1", "hydra.verbose=true",
+        "model.ratio=4", f"hydra.run.dir={quoted(tmp_path / '3')}", "hydra.job.num=3",
+    ]  # fmt: skip
+    assert job.line()[:3] == [sys.executable, "-m", "se_lightning"]
+
+
+def test_a_recorded_command_is_the_one_that_was_given():
+    """As Hydra records it, with an interpolation that only the whole config can resolve."""
+    overrides = ["model.ratio=8", "data.batch_size=${model.ratio}", "hydra.verbose=true"]
+    with initialize_config_module("se_lightning.conf", version_base="1.3"):
+        hydra = compose("train", overrides, return_hydra_config=True).hydra
+    OmegaConf.set_struct(hydra, False)
+    hydra.job.config_name = "train"
+    hydra.runtime.config_sources = []
+    command = Command.recorded(hydra)
+    assert [o for o in command.overrides if o in overrides] == overrides
+    assert command.flags == ("--config-name", "train")
+
+
+def test_a_command_becomes_that_of_the_process(monkeypatch):
+    monkeypatch.setattr(sys, "argv", same := ["se_lightning", "old"])
+    Command.parse(["-m", "seed=1,2"]).install()
+    assert same == ["se_lightning", "-m", "seed=1,2"]  # in place: Lightning holds the list
+
+
+def sources():
+    for path in sorted(CLI.rglob("*.py")):
+        if path.name != "command.py":
+            yield path, path.read_text()
+
+
+def test_only_one_place_writes_argv_and_parses_overrides():
+    for path, text in sources():
+        for node in ast.walk(ast.parse(text)):
+            targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
+            written = [ast.unparse(target) for target in targets if target is not None]
+            assert not any(name.startswith("sys.argv") for name in written), path
+        for piece in ('lstrip("+', 'partition("=")', 'split("=")', "OverridesParser", '"resume="'):
+            assert piece not in text, f"{path} parses overrides: {piece}"
+
+
+def test_nothing_decides_by_the_end_of_a_name():
+    for path, text in sources():
+        assert '.endswith(".' not in text, path
+
+
+FILES = ("result.json", "metrics.csv", "nonfinite.json", "console.txt", "hparams.yaml", ".lock",
+         "wandb_id", "multirun.yaml", "hydra.yaml", "last.ckpt")  # fmt: skip
+
+
+def strings(text):
+    """Yield the strings of a module, without those inside of f-strings."""
+    tree = ast.parse(text)
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)
+             for part in node.values}  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            yield node.value
+
+
+def test_only_the_run_folder_knows_the_names_of_its_files():
+    for path, text in sources():
+        if path.name != "folder.py":
+            assert not set(strings(text)) & set(FILES), path
