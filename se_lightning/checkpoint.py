@@ -234,12 +234,12 @@ def model_from(checkpoint: dict[str, Any], path: str | Path) -> ImageClassifier:
         ValueError: if its class is none of this package's families.
     """
     name = checkpoint["se_lightning"].get("module")
-    if name == "ImageClassifier" or name not in modules.__all__:
+    kind = getattr(modules, name) if name in modules.__all__ else ImageClassifier
+    if kind is ImageClassifier:
         raise ValueError(
             f"{path} was written by {name}, whose network only its own code knows; load it in "
             "Python: ImageClassifier.load_from_checkpoint(path, backbone=...)."
         )
-    kind: type[ImageClassifier] = getattr(modules, name)
     try:
         return kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from se_lightning.excitation.recording import NO_GATES, run_once
-from se_lightning.models import ExcitationParts, find_excitations
+from se_lightning.excitation.recording import run_once
+from se_lightning.excitation.taps import require_gates
+from se_lightning.models import ExcitationParts
 
 __all__ = ["ExcitationCost", "excitation_cost"]
 
@@ -63,9 +64,7 @@ def excitation_cost(model: nn.Module, images: Tensor) -> list[ExcitationCost]:
         >>> cost.parameters == 2 * 16**2 / 4 + 16 + 4, cost.multiply_adds, cost.rescaling
         (True, 128, 32768)
     """
-    found = find_excitations(model)
-    if not found:
-        raise ValueError(NO_GATES.format(type(model).__name__))
+    found = require_gates(model)
     operations, rescaling = _count(model, images, found)
     every_parameter = sum(parameter.numel() for parameter in model.parameters())
     every_operation = sum(operations.values()) + sum(rescaling.values())

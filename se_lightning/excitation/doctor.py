@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -218,12 +218,20 @@ def report_text(reports: Sequence[GateReport]) -> str:
         cells = [form.format(each) for form in _COLUMNS.values()]
         seen = cells if each.samples else [each.layer, *"-" * (len(_COLUMNS) - 1)]
         rows.append([*seen, words])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    return "\n".join(aligned(rows, texts=(0, len(_COLUMNS))))
+
+
+def aligned(rows: Sequence[Sequence[str]], texts: Collection[int] = (0,)) -> list[str]:
+    """Return one line per row, with text columns aligned to the left and others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for name, *numbers, words in rows:
-        aligned = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *aligned, words]))
-    return "\n".join(lines)
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column in texts else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def report_csv(reports: Sequence[GateReport]) -> str:

@@ -9,15 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from se_lightning.excitation.taps import Taps, eager, per_sample
-from se_lightning.models import find_excitations
+from se_lightning.excitation.taps import Taps, eager, per_sample, require_gates
 
-__all__ = ["NO_GATES", "Recorded", "excitations", "record", "run_once", "undisturbed", "unheard"]
-
-NO_GATES = (
-    "`model`: there are no squeeze-and-excitation gates in {}; "
-    "se_lightning.models.add_excitation puts gates into any network."
-)
+__all__ = ["Recorded", "excitations", "record", "run_once", "undisturbed", "unheard"]
 
 
 class Recorded(NamedTuple):
@@ -90,9 +84,7 @@ def excitations(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         >>> len(gates), gates["layer3.2.se"].shape
         (9, torch.Size([2, 64]))
     """
-    found = find_excitations(model)
-    if not found:
-        raise ValueError(NO_GATES.format(type(model).__name__))
+    found = require_gates(model)
     # Hooks of its own: new taps would drop what is compiled.
     calls: dict[str, list[Tensor]] = {path: [] for path in found}
     handles = [

@@ -7,9 +7,24 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from se_lightning.models import DoubleSigmoid, find_excitations
+from se_lightning.models import DoubleSigmoid, ExcitationParts, find_excitations
 
-__all__ = ["Taps", "eager", "per_sample", "profile"]
+__all__ = ["Taps", "eager", "per_sample", "profile", "require_gates"]
+
+
+def require_gates(model: nn.Module) -> dict[str, ExcitationParts]:
+    """Return the squeeze-and-excitation modules of a model by path.
+
+    Raises:
+        ValueError: If the model has none.
+    """
+    found = find_excitations(model)
+    if not found:
+        raise ValueError(
+            f"`model` (={type(model).__name__}) has no squeeze-and-excitation gates; "
+            "se_lightning.models.add_excitation adds them to any network."
+        )
+    return found
 
 
 def _record_output(module: Any, inputs: Any, output: Tensor) -> None:

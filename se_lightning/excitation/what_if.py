@@ -11,10 +11,19 @@ from torch import Tensor, nn
 from se_lightning.arguments import one_of
 from se_lightning.excitation.statistics import ExcitationStatistics
 from se_lightning.excitation.summary import ExcitationSummary
-from se_lightning.excitation.taps import Taps, eager
+from se_lightning.excitation.taps import Taps, eager, require_gates
 from se_lightning.models import find_gates
 
-__all__ = ["ALL_BLOCKS", "REPLACEMENTS", "Batches", "WhatIfRow", "replaced", "stages", "what_if"]
+__all__ = [
+    "ALL_BLOCKS",
+    "REPLACEMENTS",
+    "Batches",
+    "WhatIfRow",
+    "drops_by_block",
+    "replaced",
+    "stages",
+    "what_if",
+]
 
 REPLACEMENTS = {
     "one": "1",
@@ -137,9 +146,7 @@ def what_if(
         raise ValueError(f"`replacements` must name at least one of {', '.join(REPLACEMENTS)}.")
     for name in replacements:
         one_of("replacements", name, REPLACEMENTS)
-    layers = list(find_gates(model))
-    if not layers:
-        raise ValueError(f"`model`: there is no gate in this {type(model).__name__}.")
+    layers = list(require_gates(model))
     with eager(), torch.no_grad():
         right, summary = _baseline(model, _on(batches, device), num_classes)
         means = _means(summary, num_classes)
@@ -158,6 +165,14 @@ def what_if(
         drop, gates = (right - count) / samples, len(blocks[block])
         rows.append(WhatIfRow(block, name, count / samples, drop, samples, gates))
     return rows
+
+
+def drops_by_block(rows: Sequence[WhatIfRow]) -> dict[str, dict[str, float]]:
+    """Return the drop of each replacement, in percentage points, by block."""
+    drops: dict[str, dict[str, float]] = {}
+    for row in rows[1:]:
+        drops.setdefault(row.block, {})[row.replacement] = 100 * row.drop
+    return drops
 
 
 def _on(batches: Batches, device: torch.device | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -179,8 +194,7 @@ def _baseline(
             taps.layers, taps.channels, bins=1, classes=range(num_classes)
         )
         for images, labels in batches:
-            # MPS has no float64.
-            statistics.to("cpu" if images.device.type == "mps" else images.device)
+            statistics.on(images.device)
             right += _right(model(images), labels)
             count += len(labels)
             statistics.update(taps.take()[0], labels=labels.to(statistics.totals.device))

@@ -16,9 +16,10 @@ from se_lightning.excitation import (
     choose_classes,
 )
 from se_lightning.excitation.cost import ExcitationCost, excitation_cost
-from se_lightning.excitation.curves import find_layers
+from se_lightning.excitation.curves import select_layers
 from se_lightning.excitation.doctor import GateReport, diagnose
-from se_lightning.excitation.recording import NO_GATES, record
+from se_lightning.excitation.recording import record
+from se_lightning.excitation.taps import require_gates
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.report.page import Section, draw_both, page, picture_html
 from se_lightning.tasks.report.sections import Drawing, cost, figures, health
@@ -109,11 +110,9 @@ def _measure(
     bins: int,
 ) -> _Found:
     backbone, device = model.backbone, device_of(model)
+    require_gates(backbone)
     with Taps(backbone, hidden=True) as taps:
-        if not taps.layers:
-            raise ValueError(NO_GATES.format(type(backbone).__name__))
-        known = range(len(taps.layers))
-        kept = list(known) if layers is None else sorted({*find_layers(taps.layers, layers)})
+        kept = select_layers(taps.layers, layers)
         statistics = _statistics(taps, kept, model.num_classes, chosen, bins)
         statistics.on(device)
         correct = torch.zeros((), dtype=torch.int64, device=device)

@@ -10,14 +10,11 @@ import numpy as np
 from pytorch_lightning import LightningDataModule
 
 from se_lightning.excitation import ExcitationStatistics, Taps
-from se_lightning.excitation.drift import (
-    Drift,
-    ImageCosine,
-    check_comparable,
-    draw_drift,
-    drift_of,
-)
-from se_lightning.excitation.recording import NO_GATES, record
+from se_lightning.excitation.doctor import aligned
+from se_lightning.excitation.drift import Drift, ImageCosine, check_comparable, drift_of
+from se_lightning.excitation.plots.drift import draw_drift
+from se_lightning.excitation.recording import record
+from se_lightning.excitation.taps import require_gates
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.splits import device_of, split_batches
 
@@ -91,10 +88,9 @@ def _measure(
 ) -> tuple[list[Drift], list[int], int]:
     """Return the drift of each layer, how often each network was right, and of how many images."""
     device = device_of(models[0])
+    require_gates(models[0].backbone)
     with Taps(models[0].backbone) as first, Taps(models[1].backbone) as second:
         taps = (first, second)
-        if not first.layers and not second.layers:
-            raise ValueError(NO_GATES.format(type(models[0].backbone).__name__))
         check_comparable(first, second, names)
         lows, highs = zip(*(each.ends for each in taps), strict=True)
         counted = [
@@ -148,9 +144,7 @@ def _log_table(drifts: Sequence[Drift]) -> None:
     """Log the layers whose histograms are farthest apart, in the order of depth."""
     order = np.argsort([-np.nan_to_num(drift.js) for drift in drifts], kind="stable")[:SHOWN]
     rows = [_HEADER, *(_cells(drifts[index]) for index in sorted(order))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    for name, *numbers in rows:
-        aligned = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
-        log.info("%s", "  ".join([name.ljust(widths[0]), *aligned]))
+    for line in aligned(rows):
+        log.info("%s", line)
     if len(drifts) > SHOWN:
         log.info("... the %d of %d layers whose gates differ most", SHOWN, len(drifts))

@@ -11,9 +11,9 @@ from pytorch_lightning import LightningDataModule
 
 from se_lightning.atomic import atomic_path
 from se_lightning.excitation import Taps
-from se_lightning.excitation.curves import find_layers
-from se_lightning.excitation.recording import NO_GATES, Recorded, record
-from se_lightning.excitation.taps import per_sample
+from se_lightning.excitation.curves import select_layers
+from se_lightning.excitation.recording import Recorded, record
+from se_lightning.excitation.taps import per_sample, require_gates
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.splits import device_of, split_batches
 
@@ -51,11 +51,9 @@ def export(
     """
     arrow, parquet = _arrow()
     path = Path(folder) / "excitations.parquet"
+    require_gates(model.backbone)
     with Taps(model.backbone) as taps:
-        if not taps.layers:
-            raise ValueError(NO_GATES.format(type(model.backbone).__name__))
-        known = range(len(taps.layers))
-        chosen = list(known) if layers is None else sorted({*find_layers(taps.layers, layers)})
+        chosen = select_layers(taps.layers, layers)
         types = {taps.layers[k]: arrow.list_(arrow.float32(), taps.channels[k]) for k in chosen}
         whole = dict.fromkeys(("image", "label", "prediction"), arrow.int64())
         schema = arrow.schema(list((whole | types).items()))

@@ -17,7 +17,7 @@ from torch import Tensor
 from se_lightning.arguments import one_of
 from se_lightning.checkpoint import read_checkpoint
 from se_lightning.excitation.folding.fold import FoldReport, fold_gates
-from se_lightning.models import find_gates
+from se_lightning.excitation.taps import require_gates
 from se_lightning.models.surgery.folded import folded
 from se_lightning.models.weights.structure import structure
 from se_lightning.modules import ImageClassifier
@@ -68,8 +68,7 @@ def fold(
         one_of(name, value, SPLITS)
     if ckpt_path is None or not isinstance(model, ImageClassifier):
         raise ValueError("task=fold needs the checkpoint of a network of ours: ckpt_path=...")
-    if not find_gates(model):
-        raise ValueError("task=fold needs a network with gates, and this one has none.")
+    require_gates(model)
     device = device_of(model)
     without = copy.deepcopy(model).eval()
     batches = (images for images, _ in split_batches(datamodule, split, device))

@@ -6,22 +6,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-import matplotlib
-import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
 
 from se_lightning.arguments import one_of
 from se_lightning.data.base import ImageDataModule
-from se_lightning.excitation.what_if import ALL_BLOCKS, REPLACEMENTS, Batches, WhatIfRow
+from se_lightning.excitation.plots.what_if import draw_what_if
+from se_lightning.excitation.taps import require_gates
+from se_lightning.excitation.what_if import REPLACEMENTS, Batches, WhatIfRow, drops_by_block
 from se_lightning.excitation.what_if import what_if as measure
-from se_lightning.models import find_gates
 from se_lightning.tasks.splits import SPLITS, device_of, split_batches
 
-__all__ = ["draw_what_if", "what_if"]
+__all__ = ["what_if"]
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +59,7 @@ def what_if(
     one_of("split", split, SPLITS)
     if images is not None and images < 1:
         raise ValueError(f"`images` (={images}) must be at least 1, or null for all.")
-    if not find_gates(model):
-        raise ValueError("task=what_if needs a network with gates, and this one has none.")
+    require_gates(model)
     batches = _batches(datamodule, split, images, device_of(model))
     classes = _count_classes(model, datamodule)
     rows = measure(model, batches, classes, replacements, device=device_of(model))
@@ -151,20 +147,9 @@ def _save(rows: Sequence[WhatIfRow], folder: Path) -> None:
         table.writerows([getattr(row, name) for name in names] for row in rows)
 
 
-def _kinds(rows: Sequence[WhatIfRow]) -> list[str]:
-    return list(dict.fromkeys(row.replacement for row in rows[1:]))
-
-
-def _drops(rows: Sequence[WhatIfRow]) -> dict[str, list[float]]:
-    """Return, by block, the drop of each replacement, in percentage points."""
-    blocks: dict[str, list[float]] = {}
-    for row in rows[1:]:
-        blocks.setdefault(row.block, []).append(100 * row.drop)
-    return blocks
-
-
 def _table(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
-    kinds = _kinds(rows)
+    blocks = drops_by_block(rows)
+    kinds = list(next(iter(blocks.values())))
     lines = [
         f"Accuracy on {rows[0].samples} images of {split}: {100 * rows[0].acc1:.2f} %. "
         "Drop in percentage points when the gates of a block, of a stage, or of all are replaced; "
@@ -173,8 +158,9 @@ def _table(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
         "| block | " + " | ".join(kinds) + " |",
         "| --- |" + " ---: |" * len(kinds),
     ]
-    for block, drops in _drops(rows).items():
-        lines.append(f"| {names[block]} | " + " | ".join(f"{d:.2f}" for d in drops) + " |")
+    for block, drops in blocks.items():
+        cells = " | ".join(f"{drop:.2f}" for drop in drops.values())
+        lines.append(f"| {names[block]} | {cells} |")
     lines += ["", *(f"- {kind}: gates replaced by {REPLACEMENTS[kind]}" for kind in kinds), ""]
     return "\n".join(lines)
 
@@ -183,7 +169,7 @@ def _words(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
     """Say for each replacement what all blocks lose, and the block that loses most."""
     first = f"{100 * rows[0].acc1:.2f} % of {rows[0].samples} images of {split}; drop with gates of"
     lines = [first]
-    for kind in _kinds(rows):
+    for kind in dict.fromkeys(row.replacement for row in rows[1:]):
         *parts, everywhere = [row for row in rows[1:] if row.replacement == kind]
         worst = max((row for row in parts if row.gates == 1), key=lambda row: row.drop)
         text = f"{kind:14} {100 * everywhere.drop:6.2f} points in all blocks; in one at most "
@@ -192,46 +178,3 @@ def _words(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
             text += f"; in the last stage {100 * several[-1].drop:.2f}"
         lines.append(text)
     return "\n".join(lines)
-
-
-def draw_what_if(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> Figure:
-    """Draw the drops: a group of bars a block, a bar a replacement."""
-    drops, kinds = _drops(rows), _kinds(rows)
-    several = {row.block for row in rows[1:] if row.gates > 1} | {ALL_BLOCKS}
-    single = {block: each for block, each in drops.items() if block not in several}
-    together = {block: each for block, each in drops.items() if block in several}
-    # Blocks side by side while their names have room; several at once have a scale of their own.
-    widths = [1.5 + 0.13 * len(part) * len(kinds) for part in (single, together)]
-    widths[0] = min(widths[0], 14.0)
-    figure = Figure(figsize=(max(sum(widths), 7.5), 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=widths)
-    _bars(left, single, names, kinds)
-    _bars(right, together, names, kinds)
-    left.set_xlabel("block whose gates are replaced, in order of depth")
-    left.set_ylabel("drop of accuracy, percentage points")
-    left.legend(title="gates replaced by", fontsize=8, title_fontsize=8)
-    right.set_xlabel("several at once")
-    figure.suptitle(
-        f"What it costs to replace gates: as trained, {100 * rows[0].acc1:.2f} % of "
-        f"{rows[0].samples} images of {split} are right",
-        fontsize=11,
-    )
-    return figure
-
-
-def _bars(
-    axes: Axes, drops: dict[str, list[float]], names: dict[str, str], kinds: Sequence[str]
-) -> None:
-    colors = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
-    values, bar = np.array(list(drops.values())), 0.8 / len(kinds)
-    for index, kind in enumerate(kinds):
-        places = np.arange(len(drops)) + (index - (len(kinds) - 1) / 2) * bar
-        axes.bar(places, values[:, index], bar, color=colors[index % len(colors)], label=kind)
-    step = -(-len(drops) // 60)
-    size = 8 if len(drops) <= 25 else 6
-    shown = [names[block] for block in drops][::step]
-    axes.set_xticks(range(0, len(drops), step), shown, rotation=90, fontsize=size)
-    axes.set_xlim(-0.6, len(drops) - 0.4)
-    axes.axhline(0, color=matplotlib.rcParams["axes.edgecolor"], linewidth=0.8)
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)

@@ -98,5 +98,5 @@ def test_a_block_by_hand():
 
 
 def test_a_model_without_gates_is_refused():
-    with pytest.raises(ValueError, match="no squeeze-and-excitation gates in Linear"):
+    with pytest.raises(ValueError, match=r"\(=Linear\) has no squeeze-and-excitation gates"):
         excitation_cost(nn.Linear(2, 2), torch.zeros(1, 2))

@@ -1,4 +1,3 @@
-import matplotlib.style
 import numpy as np
 import pytest
 import torch
@@ -6,11 +5,9 @@ from scipy.spatial import distance
 
 from se_lightning.excitation import ExcitationStatistics, Taps
 from se_lightning.excitation.drift import (
-    Drift,
     ImageCosine,
     check_comparable,
     cosine,
-    draw_drift,
     drift_of,
     jensen_shannon,
 )
@@ -90,15 +87,3 @@ def test_other_gates_cannot_be_compared():
         check_comparable(net, Taps(se_resnet32(ratio=4)), ["a", "b"])
     with pytest.raises(ValueError, match="in a, no further gate in b"):
         check_comparable(net, Taps(se_resnet20(ratio=4, stages=[1, 2])), ["a", "b"])
-
-
-@pytest.mark.parametrize("style", ["default", "dark_background"])
-@pytest.mark.parametrize("layers", [1, 9, 50])
-def test_the_picture_names_no_more_layers_than_can_be_read(style, layers):
-    drifts = [Drift(f"layer{k}", 4, 1 - k / 99, 1 - k / 80, k / 70) for k in range(layers)]
-    with matplotlib.style.context(style):
-        figure = draw_drift(drifts, "title")
-    above, below = figure.axes
-    assert len(below.get_xticks()) <= 16
-    assert [line.get_ydata()[-1] for line in above.get_lines()] == [*drifts[-1][2:4]]
-    assert [bar.get_height() for bar in below.patches] == [drift.js for drift in drifts]

@@ -166,7 +166,7 @@ def test_mistakes_are_named():
         what_if(net, lambda: batch, 3, ["two"])
     with pytest.raises(ValueError, match="`replacements` must name at least one"):
         what_if(net, lambda: batch, 3, [])
-    with pytest.raises(ValueError, match="no gate in this Linear"):
+    with pytest.raises(ValueError, match=r"\(=Linear\) has no squeeze-and-excitation gates"):
         what_if(nn.Linear(2, 3), lambda: batch, 3)
     with pytest.raises(ValueError, match="`batches` must hold an image"):
         what_if(net, list, 3)

@@ -82,7 +82,7 @@ def test_what_cannot_be_compared_is_refused(data, tmp_path):
         ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), num_classes=10)
         for _ in NAMES
     ]
-    with pytest.raises(ValueError, match="no squeeze-and-excitation gates in Sequential"):
+    with pytest.raises(ValueError, match=r"\(=Sequential\) has no squeeze-and-excitation gates"):
         compare(plain, data, folder=str(tmp_path), names=NAMES)
     assert list(tmp_path.iterdir()) == []
 

@@ -102,7 +102,7 @@ def test_a_gate_that_is_not_called_is_null(data, tmp_path):
 
 def test_no_gates_and_no_pyarrow_are_said_in_one_message(data, model, tmp_path, monkeypatch):
     plain = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), num_classes=10)
-    with pytest.raises(ValueError, match="no squeeze-and-excitation gates in Sequential"):
+    with pytest.raises(ValueError, match=r"\(=Sequential\) has no squeeze-and-excitation gates"):
         export(plain, data, folder=str(tmp_path))
     original = builtins.__import__
 

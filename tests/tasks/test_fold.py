@@ -125,7 +125,7 @@ def test_mistakes_are_named(data, tmp_path):
             fold(model, data, "a.ckpt", folder=str(tmp_path), **wrong)
     with pytest.raises(ValueError, match="needs the checkpoint of a network of ours"):
         fold(model, data, folder=str(tmp_path))
-    with pytest.raises(ValueError, match="needs a network with gates"):
+    with pytest.raises(ValueError, match="no squeeze-and-excitation gates"):
         fold(ImageClassifier(nn.Linear(2, 10), 10), data, "a.ckpt", folder=str(tmp_path))
     with pytest.raises(ValueError, match=r"`tolerance` \(=-1\)"):
         fold(model, data, "a.ckpt", folder=str(tmp_path), tolerance=-1)

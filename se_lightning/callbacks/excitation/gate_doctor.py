@@ -7,6 +7,7 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 
+from se_lightning.arguments import positive_integer
 from se_lightning.callbacks import publish
 from se_lightning.callbacks.excitation.base import ExcitationCallback, Wanted
 from se_lightning.excitation.doctor import (
@@ -49,8 +50,7 @@ class GateDoctor(ExcitationCallback):
     def __init__(self, tolerance: float = 0.01, patience: int = 3) -> None:
         if not 0 <= tolerance < 0.5:
             raise ValueError(f"`tolerance` (={tolerance}) must be in [0, 0.5): gates are 0 to 1.")
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"`patience` (={patience!r}) must be a whole number of at least 1.")
+        positive_integer("patience", patience)
         self.tolerance = tolerance
         self.patience = patience
         self.reports: list[GateReport] = []

@@ -13,8 +13,10 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
+from se_lightning.atomic import write_text
 from se_lightning.callbacks.checkpointing.last_checkpoint import LastCheckpoint
 from se_lightning.data.samplers import OneEpoch, TrainBatches
+from se_lightning.excitation.taps import eager
 
 __all__ = ["append", "bad_rows", "bad_weights", "first_bad_output", "message", "sample_ids", "what"]
 
@@ -80,7 +82,7 @@ def first_bad_output(
     # Exception: somebody's step may bear no second call, which is no reason to say nothing.
     with (
         contextlib.suppress(_Seen, Exception),
-        torch.compiler.set_stance("force_eager"),
+        eager(),
         trainer.precision_plugin.train_step_context(),
     ):
         module.training_step(*((batch, batch_idx) if takes_index else (batch,)))
@@ -116,10 +118,8 @@ def append(path: Path, record: dict[str, Any]) -> None:
     old = json.loads(path.read_text()) if path.exists() else []
     records = [each for each in old if each["step"] < record["step"]] + [record]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
     lines = ",\n".join(json.dumps(each) for each in records[-_KEPT:])
-    temporary.write_text(f"[\n{lines}\n]\n")
-    temporary.replace(path)
+    write_text(path, f"[\n{lines}\n]\n")
 
 
 def what(record: dict[str, Any]) -> str:
@@ -131,9 +131,8 @@ def what(record: dict[str, Any]) -> str:
         on = f" on rank {bad[0]['rank']}" if len(ranks) > 1 else ""
         parts = [f"The loss is {bad[0]['loss']} at {where}{on}."]
     else:
-        layers = record["layers"]
-        some = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")
-        parts = [f"The loss is finite, gradients are not, at {where}: those of {some}."]
+        layers = _some(record["layers"])
+        parts = [f"The loss is finite, gradients are not, at {where}: those of {layers}."]
     for each in bad:
         if each["bad_rows"]:
             ids = each["bad_samples"] or [f"number {row} of the batch" for row in each["bad_rows"]]
