@@ -1,4 +1,4 @@
-"""What the gates do: finding them, and statistics of their values. No Hydra, no W&B."""
+"""Analysis of squeeze-and-excitation gates: recording, statistics and plots."""
 
 from se_lightning.excitation.class_choice import choose_classes
 from se_lightning.excitation.cost import excitation_cost

@@ -1,4 +1,4 @@
-"""Mean gates channel by channel, for a few classes at a few depths: the paper's Figures 6 and 7."""
+"""Mean gates per channel for a few classes and layers, as in the paper's Figures 6 and 7."""
 
 import difflib
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,18 @@ from se_lightning.excitation.summary import ExcitationSummary
 
 __all__ = ["curve_arrays", "find_layers", "select_layers"]
 
-# Of layers that nobody has chosen, at the most.
-PANELS = 6
+PANELS = 6  # maximum number of layers unless some are chosen
 
 
 def find_layers(names: Sequence[str], given: Sequence[str | int] | None) -> list[int]:
-    """Return the indices of the given layers; None is the first, the last, and up to four between.
+    """Return the indices of the given layers.
 
     Args:
-        names: of all layers.
-        given: names, or indices from 0 on.
+        names: Names of all layers.
+        given: Names or indices from 0. None selects up to six layers, evenly spaced.
 
     Raises:
-        ValueError: naming the layer that does not exist, and those near it.
+        ValueError: If a layer does not exist, or the list is empty.
     """
     if given is None:
         return evenly(len(names), PANELS)
@@ -48,7 +47,7 @@ def _find(names: Sequence[str], given: str | int) -> int:
         return list(names).index(str(given))
     near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.5) or names[:3]
     raise ValueError(
-        f"`layers`: there is no layer {given!r} among the {len(names)}; near it: {', '.join(near)}."
+        f"`layers`: no layer {given!r} among the {len(names)}. Closest names: {', '.join(near)}."
     )
 
 
@@ -59,21 +58,21 @@ def curve_arrays(
     layers: Sequence[str | int] | None = None,
     channels: int = 50,
 ) -> dict[str, Any]:
-    """Return what the curves show: T channels, those of a layer after the other's; K classes.
+    """Return the data of the curves, for T channels of the layers and K classes.
 
     Args:
-        summary: with these classes among the chosen.
-        names: of the classes, by label.
-        layers: as :func:`find_layers` takes them.
-        channels: evenly sampled of each layer; all where there are fewer.
+        summary: Statistics that include the given classes.
+        names: Class names by label.
+        layers: Layers to include; see :func:`find_layers`.
+        channels: Maximum number of channels per layer, evenly spaced.
 
     Returns:
-        ``layers`` and ``channels`` (T,), the layer's name and the index in it; ``labels``,
-        ``names`` and ``samples`` (K,); ``means`` and ``stds`` (K, T); ``mean_of_all`` and
-        ``std_of_all`` (T,). NaN where there is no sample.
+        ``layers`` and ``channels``, (T,): the layer's name and the index of the channel in it.
+        ``labels``, ``names`` and ``samples``, (K,). ``means`` and ``stds``, (K, T).
+        ``mean_of_all`` and ``std_of_all``, (T,). NaN where there are no samples.
 
     Raises:
-        ValueError: if there is no such layer.
+        ValueError: If a layer does not exist.
     """
     chosen = find_layers(summary.layers, layers)
     index = [evenly(summary.channels[layer], channels) for layer in chosen]

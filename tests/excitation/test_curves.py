@@ -24,13 +24,13 @@ def summary_of(gates, classes=NAMES, **options):
     return statistics.summary()
 
 
-def test_the_arrays_are_those_by_hand(gates):
-    names = {**NAMES, 9: "nobody"}
+def test_the_arrays_equal_those_computed_by_hand(gates):
+    names = {**NAMES, 9: "empty"}
     arrays = curve_arrays(summary_of(gates, names), names, layers=["layer1.0.se", 0], channels=2)
     assert arrays["layers"].tolist() == ["layer1.0.se"] * 2 + ["stem.se"] * 2
     assert arrays["channels"].tolist() == [0, 69, 0, 2]
     assert arrays["labels"].tolist() == [7, 2, 9]
-    assert arrays["names"].tolist() == ["pug", "cliff", "nobody"]
+    assert arrays["names"].tolist() == ["pug", "cliff", "empty"]
     assert arrays["samples"].tolist() == [3, 3, 0]
     values = np.concatenate([gates[1][:, [0, 69]], gates[0][:, [0, 2]]], axis=1).astype(np.float64)
     np.testing.assert_allclose(arrays["mean_of_all"], values.mean(0), rtol=1e-12)
@@ -45,7 +45,7 @@ def test_the_arrays_are_those_by_hand(gates):
     ("count", "panels", "expected"),
     [(50, 6, [0, 10, 20, 29, 39, 49]), (9, 6, [0, 2, 3, 5, 6, 8]), (3, 6, [0, 1, 2]), (1, 6, [0])],
 )
-def test_layers_are_spread_over_depth(count, panels, expected):
+def test_layers_are_evenly_spaced_in_depth(count, panels, expected):
     assert evenly(count, panels) == expected
 
 
@@ -57,8 +57,8 @@ def test_layers_are_found_by_name_and_by_index():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["layer1.0"], "no layer 'layer1.0' among the 3; near it: layer1.0.se"),
-        (["x"], "near it: stem.se"),
+        (["layer1.0"], "no layer 'layer1.0' among the 3. Closest names: layer1.0.se"),
+        (["x"], "Closest names: stem.se"),
         ([3], "no layer 3 among the 3"),
         ([-1], "no layer -1"),
         ([], "must be a list of at least one"),

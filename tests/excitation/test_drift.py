@@ -18,7 +18,7 @@ def draws(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_divergence_is_scipys():
+def test_the_divergence_equals_scipys():
     generator = np.random.default_rng(0)
     a, b = generator.poisson(2, (2, 7, 66))
     expected = distance.jensenshannon(a, b, base=2, axis=1) ** 2
@@ -27,7 +27,7 @@ def test_the_divergence_is_scipys():
     assert np.isnan(jensen_shannon(a, np.zeros_like(a))).all()
 
 
-def test_the_cosine_is_scipys_and_knows_zero_and_nan():
+def test_the_cosine_equals_scipys_and_handles_zero_and_nan():
     a, b = draws(5, 9), draws(5, 9, seed=1)
     pairs = zip(a.double().numpy(), b.double().numpy(), strict=True)
     expected = [1 - distance.cosine(x, y) for x, y in pairs]
@@ -38,7 +38,7 @@ def test_the_cosine_is_scipys_and_knows_zero_and_nan():
     assert cosine(torch.full((9,), torch.nan), a[0]).isnan()
 
 
-def test_drift_is_that_of_arrays_by_hand():
+def test_drift_equals_that_of_arrays_by_hand():
     """Two layers of 3 and 5 channels; two batches; the second layer is called twice."""
     images, channels = 11, (3, 5)
     first = [[draws(images, 3, 1, 1)], [draws(images, 5, 2, 2, seed=1), draws(images, 5, seed=2)]]
@@ -67,7 +67,7 @@ def test_drift_is_that_of_arrays_by_hand():
         assert drift.js == pytest.approx(distance.jensenshannon(*counts, base=2) ** 2)
 
 
-def test_what_was_not_seen_is_nan():
+def test_a_gate_that_was_never_executed_has_nan():
     statistics = ExcitationStatistics(["a", "b"], [3, 5])
     per_image = ImageCosine([3, 5])
     gates = [[draws(4, 3)], []]
@@ -78,7 +78,7 @@ def test_what_was_not_seen_is_nan():
     assert np.isnan(unseen[2:]).all()
 
 
-def test_other_gates_cannot_be_compared():
+def test_networks_with_different_gates_are_refused():
     net = Taps(se_resnet20(ratio=4))
     check_comparable(net, Taps(se_resnet20(ratio=8)), ["a", "b"])
     with pytest.raises(ValueError, match=r"layer2.0.se \(32 channels\) in a, layer2.0.se \(16 ch"):

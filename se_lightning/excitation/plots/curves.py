@@ -25,28 +25,28 @@ def draw_curves(
     channels: int = 50,
     title: str = "Mean gate of each class and of all samples",
 ) -> Figure:
-    """Draw the paper's Figure 6: a panel a depth, a curve a class, and one of all samples.
+    """Draw the paper's Figure 6: one panel per layer, one curve per class, and one for all samples.
 
     Args:
-        summary: with these classes among the chosen.
-        names: of the classes, by label; those without a sample are named in the heading instead.
-        layers: as :func:`find_layers` takes them.
-        channels: evenly sampled of each layer; all where there are fewer.
-        title: heading.
+        summary: Statistics that include the given classes.
+        names: Class names by label. Classes without samples are listed in the title instead.
+        layers: Layers to draw; see :func:`find_layers`.
+        channels: Maximum number of channels per layer, evenly spaced.
+        title: Title of the figure.
 
     Raises:
-        ValueError: if there is no such layer.
+        ValueError: If a layer does not exist.
     """
     seen, heading = _seen(summary, names, title)
     figure, panels = _panels(summary, layers, channels, heading)
     curves = [(name, summary.mean(label)) for label, name in seen.items()]
     common = summary.mean()
     for axes, at, columns, marker in panels:
-        # Beneath the others, which in early layers it would hide.
+        # Below the class curves, which it would hide in early layers.
         (line,) = axes.plot(at, common[columns], marker=marker, lw=4, alpha=0.4, zorder=1.5)
         line.set(color=matplotlib.rcParams["text.color"], label="all samples")
-        for (name, mean), colour in zip(curves, _colours(len(curves)), strict=True):
-            axes.plot(at, mean[columns], color=colour, lw=1.2, marker=marker, label=name)
+        for (name, mean), color in zip(curves, _colors(len(curves)), strict=True):
+            axes.plot(at, mean[columns], color=color, lw=1.2, marker=marker, label=name)
     _legend(figure, panels[0].axes)
     return figure
 
@@ -60,30 +60,30 @@ def draw_spread(
     classes: int = 2,
     title: str = "Mean gate within a class, and its standard deviation",
 ) -> Figure:
-    """Draw the paper's Figure 7: each class's mean, in a band of one standard deviation.
+    """Draw the paper's Figure 7: the mean of each class in a band of one standard deviation.
 
     Args:
-        summary: with these classes among the chosen.
-        names: of the classes, by label.
-        layers: as :func:`find_layers` takes them.
-        channels: evenly sampled of each layer; all where there are fewer.
-        classes: how many are drawn: the first of those that have a sample.
-        title: heading.
+        summary: Statistics that include the given classes.
+        names: Class names by label.
+        layers: Layers to draw; see :func:`find_layers`.
+        channels: Maximum number of channels per layer, evenly spaced.
+        classes: Number of classes to draw: the first ones that have samples.
+        title: Title of the figure.
 
     Raises:
-        ValueError: if there is no such layer.
+        ValueError: If a layer does not exist.
     """
     seen, heading = _seen(summary, names, title)
     figure, panels = _panels(summary, layers, channels, heading)
     drawn = list(seen.items())[:classes]
     moments = [(name, summary.mean(label), summary.std(label)) for label, name in drawn]
     for axes, at, columns, marker in panels:
-        for (name, mean, std), colour in zip(moments, _colours(len(seen)), strict=False):
+        for (name, mean, std), color in zip(moments, _colors(len(seen)), strict=False):
             middle, half = mean[columns], std[columns]
             axes.fill_between(
-                at, middle - half, middle + half, color=colour, alpha=0.25, linewidth=0
+                at, middle - half, middle + half, color=color, alpha=0.25, linewidth=0
             )
-            axes.plot(at, middle, color=colour, lw=1.2, marker=marker, label=name)
+            axes.plot(at, middle, color=color, lw=1.2, marker=marker, label=name)
     _legend(figure, panels[0].axes)
     return figure
 
@@ -91,11 +91,11 @@ def draw_spread(
 def _seen(
     summary: ExcitationSummary, names: Mapping[int, str], title: str
 ) -> tuple[dict[int, str], str]:
-    """Return the classes that have samples, and the heading, which names the others."""
+    """Return the classes that have samples, and the title, which lists the others."""
     seen = {label: name for label, name in names.items() if summary.class_samples(label)}
     missing = [name for label, name in names.items() if label not in seen]
     if missing:
-        title += f"\nwithout a sample, and so left out: {_listed(missing)}"
+        title += f"\nno samples of {_listed(missing)}"
     return seen, title
 
 
@@ -108,8 +108,8 @@ def _short(name: str) -> str:
     return textwrap.shorten(name, 28, placeholder="...") or name[:28]
 
 
-def _colours(count: int) -> Iterable[Any]:
-    """Return the style's colours; where they do not suffice, those of the rainbow."""
+def _colors(count: int) -> Iterable[Any]:
+    """Return the style's colors, or a rainbow if there are too few."""
     cycle = matplotlib.rcParams["axes.prop_cycle"].by_key().get("color", ["C0"])
     if count <= len(cycle):
         return cycle[:count]
@@ -117,7 +117,7 @@ def _colours(count: int) -> Iterable[Any]:
 
 
 class _Panel(NamedTuple):
-    """A layer's axes, the channels drawn in it, and where these are among all layers'."""
+    """The axes of a layer, its channels, and their columns among the channels of all layers."""
 
     axes: Axes
     at: np.ndarray
@@ -139,14 +139,14 @@ def _panels(
     panels = []
     for axes, layer in zip(grid.flat, chosen, strict=False):
         name = summary.layers[layer]
-        called = "" if name not in summary.unseen else ": never called"
+        called = "" if name not in summary.unseen else ": never executed"
         axes.set_title(f"{name}{called}", fontsize=9)
         axes.set_ylim(summary.edges[0], summary.edges[-1])
         axes.grid(visible=True, alpha=0.3)
         axes.tick_params(labelsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         at = np.array(evenly(summary.channels[layer], channels))
-        marker = "." if len(at) < 8 else None  # a single channel makes no line
+        marker = "." if len(at) < 8 else None  # a line through one channel is invisible
         panels.append(_Panel(axes, at, summary.of(layer).start + at, marker))
     for panel in panels[-columns:]:
         panel.axes.set_xlabel("channel", fontsize=8)

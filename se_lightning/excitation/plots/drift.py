@@ -1,4 +1,4 @@
-"""Plot of how far the gates of two networks are apart."""
+"""Plot of the distance between the gates of two networks."""
 
 from collections.abc import Sequence
 
@@ -12,24 +12,24 @@ __all__ = ["draw_drift"]
 
 
 def draw_drift(drifts: Sequence[Drift], title: str) -> Figure:
-    """Draw the two cosines, and below them the divergence of the histograms, by depth.
+    """Draw both cosines, and below them the divergence of the histograms, by depth.
 
     Args:
-        drifts: first layer to last.
-        title: heading.
+        drifts: One entry per layer, first to last.
+        title: Title of the figure.
     """
     depth = np.arange(len(drifts))
     figure = Figure(figsize=(7.5, 5.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(depth, [each.cosine for each in drifts], "o-", ms=4, label="of the mean gates")
     above.plot(
-        depth, [each.image_cosine for each in drifts], "s--", ms=3, label="of each image, averaged"
+        depth, [each.image_cosine for each in drifts], "s--", ms=3, label="per image, averaged"
     )
-    above.set_ylabel("cosine\n(1: the same)", fontsize=9)
+    above.set_ylabel("cosine\n(1: identical)", fontsize=9)
     above.legend(fontsize=8, frameon=False)
     below.bar(depth, [each.js for each in drifts], color="C2")
-    below.set_ylabel("Jensen-Shannon\n(0: the same values)", fontsize=9)
-    # Not more names than can be read.
+    below.set_ylabel("Jensen-Shannon\n(0: identical)", fontsize=9)
+    # More names would overlap.
     shown = evenly(len(drifts), 16)
     below.set_xticks(shown, [drifts[k].layer for k in shown], rotation=45, ha="right", fontsize=8)
     for axes in (above, below):

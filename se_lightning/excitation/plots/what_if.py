@@ -1,4 +1,4 @@
-"""Plot of the accuracy that is lost when gates are replaced."""
+"""Plot of the accuracy lost when gates are replaced."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,12 +13,18 @@ __all__ = ["draw_what_if"]
 
 
 def draw_what_if(rows: Sequence[WhatIfRow], names: Mapping[str, str], split: str) -> Figure:
-    """Draw the drops: a group of bars a block, a bar a replacement."""
+    """Draw the drops in accuracy: one group of bars per block, one bar per replacement.
+
+    Args:
+        rows: Results of :func:`se_lightning.excitation.what_if`.
+        names: Short names of the blocks.
+        split: Name of the split, for the title.
+    """
     drops = drops_by_block(rows)
     several = {row.block for row in rows[1:] if row.gates > 1} | {ALL_BLOCKS}
     single = {block: each for block, each in drops.items() if block not in several}
     together = {block: each for block, each in drops.items() if block in several}
-    # Blocks side by side while their names have room; several at once have a scale of their own.
+    # Single blocks and groups of blocks have separate axes: their drops differ in scale.
     replacements = len({row.replacement for row in rows[1:]})
     widths = [1.5 + 0.13 * len(part) * replacements for part in (single, together)]
     widths[0] = min(widths[0], 14.0)
@@ -26,13 +32,13 @@ def draw_what_if(rows: Sequence[WhatIfRow], names: Mapping[str, str], split: str
     left, right = figure.subplots(1, 2, width_ratios=widths)
     _bars(left, single, names)
     _bars(right, together, names)
-    left.set_xlabel("block whose gates are replaced, in order of depth")
-    left.set_ylabel("drop of accuracy, percentage points")
+    left.set_xlabel("block whose gates are replaced, by depth")
+    left.set_ylabel("drop in accuracy (percentage points)")
     left.legend(title="gates replaced by", fontsize=8, title_fontsize=8)
-    right.set_xlabel("several at once")
+    right.set_xlabel("several blocks at once")
     figure.suptitle(
-        f"What it costs to replace gates: as trained, {100 * rows[0].acc1:.2f} % of "
-        f"{rows[0].samples} images of {split} are right",
+        f"Accuracy lost by replacing gates; as trained, {100 * rows[0].acc1:.2f} % on "
+        f"{rows[0].samples} images of {split}",
         fontsize=11,
     )
     return figure

@@ -29,7 +29,7 @@ def lines(axes):
     return {line.get_label(): line.get_xydata() for line in axes.get_lines()}
 
 
-def test_the_curves_are_the_means_by_hand(gates):
+def test_the_curves_are_the_means_computed_by_hand(gates):
     figure = draw_curves(summary_of(gates), NAMES, title="epoch 3")
     assert figure.get_suptitle() == "epoch 3"
     assert [axes.get_title() for axes in figure.axes] == LAYERS
@@ -61,7 +61,7 @@ def test_the_bands_are_a_standard_deviation_wide(gates):
 
 
 @pytest.mark.parametrize("draw", [draw_curves, draw_spread])
-def test_a_class_without_a_sample_is_named_and_left_out(gates, draw):
+def test_a_class_without_samples_is_left_out_and_listed_in_the_title(gates, draw):
     names = {1: "goldfish", **NAMES}
     figure = draw(summary_of(gates, names), names, title="Means")
     assert figure.get_suptitle().startswith("Means\n")
@@ -72,7 +72,7 @@ def test_a_class_without_a_sample_is_named_and_left_out(gates, draw):
 
 
 @pytest.mark.parametrize("draw", [draw_curves, draw_spread])
-def test_without_any_sample_or_class_there_is_still_a_picture(gates, draw, tmp_path):
+def test_a_figure_is_drawn_even_without_samples_or_classes(gates, draw, tmp_path):
     many = {label: f"class {label}" for label in range(100, 200)}
     figure = draw(summary_of(gates, many), many)
     assert figure.get_suptitle().endswith("class 104 and 95 more")
@@ -81,8 +81,8 @@ def test_without_any_sample_or_class_there_is_still_a_picture(gates, draw, tmp_p
 
 
 @pytest.mark.parametrize("draw", [draw_curves, draw_spread])
-def test_two_labels_of_one_name_are_two_curves(gates, draw):
-    names = {7: "crane", 2: "crane"}  # as two of ImageNet's are
+def test_two_labels_with_the_same_name_are_two_curves(gates, draw):
+    names = {7: "crane", 2: "crane"}  # ImageNet has two classes called crane
     figure = draw(summary_of(gates), names)
     drawn = [line for line in figure.axes[0].get_lines() if line.get_label() != "all samples"]
     assert len(drawn) == 2
@@ -90,25 +90,25 @@ def test_two_labels_of_one_name_are_two_curves(gates, draw):
 
 
 @pytest.mark.parametrize("draw", [draw_curves, draw_spread])
-def test_gates_of_other_ranges_have_their_own_ends(gates, draw):
+def test_the_axes_cover_the_range_of_the_gates(gates, draw):
     figure = draw(summary_of(gates, lower=-1.0, upper=2.0), NAMES)
     assert {axes.get_ylim() for axes in figure.axes} == {(-1.0, 2.0)}
 
 
-def test_a_layer_that_was_never_called_is_told(gates, tmp_path):
+def test_a_layer_that_was_never_executed_is_marked(gates, tmp_path):
     statistics = ExcitationStatistics(LAYERS, CHANNELS, classes=list(NAMES))
     calls = [[], *([torch.from_numpy(each)] for each in gates[1:])]
     statistics.update(calls, labels=torch.tensor(LABELS))
     figure = draw_curves(statistics.summary(), NAMES)
     assert [axes.get_title() for axes in figure.axes][:2] == [
-        "stem.se: never called",
+        "stem.se: never executed",
         "layer1.0.se",
     ]
     figure.savefig(tmp_path / "curves.png")
 
 
 @pytest.mark.parametrize("style", ["default", "dark_background"])
-def test_no_two_curves_look_alike_and_none_is_lost_in_the_background(gates, style):
+def test_curves_have_distinct_colors_that_contrast_with_the_background(gates, style):
     names = {label: f"class {label}" for label in [7, 2, 5, 0, *range(10, 30)]}
     statistics = ExcitationStatistics(LAYERS, CHANNELS, classes=list(names))
     some = [[torch.rand(24, c)] for c in CHANNELS]

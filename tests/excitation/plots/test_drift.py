@@ -7,7 +7,7 @@ from se_lightning.excitation.plots.drift import draw_drift
 
 @pytest.mark.parametrize("style", ["default", "dark_background"])
 @pytest.mark.parametrize("layers", [1, 9, 50])
-def test_the_picture_names_no_more_layers_than_can_be_read(style, layers):
+def test_at_most_16_layers_are_labeled(style, layers):
     drifts = [Drift(f"layer{k}", 4, 1 - k / 99, 1 - k / 80, k / 70) for k in range(layers)]
     with matplotlib.style.context(style):
         figure = draw_drift(drifts, "title")

@@ -9,7 +9,7 @@ from se_lightning.excitation.what_if import ALL_BLOCKS, REPLACEMENTS, WhatIfRow
 
 @pytest.mark.parametrize("style_name", ["default", "dark_background"])
 @pytest.mark.parametrize("blocks", [1, 9, 50])
-def test_the_picture_holds_one_bar_a_block_and_replacement(blocks, style_name, tmp_path):
+def test_there_is_one_bar_per_block_and_replacement(blocks, style_name, tmp_path):
     names = [f"layer{i // 3 + 1}.{i % 3}.se" for i in range(blocks)] + [ALL_BLOCKS]
     rows = [WhatIfRow("", "none", 0.9, 0.0, 100)]
     names.insert(-1, "layer1")
