@@ -41,9 +41,8 @@ class WhatIfRow:
     """Result of one experiment.
 
     Attributes:
-        block: Path of an SE module or a stage, or ``all blocks``; empty in the first row, the
-        baseline.
-        replacement: Replacement of its gates; ``none`` in the first row.
+        block: Path of an SE module or a stage, or ``all blocks``; empty for the baseline.
+        replacement: Replacement of its gates; ``none`` for the baseline, which is the first row.
         acc1: Top-1 accuracy, a fraction.
         drop: Accuracy of the baseline minus this one.
         samples: Number of images.

@@ -1,4 +1,4 @@
-"""How much the network needs each of its gates."""
+"""Importance of each gate for the accuracy."""
 
 import csv
 import logging
@@ -22,8 +22,7 @@ __all__ = ["what_if"]
 
 log = logging.getLogger(__name__)
 
-# Batches that are kept rather than read again.
-KEPT_BYTES = 1_000_000_000
+KEPT_BYTES = 1_000_000_000  # images of up to this size are kept in memory
 
 
 def what_if(
@@ -35,26 +34,28 @@ def what_if(
     replacements: Sequence[str] = tuple(REPLACEMENTS),
     images: int | None = None,
 ) -> dict[str, float]:
-    """Measure what accuracy is left when gates put out something else, without retraining.
+    """Measure the accuracy that is left when gates are replaced, without retraining.
 
-    Each block alone, each stage, and all at once: gates of 1, their channel's mean over the split,
-    its mean over the images of the same class (which tells the network the class), or those of
-    another image. Writes ``what_if.csv``, ``what_if.md`` and ``what_if.png``.
+    The gates of each block, of each stage and of all blocks at once are replaced by 1, by the mean
+    of their channel over the split, by its mean over the images of the same class (which reveals
+    the class to the network), or by the gates of another image. Writes ``what_if.csv``,
+    ``what_if.md`` and ``what_if.png``.
 
     Args:
-        model: in eval mode, on its device.
-        datamodule: set up.
-        folder: where to.
+        model: Model in eval mode, on its device.
+        datamodule: Datamodule that has been set up.
+        folder: Output folder.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        replacements: of ``one``, ``data_mean``, ``class_mean`` and ``shuffle``.
-        images: evaluate this many, spread over the split; None is all.
+        replacements: Any of ``one``, ``data_mean``, ``class_mean`` and ``shuffle``.
+        images: Number of images, evenly spaced over the split. None uses all.
 
     Returns:
-        ``what_if/baseline``, an accuracy, and by replacement and block the drop from it:
-        ``what_if/one/layer1.0.se``; fractions.
+        ``what_if/baseline``, the accuracy, and the drop from it by replacement and block, as in
+        ``what_if/one/layer1.0.se``; all are fractions.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If the split, a replacement, the gates or `num_classes` do not exist, or
+            `images` is below 1.
     """
     one_of("split", split, SPLITS)
     if images is not None and images < 1:
@@ -77,14 +78,14 @@ def what_if(
 def _count_classes(model: LightningModule, datamodule: LightningDataModule) -> int:
     count = getattr(datamodule, "num_classes", None) or getattr(model, "num_classes", None)
     if count is None:
-        raise ValueError("Neither the data nor the model says its `num_classes`.")
+        raise ValueError("`num_classes` is defined neither by the data nor by the model.")
     return int(count)
 
 
 def _batches(
     datamodule: LightningDataModule, split: str, images: int | None, device: torch.device
 ) -> Batches:
-    """Return the batches, to be had again and again; from memory where they are small."""
+    """Return a function that yields the batches repeatedly, from memory if they are small."""
 
     def read() -> Iterator[tuple[Tensor, Tensor]]:
         start, chosen = 0, _spread(datamodule, split, images)
@@ -105,14 +106,14 @@ def _batches(
         size += pixels.nbytes
         if size > KEPT_BYTES:
             log.warning(
-                "The images are too many to be kept: shuffled gates come from the same batch of "
-                "the split's own order, which may be that of the classes."
+                "The images do not fit in memory. Gates are shuffled within batches in the order "
+                "of the split, which may be sorted by class."
             )
             return read
         kept.append((pixels.cpu(), labels.cpu()))
     if not kept:
         raise ValueError(f"`split` (={split}) has no images.")
-    # In a random order: a batch of one class would hide what gates know of classes.
+    # In random order: shuffling within a batch of one class would keep the class information.
     pixels, labels = (torch.cat(part) for part in zip(*kept, strict=True))
     length = len(kept[0][1])
     kept.clear()
@@ -121,7 +122,7 @@ def _batches(
 
 
 def _spread(datamodule: LightningDataModule, split: str, images: int | None) -> Tensor | None:
-    """Return which images of a split are taken, since its order may be that of the classes."""
+    """Return the indices of the chosen images; the order of a split may be that of its classes."""
     if images is None:
         return None
     if not isinstance(datamodule, ImageDataModule):
@@ -131,7 +132,7 @@ def _spread(datamodule: LightningDataModule, split: str, images: int | None) -> 
 
 
 def _short(blocks: Sequence[str]) -> dict[str, str]:
-    """Return what the blocks are called in tables: paths without what all share at both ends."""
+    """Return short names of the blocks for tables, without the common parts of their paths."""
     return {
         block: block.removeprefix("backbone.").replace(".se.", ".").removesuffix(".se") or block
         for block in blocks
@@ -151,9 +152,9 @@ def _table(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
     blocks = drops_by_block(rows)
     kinds = list(next(iter(blocks.values())))
     lines = [
-        f"Accuracy on {rows[0].samples} images of {split}: {100 * rows[0].acc1:.2f} %. "
-        "Drop in percentage points when the gates of a block, of a stage, or of all are replaced; "
-        f"one image is {100 / rows[0].samples:.2g} points:",
+        f"Accuracy on {rows[0].samples} images of {split}: {100 * rows[0].acc1:.2f} %. Drop in "
+        "percentage points when the gates of a block, of a stage, or of all blocks are replaced "
+        f"(one image is {100 / rows[0].samples:.2g} points):",
         "",
         "| block | " + " | ".join(kinds) + " |",
         "| --- |" + " ---: |" * len(kinds),
@@ -166,14 +167,14 @@ def _table(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
 
 
 def _words(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
-    """Say for each replacement what all blocks lose, and the block that loses most."""
-    first = f"{100 * rows[0].acc1:.2f} % of {rows[0].samples} images of {split}; drop with gates of"
+    """Return one line per replacement: the drop for all blocks, and for the worst single block."""
+    first = f"Accuracy {100 * rows[0].acc1:.2f} % on {rows[0].samples} images of {split}. Drops:"
     lines = [first]
     for kind in dict.fromkeys(row.replacement for row in rows[1:]):
         *parts, everywhere = [row for row in rows[1:] if row.replacement == kind]
         worst = max((row for row in parts if row.gates == 1), key=lambda row: row.drop)
-        text = f"{kind:14} {100 * everywhere.drop:6.2f} points in all blocks; in one at most "
-        text += f"{100 * worst.drop:.2f}, {names[worst.block]}"
+        text = f"{kind:14} {100 * everywhere.drop:6.2f} points in all blocks; at most "
+        text += f"{100 * worst.drop:.2f} in one ({names[worst.block]})"
         if several := [row for row in parts if row.gates > 1]:
             text += f"; in the last stage {100 * several[-1].drop:.2f}"
         lines.append(text)

@@ -1,4 +1,4 @@
-"""What W&B, TensorBoard and CSV files hold of the excitations, and that none is needed."""
+"""Excitations in W&B, TensorBoard and CSV files, and without any logger."""
 
 import csv
 

@@ -55,7 +55,7 @@ def test_one_layer_of_another_split_is_read_back_by_its_name(model, data, tmp_pa
 
 
 def test_a_layer_that_does_not_exist_is_refused_and_no_file_is_left(model, data, tmp_path):
-    with pytest.raises(ValueError, match=r"no layer 'layer3.0' .*near it: layer3.0.se"):
+    with pytest.raises(ValueError, match=r"no layer 'layer3.0' .*Closest names: layer3.0.se"):
         export(model, data, folder=str(tmp_path), layers=["layer3.0"])
     with pytest.raises(ValueError, match=r"`split` \(='all'\)"):
         export(model, data, folder=str(tmp_path), split="all")
@@ -100,7 +100,7 @@ def test_a_gate_that_is_not_called_is_null(data, tmp_path):
     assert table["0"].null_count == 0
 
 
-def test_no_gates_and_no_pyarrow_are_said_in_one_message(data, model, tmp_path, monkeypatch):
+def test_missing_gates_and_missing_pyarrow_give_one_message(data, model, tmp_path, monkeypatch):
     plain = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), num_classes=10)
     with pytest.raises(ValueError, match=r"\(=Sequential\) has no squeeze-and-excitation gates"):
         export(plain, data, folder=str(tmp_path))

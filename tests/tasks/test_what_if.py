@@ -26,7 +26,7 @@ def model():
     return SEResNetModule([1, 1], widths=[8, 16], stem="cifar", ratio=4, in_channels=1).eval()
 
 
-def test_it_writes_a_table_a_picture_and_every_number(model, data, tmp_path, caplog):
+def test_the_table_the_plot_and_all_numbers_are_written(model, data, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         metrics = what_if(model, data, folder=str(tmp_path))
     images = len(data.labels("test"))
@@ -46,18 +46,18 @@ def test_it_writes_a_table_a_picture_and_every_number(model, data, tmp_path, cap
     assert f"on {images} images of test" in text
     assert "| layer2.0 | " in text
     assert imread(tmp_path / "what_if.png").std() > 0.05
-    assert f"of {images} images of test" in caplog.text
+    assert f"on {images} images of test" in caplog.text
     assert what_if(model, data, folder=str(tmp_path)) == metrics
 
 
-def test_gates_that_are_one_already_lose_nothing(data, tmp_path):
+def test_replacing_gates_of_1_has_no_effect(data, tmp_path):
     options = {"stem": "cifar", "ratio": 4, "in_channels": 1}
     model = SEResNetModule([1, 1], gate_activation="double-sigmoid", **options).eval()
     metrics = what_if(model, data, folder=str(tmp_path), split="val", images=50)
     assert {value for name, value in metrics.items() if name != "what_if/baseline"} == {0}
 
 
-def test_fewer_images_are_spread_over_the_split_and_batches_are_mixed(data):
+def test_a_subset_is_evenly_spaced_over_the_split_and_shuffled(data):
     read = _batches(data, "test", 30, torch.device("cpu"))
     labels = torch.cat([labels for _, labels in read()])
     images = torch.cat([images for images, _ in read()])
@@ -70,15 +70,15 @@ def test_fewer_images_are_spread_over_the_split_and_batches_are_mixed(data):
     assert torch.equal(labels, whole[1][places])
 
 
-def test_what_does_not_fit_in_memory_is_read_again(data, monkeypatch, caplog):
+def test_images_that_do_not_fit_in_memory_are_read_repeatedly(data, monkeypatch, caplog):
     monkeypatch.setattr(sys.modules[_batches.__module__], "KEPT_BYTES", 1000)
     read = _batches(data, "test", None, torch.device("cpu"))
-    assert "too many to be kept" in caplog.text
+    assert "do not fit in memory" in caplog.text
     for _ in range(2):
         assert torch.cat([y for _, y in read()]).tolist() == data.labels("test").tolist()
 
 
-def test_mistakes_are_named(model, data, tmp_path):
+def test_invalid_arguments_are_refused(model, data, tmp_path):
     with pytest.raises(ValueError, match=r"`split` \(='tset'\)"):
         what_if(model, data, folder=str(tmp_path), split="tset")
     with pytest.raises(ValueError, match=r"`images` \(=0\)"):
