@@ -160,7 +160,7 @@ class EMA(WeightAveraging):
     def _agree(self, trainer: Trainer) -> None:
         """Copy the buffers of rank 0, which are those in checkpoints.
 
-        The batch norm statistics of each rank, and so their averages, are of its own samples.
+        The batch norm statistics of each rank, and so their averages, depend on its samples.
         """
         assert self._average_model is not None
         if trainer.world_size > 1:

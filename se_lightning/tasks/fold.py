@@ -143,7 +143,7 @@ def _speedup(before: LightningModule, after: LightningModule, images: Tensor) ->
 
 
 def _checkpoint(path: str, model: ImageClassifier) -> dict[str, Any]:
-    """Return the checkpoint with the folded network in place of its own."""
+    """Return the checkpoint with the folded network instead of the original one."""
     content = {k: v for k, v in read_checkpoint(path).items() if k not in _OF_THE_RUN}
     content["state_dict"] = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
     content["se_lightning"] = {

@@ -38,7 +38,7 @@ class Wanted:
 class ExcitationCallback(Callback):
     """Base class of the callbacks that record gates during validation, in any Trainer.
 
-    All such callbacks of a trainer share one recorder during validation, on the device. Nothing is
+    The callbacks of a trainer share one recorder during validation, on the device. Nothing is
     recorded in training or in the sanity check. A subclass defines in :meth:`wanted` what to
     record. Rank 0 gets the summary over all ranks, in :meth:`on_summary` after each validation and
     in :meth:`on_last_summary` at the end of the run.

@@ -142,7 +142,7 @@ def test_invalid_arguments_are_refused_before_the_first_step(tmp_path, options, 
         trainer(tmp_path, ExcitationCurves(**options), max_epochs=1).fit(model, DigitsDataModule())
 
 
-def test_beside_other_callbacks_each_has_its_own(tmp_path):
+def test_it_works_beside_other_callbacks(tmp_path):
     callbacks = [
         ExcitationCurves([3], every_n_epochs=2),
         ExcitationCurves([8]),
@@ -155,7 +155,7 @@ def test_beside_other_callbacks_each_has_its_own(tmp_path):
     assert arrays(tmp_path)["labels"].tolist() == [8]  # the last to save
 
 
-def test_a_net_without_gates_trains(tmp_path):
+def test_a_network_without_gates_trains(tmp_path):
     model = SEResNetModule(20, gate="none", in_channels=1)
     fitted = trainer(tmp_path, ExcitationCurves(layers=["x"]), max_epochs=1, limit_train_batches=1)
     fitted.fit(model, DigitsDataModule())

@@ -45,7 +45,7 @@ def arrays(folder, name="histogram"):
         return dict(file)
 
 
-def test_wandbs_file_holds_the_histograms_that_histc_counts_by_hand(tmp_path, wandb_history):
+def test_wandb_histograms_equal_histc(tmp_path, wandb_history):
     model = SEResNetModule(20, ratio=4, in_channels=1)
     data = DigitsDataModule(batch_size=64, eval_batch_size=50)
     logger = GracefulWandbLogger(save_dir=str(tmp_path))
