@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -107,33 +107,26 @@ def _of_layer(
     part = summary.of(layer)
     mean, std = summary.mean()[part], summary.std()[part]
     active = summary.active[layer]
-    numbers = {
-        "layer": summary.layers[layer],
-        "channels": summary.channels[layer],
-        "samples": int(summary.samples[:, layer].sum()),
-        "mean": float(mean.mean()),
-        "constant_share": float((std < CONSTANT_STD).mean()),
-        "from_one": float(np.sqrt(std**2 + (mean - 1) ** 2).max()),
-        "from_zero": float(np.sqrt(std**2 + mean**2).max()),
-        "hidden": len(active),
-        "dead": int((active == 0).sum()),
-        "effective_rank": _effective_rank(summary, layer, weight),
-        "nan": int(summary.counts[part, len(summary.edges) - 1].sum()),
-    }
-    bare = GateReport(**numbers)  # type: ignore[arg-type]
-    return GateReport(**numbers, findings=tuple(_findings(bare, tolerance)))  # type: ignore[arg-type]
+    report = GateReport(
+        layer=summary.layers[layer],
+        channels=summary.channels[layer],
+        samples=int(summary.samples[:, layer].sum()),
+        mean=float(mean.mean()),
+        constant_share=float((std < CONSTANT_STD).mean()),
+        from_one=float(np.sqrt(std**2 + (mean - 1) ** 2).max()),
+        from_zero=float(np.sqrt(std**2 + mean**2).max()),
+        hidden=len(active),
+        dead=int((active == 0).sum()),
+        effective_rank=_effective_rank(summary, layer, weight),
+        nan=int(summary.counts[part, len(summary.edges) - 1].sum()),
+    )
+    return replace(report, findings=tuple(_findings(report, tolerance)))
 
 
 def _findings(gate: GateReport, tolerance: float) -> list[Finding]:
     if not gate.samples:
-        return [
-            Finding(
-                "unseen",
-                "the gate is never executed",
-                "the forward pass does not use this module; call it or remove it",
-                sure=True,
-            )
-        ]
+        advice = "the forward pass does not use this module; call it or remove it"
+        return [Finding("unseen", "the gate is never executed", advice, sure=True)]
     found = []
     if gate.nan:
         advice = "check for a learning rate that is too high, or for overflow in half precision"
@@ -141,10 +134,9 @@ def _findings(gate: GateReport, tolerance: float) -> list[Finding]:
     found += _constants(gate, tolerance)
     if gate.dead:
         every = gate.dead == gate.hidden
-        what = f"{gate.dead} of {gate.hidden} hidden units are 0 for every image"
+        which = f"all {gate.hidden}" if every else f"{gate.dead} of {gate.hidden}"
+        what = f"{which} hidden units are 0 for every image"
         advice = "their weights no longer train; try a smaller ratio or learning rate"
-        if every:
-            what = f"all {gate.hidden} hidden units are 0 for every image"
         found.append(Finding("all_dead" if every else "dead", what, advice, grave=every))
     return found
 

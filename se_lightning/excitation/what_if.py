@@ -205,14 +205,9 @@ def _baseline(
 def _means(summary: ExcitationSummary, num_classes: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the mean of each channel, (C,), and of each class, (K, C), by layer."""
     of_classes = np.stack([summary.mean(label) for label in range(num_classes)])
-    found = {}
-    for layer, path in enumerate(summary.layers):
-        part = summary.of(layer)
-        found[path] = (
-            torch.from_numpy(summary.mean()[part]).float(),
-            torch.from_numpy(of_classes[:, part]).float(),
-        )
-    return found
+    both = [torch.from_numpy(means).float() for means in (summary.mean(), of_classes)]
+    parts = {path: summary.of(layer) for layer, path in enumerate(summary.layers)}
+    return {path: (both[0][part], both[1][:, part]) for path, part in parts.items()}
 
 
 class _Maker:

@@ -4,7 +4,6 @@ import json
 import logging
 import statistics
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +27,6 @@ from se_lightning.tasks.benchmark_data import machine
 __all__ = ["benchmark_excitation"]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Result:
-    model: str
-    batch_size: int
-    image_size: int
-    device: str
-    without_s: float
-    with_s: float
-    ratio: float
-    ratios: list[float]
-    epoch_end_s: float
-    state_mb: float
 
 
 class _Clock(Callback):
@@ -153,34 +138,24 @@ def benchmark_excitation(
     trainer.validate(ImageClassifier(network, 1000), loader, verbose=False)
     without, recorded = clock.times[6::2], clock.times[7::2]
     ratios = [b / a for a, b in zip(without, recorded, strict=True)]
-    result = _Result(
-        model=name,
-        batch_size=batch_size,
-        image_size=image_size,
-        device=str(trainer.strategy.root_device),
-        without_s=statistics.median(without),
-        with_s=statistics.median(recorded),
-        ratio=statistics.median(ratios),
-        ratios=ratios,
-        epoch_end_s=clock.epoch_end_s,
-        state_mb=clock.state_bytes / 1e6,
-    )
+    result: dict[str, Any] = {
+        "model": name,
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "device": str(trainer.strategy.root_device),
+        "without_s": statistics.median(without),
+        "with_s": statistics.median(recorded),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "epoch_end_s": clock.epoch_end_s,
+        "state_mb": clock.state_bytes / 1e6,
+    }
     log.info(
-        "%s, batch size %d: %.3f s without, %.3f s with callbacks; ratio %.4f (median of %d "
-        "pairs). End of epoch: %.1f s. State: %.1f MB on the device.",
-        name,
-        batch_size,
-        result.without_s,
-        result.with_s,
-        result.ratio,
-        pairs,
-        result.epoch_end_s,
-        result.state_mb,
+        "%(model)s, batch size %(batch_size)d: %(without_s).3f s without, %(with_s).3f s with "
+        "callbacks; median ratio %(ratio).4f. End of epoch: %(epoch_end_s).1f s. State: "
+        "%(state_mb).1f MB on the device.",
+        result,
     )
     path = Path(folder) / "benchmark_excitation.json"
-    path.write_text(json.dumps({"machine": machine(), **asdict(result)}, indent=2) + "\n")
-    return {
-        "ratio": result.ratio,
-        "epoch_end_s": result.epoch_end_s,
-        "state_mb": result.state_mb,
-    }
+    path.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
+    return {key: result[key] for key in ("ratio", "epoch_end_s", "state_mb")}

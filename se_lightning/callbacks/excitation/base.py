@@ -20,19 +20,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a callback needs recorded.
+    """What a callback needs recorded."""
 
-    Attributes:
-        bins: Number of bins of the histograms; 0 for the default.
-        classes: Labels whose moments are kept separately.
-        hidden: Whether to record hidden units.
-        examines: Whether the callback itself reports gates that are NaN or never executed.
-    """
-
-    bins: int = 0
-    classes: tuple[int, ...] = ()
-    hidden: bool = False
-    examines: bool = False
+    bins: int = 0  # number of bins of the histograms; 0 for the default
+    classes: tuple[int, ...] = ()  # labels whose moments are kept separately
+    hidden: bool = False  # whether to record hidden units
+    examines: bool = False  # whether the callback reports NaN and gates never executed
 
 
 class ExcitationCallback(Callback):

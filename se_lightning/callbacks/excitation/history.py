@@ -71,9 +71,7 @@ class History:
         arrays = {name: np.asarray(each) for name, each in common.items()}
         other = [k for k, v in self._common.items() if not np.array_equal(v, arrays[k])]
         if other:
-            log.info(
-                "Earlier validations had other %s; their history is discarded.", " and ".join(other)
-            )
+            log.info("Discarding earlier validations, which had other %s.", " and ".join(other))
             self._values = {}
         self._common = arrays
         when = {"epochs": np.float64(epochs), "steps": np.int64(step)}

@@ -33,9 +33,6 @@ def draw_curves(
         layers: Layers to draw; see :func:`find_layers`.
         channels: Maximum number of channels per layer, evenly spaced.
         title: Title of the figure.
-
-    Raises:
-        ValueError: If a layer does not exist.
     """
     seen, heading = _seen(summary, names, title)
     figure, panels = _panels(summary, layers, channels, heading)
@@ -69,9 +66,6 @@ def draw_spread(
         channels: Maximum number of channels per layer, evenly spaced.
         classes: Number of classes to draw: the first ones that have samples.
         title: Title of the figure.
-
-    Raises:
-        ValueError: If a layer does not exist.
     """
     seen, heading = _seen(summary, names, title)
     figure, panels = _panels(summary, layers, channels, heading)

@@ -39,19 +39,12 @@ def draw_both(draw: Callable[[], Figure]) -> Picture:
     """Draw a figure in light and dark mode."""
     files = []
     for style, colors in (("default", LIGHT), ("dark_background", DARK)):
-        own = {
-            **dict.fromkeys(
-                ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"),
-                colors["page"],
-            ),
-            **dict.fromkeys(
-                ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"),
-                colors["text"],
-            ),
-            "axes.edgecolor": colors["faint"],
-            "legend.edgecolor": colors["line"],
-            "grid.color": colors["faint"],
-        }
+        backgrounds = ("figure", "axes", "savefig", "legend")
+        texts = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+        own = {f"{name}.facecolor": colors["page"] for name in backgrounds}
+        own |= dict.fromkeys(texts, colors["text"])
+        own |= dict.fromkeys(("axes.edgecolor", "grid.color"), colors["faint"])
+        own["legend.edgecolor"] = colors["line"]
         with matplotlib.style.context([style, own]):
             figure = draw()
             file = io.BytesIO()
