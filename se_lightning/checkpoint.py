@@ -1,4 +1,4 @@
-"""Checkpoints: written whole, read safely, and back into the model and the data of theirs."""
+"""Checkpoints: atomic writing, safe reading, and reconstruction of the model and the data."""
 
 import errno
 import zipfile
@@ -24,8 +24,7 @@ __all__ = [
     "read_checkpoint",
 ]
 
-
-# What a checkpoint's entries are, those of its entry `se_lightning` among them.
+# Types of a checkpoint's entries, including those in its entry `se_lightning`.
 _ENTRIES: dict[str, type] = {
     "state_dict": dict,
     "se_lightning": dict,
@@ -46,29 +45,31 @@ _NAMED = (
     LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY,
 )
 _TRAINING = ("lr_schedulers", "loops", "epoch", "global_step", "pytorch-lightning_version")
-_LIKE_WEIGHTS = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # of SGD's and Adam's kind
+_LIKE_WEIGHTS = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # of SGD, Adam and others like them
 _PROGRESS = {"epoch_progress", "epoch_loop.batch_progress"}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, each there as a whole or not at all, and never run.
+    """Checkpoint plugin of Lightning that writes files atomically and never executes their content.
 
-    Lightning writes into ``$TMPDIR`` and moves the file, which on another file system is a copy: a
-    kill leaves 0 bytes under the name of the last good checkpoint. Here the temporary file lies
-    beside it, and is on the disk before it takes the name. One process writes a checkpoint.
+    Lightning writes to ``$TMPDIR`` and moves the file, which is a copy if that is another file
+    system:
+    if the process is killed, 0 bytes may replace the last good checkpoint. This plugin writes a
+    temporary file beside it, and flushes that to disk before renaming it. Only one process may
+    write a checkpoint.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._folders: set[Path] = set()  # that have been saved into
+        self._folders: set[Path] = set()  # that already contain a checkpoint of this run
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write it, and leave what has the name already as it is if that fails.
+        """Write the checkpoint; if that fails, an existing file of this name is kept.
 
         Raises:
-            OSError: naming the checkpoint, if it can't be written.
+            OSError: If the file cannot be written.
         """
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -76,7 +77,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         try:
             if path.parent in self._folders and not path.parent.is_dir():
-                raise OSError(errno.ENOENT, "The folder was deleted while the run went on")
+                raise OSError(errno.ENOENT, "The folder was deleted during the run")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._folders.add(path.parent)
             with (
@@ -85,7 +86,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ):
                 torch.save(checkpoint, file)
         except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch's own words hide a full disk
+            if isinstance(error.__context__, OSError):  # torch's message hides a full disk
                 raise _unwritten(path, error.__context__) from error
             raise
         except OSError as error:
@@ -97,38 +98,38 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Callable[..., Any] | None = lambda storage, _: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read it; what could run code is refused unless ``weights_only`` is False."""
+        """Read the checkpoint, refusing code unless ``weights_only`` is False."""
         if "://" in str(path) or weights_only is False:
             return super().load_checkpoint(path, map_location, weights_only)
         return read_file(Path(path))
 
 
 def _unwritten(path: Path, error: OSError) -> OSError:
-    kept = "; the one saved before is kept" if path.exists() else ""
+    kept = "; the previous one is kept" if path.exists() else ""
     return OSError(error.errno, f"{error.strerror}: the checkpoint was not saved{kept}", str(path))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a Lightning checkpoint of this package; nothing in the file is run.
+    """Read a Lightning checkpoint of this package without executing anything in it.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint, is damaged, holds code, or was written by another
-            program.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a checkpoint, is damaged, contains code, or was written by
+            another program.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"`ckpt_path` (={path}) is not a file. Runs keep theirs as "
-            "RUN_DIR/checkpoints/best.ckpt and last.ckpt."
+            f"`ckpt_path` (={path}) is not a file. Runs save RUN_DIR/checkpoints/best.ckpt and "
+            "last.ckpt."
         )
     checkpoint = read_file(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} is a file of torch, but no Lightning checkpoint.")
+        raise ValueError(f"{path} is a torch file, but not a Lightning checkpoint.")
     if "se_lightning" not in checkpoint:
         raise ValueError(
-            f"{path} was not written by a module of se_lightning; load it in Python, with its own "
-            "class."
+            f"{path} was not written by a module of se_lightning. Load it in Python with the class "
+            "that wrote it."
         )
     _check_entries(checkpoint, path)
     _check_sums(path)
@@ -136,7 +137,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _check_entries(checkpoint: dict[str, Any], path: Path) -> None:
-    """Refuse what no run wrote: its readers would stumble over it, each in its own way."""
+    """Refuse entries of the wrong type, which would fail later in obscure ways."""
     about = checkpoint["se_lightning"]
     found = {**checkpoint, **(about if isinstance(about, dict) else {})}
     wrong = [key for key, kind in _ENTRIES.items() if not isinstance(found.get(key, kind()), kind)]
@@ -148,43 +149,41 @@ def _check_entries(checkpoint: dict[str, Any], path: Path) -> None:
         wrong = ["callbacks"]
     if wrong:
         raise ValueError(
-            f"{path} is damaged, or no run has written it: `{wrong[0]}` in it is not what it "
-            "should be. Take another checkpoint."
+            f"{path} is damaged, or was not written by a run: its entry `{wrong[0]}` is invalid. "
+            "Use another checkpoint."
         )
 
 
 def _check_sums(path: Path) -> None:
-    """Hold the tensors against their checksums in the file: torch reads wrong bytes without a word.
-
-    Of a checkpoint of 100 MB that is a tenth of a second.
-    """
+    """Verify the checksums in the file, which torch ignores. Takes 0.1 s per 100 MB."""
     if not zipfile.is_zipfile(path):
-        return  # of torch before 1.6
+        return  # written by torch before 1.6
     with zipfile.ZipFile(path) as file:
         part = file.testzip()
     if part is not None:
         raise ValueError(
-            f"{path} is damaged: the checksum of {part} in it is wrong. Take another checkpoint, "
+            f"{path} is damaged: the checksum of its part {part} is wrong. Use another checkpoint, "
             "or copy the file again."
         )
 
 
 def check_fits(checkpoint: dict[str, Any], model: ImageClassifier, path: str | Path) -> None:
-    """Check that the checkpoint's weights are those of this network.
+    """Check that a checkpoint's weights belong to this network.
 
     Raises:
-        ValueError: naming the first parameter that differs, or the options that do.
+        ValueError: If parameters or options differ, or the state of training is damaged.
     """
-    model.on_load_checkpoint(checkpoint)  # folds its gates as those of the checkpoint were
-    theirs = {key: tuple(tensor.shape) for key, tensor in checkpoint["state_dict"].items()}
-    ours = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    differing = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
+    model.on_load_checkpoint(checkpoint)  # repeats the folding of its gates
+    saved = {key: tuple(tensor.shape) for key, tensor in checkpoint["state_dict"].items()}
+    here = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    differing = [key for key in {**here, **saved} if here.get(key) != saved.get(key)]
     if differing:
         key = differing[0]
+        there = f"{saved[key]} in the checkpoint" if key in saved else "missing from the checkpoint"
+        wanted = f"{here[key]} in the model" if key in here else "missing from the model"
         raise ValueError(
-            f"{path} is of another network: {len(differing)} parameters differ, the first of them "
-            f"{key}, {theirs.get(key, 'absent')} there and {ours.get(key, 'absent')} here. Give "
-            "model=... as it was trained."
+            f"{path} does not match this model: {len(differing)} parameters differ, first {key}, "
+            f"which is {there} and {wanted}. Pass the model=... it was trained with."
         )
     _check_structure(checkpoint, model, path)
     if "optimizer_states" in checkpoint:
@@ -192,7 +191,7 @@ def check_fits(checkpoint: dict[str, Any], model: ImageClassifier, path: str | P
 
 
 def _check_training(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Refuse what no training can go on from; the shapes are those of the weights."""
+    """Refuse checkpoints from which training cannot resume."""
     shapes = {tensor.shape for tensor in checkpoint["state_dict"].values()}
     states = checkpoint["optimizer_states"]
     loop = checkpoint.get("loops", {}).get("fit_loop")
@@ -207,65 +206,64 @@ def _check_training(checkpoint: dict[str, Any], path: str | Path) -> None:
             missing.append("optimizer_states")
     if missing:
         raise ValueError(
-            f"No training can go on from {path}: `{missing[0]}` in it is missing or damaged. Take "
-            "another checkpoint, or only its weights: model.weights=..."
+            f"Training cannot resume from {path}: its entry `{missing[0]}` is missing or damaged. "
+            "Use another checkpoint, or only its weights: model.weights=..."
         )
 
 
 def _check_structure(checkpoint: dict[str, Any], model: ImageClassifier, path: str | Path) -> None:
-    """Compare what shapes do not tell: where a stride or a gate is, what a gate squeezes."""
+    """Compare what shapes do not show, such as strides, and the positions and squeezes of gates."""
     try:
         check_structure(model.backbone, checkpoint["se_lightning"].get("structure", {}), str(path))
     except ValueError as error:
         trained = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
         there, here = ({k: repr(v) for k, v in given.items()} for given in (trained, model.hparams))
         differing = ", ".join(
-            f"{key}={there.get(key, 'its default')} there and {here.get(key, 'its default')} here"
+            f"{key}={there.get(key, 'its default')} in the checkpoint and "
+            f"{here.get(key, 'its default')} in the model"
             for key in {**there, **here}
             if there.get(key) != here.get(key)
         )
-        raise ValueError(f"{error} The options that differ: {differing or 'none'}.") from error
+        raise ValueError(f"{error} Differing options: {differing or 'none'}.") from error
 
 
 def model_from(checkpoint: dict[str, Any], path: str | Path) -> ImageClassifier:
     """Rebuild the LightningModule that wrote the checkpoint, with its weights.
 
     Raises:
-        ValueError: if its class is none of this package's families.
+        ValueError: If its class is not one of this package's families, or it cannot be rebuilt.
     """
     name = checkpoint["se_lightning"].get("module")
-    if name == "ImageClassifier" or name not in modules.__all__:
+    kind = getattr(modules, name) if name in modules.__all__ else ImageClassifier
+    if kind is ImageClassifier:
         raise ValueError(
-            f"{path} was written by {name}, whose network only its own code knows; load it in "
+            f"{path} was written by {name}, whose network is not part of se_lightning. Load it in "
             "Python: ImageClassifier.load_from_checkpoint(path, backbone=...)."
         )
-    kind: type[ImageClassifier] = getattr(modules, name)
     try:
         return kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
         why = str(error).strip().splitlines()
-        raise ValueError(
-            f"{path} does not rebuild the {name} that it says it is of: {' '.join(why[:2])}"
-        ) from error
+        raise ValueError(f"Cannot rebuild the {name} of {path}: {' '.join(why[:2])}") from error
 
 
 def datamodule_from(checkpoint: dict[str, Any], **changes: Any) -> LightningDataModule:
-    """Rebuild the datamodule that the checkpoint was trained on.
+    """Rebuild the datamodule on which the checkpoint was trained.
 
     Args:
-        checkpoint: of a run with a datamodule of this package.
-        **changes: arguments that take the place of the saved ones (another ``root``, say).
+        checkpoint: Checkpoint of a run with a datamodule of this package.
+        **changes: Arguments that replace the saved ones, such as ``root``.
 
     Raises:
-        ValueError: if it was trained on something else.
+        ValueError: If it was trained on other data, or the datamodule cannot be rebuilt.
     """
     name = checkpoint["se_lightning"].get("datamodule")
     if not isinstance(name, str) or name not in data.__all__:
-        raise ValueError(f"The checkpoint was trained on {name}: name a data set with data=...")
+        raise ValueError(f"The checkpoint was trained on {name}. Choose a data set with data=...")
     hyper_parameters = checkpoint.get(LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
     try:
         return getattr(data, name)(**{**hyper_parameters, **changes})
     except TypeError as error:
         raise ValueError(
-            f"The checkpoint does not rebuild its {name}: {error}. Name a data set with data=..."
+            f"Cannot rebuild the {name} of the checkpoint: {error}. Choose a data set with data=..."
         ) from error

@@ -1,4 +1,4 @@
-"""Loggers that a run may be resumed with, and Weights & Biases with manners."""
+"""Loggers that continue when a run is resumed, and a W&B logger that falls back to offline mode."""
 
 import csv
 import io
@@ -20,33 +20,33 @@ log = logging.getLogger(__name__)
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's CSV logger, which goes on with the file of a run that is resumed.
+    """Lightning's CSV logger, but continuing the file of a resumed run.
 
-    Lightning's begins by deleting the file. :class:`se_lightning.ExactState` notes in each
-    checkpoint how many rows there were, and takes later ones out when the run goes on from it.
+    Lightning's logger deletes an existing file. :class:`se_lightning.ExactState` saves the number
+    of rows in each checkpoint, and removes later rows when a run resumes from it.
     """
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer, made at first use."""
+        """The writer, created on first use."""
         if self._experiment is None:
             self._experiment = _Rows(self.log_dir)
         return self._experiment
 
     @property
     def rows(self) -> int:
-        """How many rows have been logged, all of them on the disk now."""
+        """Number of rows logged; all of them are on disk afterwards."""
         self.experiment.save()
         return self.experiment.rows
 
     def keep(self, rows: int) -> None:
-        """Take out all rows but the first so many."""
+        """Remove all but the first rows."""
         self.experiment.keep(rows)
 
 
 class _Rows(ExperimentWriter):
-    """Appends to the file that is there."""
+    """Writer that appends to an existing file."""
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
@@ -56,7 +56,7 @@ class _Rows(ExperimentWriter):
         self.metrics_keys = list(rows[0]) if rows else []
 
     def _check_log_dir_exists(self) -> None:
-        """Delete nothing."""
+        """Do not delete anything."""
 
     def save(self) -> None:
         logged = len(self.metrics)
@@ -82,7 +82,7 @@ class _Rows(ExperimentWriter):
             return list(csv.DictReader(file, restval=""))
 
     def _write(self, rows: list[dict[str, str]], header: list[str]) -> None:
-        """Write the file as a whole: a kill in between leaves the old one."""
+        """Write the file atomically."""
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, header)
         writer.writeheader()
@@ -91,18 +91,18 @@ class _Rows(ExperimentWriter):
 
 
 class GracefulWandbLogger(WandbLogger):
-    """Lightning's W&B logger: online where there is an account, else offline, with one line.
+    """Lightning's W&B logger, offline if there is no account or no connection.
 
-    ``WANDB_MODE`` decides where it is set. Otherwise the run is online if W&B knows a key (from
-    ``wandb login``, ``WANDB_API_KEY`` or a netrc file) and its server answers in time.
+    If ``WANDB_MODE`` is set, it applies. Otherwise the run is online if W&B has a key (from
+    ``wandb login``, ``WANDB_API_KEY`` or a netrc file) and its server responds in time.
 
     Args:
         project: W&B project.
-        save_dir: folder in which ``wandb/`` is made.
-        init_timeout: seconds to wait for the server.
-        id_file: keeps the run's id; a run that finds one goes on with that W&B run. None: a new
-            W&B run each time.
-        **options: further arguments of ``WandbLogger`` and ``wandb.init``.
+        save_dir: Folder in which ``wandb/`` is created.
+        init_timeout: Seconds to wait for the server.
+        id_file: File for the run's id, from which a resumed run continues its W&B run. None starts
+            a new W&B run each time.
+        **options: Further arguments of ``WandbLogger`` and ``wandb.init``.
     """
 
     def __init__(
@@ -116,13 +116,13 @@ class GracefulWandbLogger(WandbLogger):
     ) -> None:
         super().__init__(project=project, save_dir=save_dir, **options)
         self._id_file = None if id_file is None else Path(id_file)
-        self._wandb_init.pop("anonymous", None)  # W&B warns of it, although it is None
+        self._wandb_init.pop("anonymous", None)  # W&B warns about it, even if None
         self._init_timeout = init_timeout
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, started at first use."""
+        """The W&B run, started on first use."""
         if self._experiment is None:
             self._start()
         return self._experiment
@@ -131,21 +131,23 @@ class GracefulWandbLogger(WandbLogger):
         import wandb
 
         Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
-        # silent: W&B's own lines name its files five times a run; ours names them once.
+        # silent: W&B would print its paths five times per run. One line below replaces that.
         settings = wandb.Settings(silent=True, init_timeout=self._init_timeout)
         self._wandb_init["settings"] = settings
         if self._id_file is not None and self._id_file.is_file():
             self._wandb_init["id"] = self._id_file.read_text().strip()
-        why = "as WANDB_MODE says"
+        why = "set by WANDB_MODE"
         mode = os.environ.get("WANDB_MODE")
         try:
             if mode is None:
                 known = wandb.login(prompt=False, verify=False)
-                mode, why = ("online", "") if known else ("offline", "no account: `wandb login`")
+                mode, why = (
+                    ("online", "") if known else ("offline", "no account; run `wandb login`")
+                )
             self._wandb_init["mode"] = mode
             run = super().experiment
         except (wandb.errors.Error, ValueError) as error:
-            # No server, or a key that it does not take: the run is worth more than its upload.
+            # No server, or an invalid key: the run must not fail for lack of an upload.
             why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             self._wandb_init["mode"] = "offline"
             run = super().experiment
@@ -155,12 +157,12 @@ class GracefulWandbLogger(WandbLogger):
             log.info("W&B: %s", run.url)
         elif self._wandb_init["mode"] != "disabled":
             log.info(
-                "W&B: offline (%s); to send it later: wandb sync %s", why, Path(run.dir).parent
+                "W&B: offline (%s). Upload later with: wandb sync %s", why, Path(run.dir).parent
             )
 
 
 def finish_wandb(*, failed: bool) -> None:
-    """End the W&B run of this process, if there is one, so that no later job writes into it."""
+    """Finish the W&B run of this process, if any, so that later jobs do not log to it."""
     wandb = sys.modules.get("wandb")
     if wandb is not None and wandb.run is not None:
         wandb.finish(exit_code=int(failed))

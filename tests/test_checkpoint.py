@@ -35,7 +35,7 @@ def saved(tmp_path_factory):
     return save(model, tmp_path_factory.mktemp("saved") / "net.ckpt"), model
 
 
-def test_model_and_data_come_back_from_the_file_alone(saved):
+def test_model_and_data_are_rebuilt_from_the_file_alone(saved):
     path, model = saved
     checkpoint = read_checkpoint(path)
     again = model_from(checkpoint, path)
@@ -46,32 +46,41 @@ def test_model_and_data_come_back_from_the_file_alone(saved):
     assert (data.batch_size, data.hparams.crop_padding, data.eval_batch_size) == (8, 1, 3)
 
 
-def test_weights_of_another_network_are_refused_by_the_first_difference(saved):
+def test_weights_of_another_network_are_refused_with_the_first_difference(saved):
     path, model = saved
     checkpoint = read_checkpoint(path)
     check_fits(checkpoint, model, path)
     other = SEResNetModule(20, ratio=4, in_channels=1)
-    message = r"27 parameters differ.*layer1\.0\.se\.fc1\.weight, \(2, 16, 1, 1\) there"
+    message = (
+        r"27 parameters differ.*layer1\.0\.se\.fc1\.weight, which is \(2, 16, 1, 1\) in the ch"
+    )
     with pytest.raises(ValueError, match=message):
         check_fits(checkpoint, other, path)
-    with pytest.raises(ValueError, match=r"se\.fc1\.weight, .* there and absent here"):
+    with pytest.raises(ValueError, match=r"se\.fc1\.weight, .* and missing from the model"):
         check_fits(checkpoint, SEResNetModule(20, gate="none", in_channels=1), path)
+    plain = {**checkpoint, "state_dict": dict(list(checkpoint["state_dict"].items())[1:])}
+    with pytest.raises(
+        ValueError, match=r"does not match this model: 1 .* missing from the checkp"
+    ):
+        check_fits(plain, model, path)
 
 
 @pytest.mark.parametrize(
     ("option", "value"), [("placement", "post"), ("squeeze", "max"), ("gate_activation", "tanh")]
 )
-def test_another_network_of_the_same_shapes_is_refused_by_its_option(saved, option, value):
+def test_a_network_of_the_same_shapes_is_refused_with_the_differing_option(saved, option, value):
     path, _ = saved
     other = SEResNetModule(20, ratio=8, in_channels=1, **{option: value})
-    with pytest.raises(ValueError, match=rf"same shapes: .*{option}=.* there and '{value}' here"):
+    with pytest.raises(
+        ValueError, match=rf"{option}=.* in the checkpoint and '{value}' in the model"
+    ):
         check_fits(read_checkpoint(path), other, path)
     same = SEResNetModule([3, 3, 3], ratio=8, in_channels=1, stem="cifar")
     check_fits(read_checkpoint(path), same, path)
 
 
 class Code:
-    """A pickle that makes a file where it is loaded."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -80,12 +89,12 @@ class Code:
         return open, (str(self.path), "w")
 
 
-def test_a_file_with_code_is_refused_and_nothing_of_it_runs(tmp_path):
+def test_a_file_with_code_is_refused_and_not_executed(tmp_path):
     path, ran = tmp_path / "evil.ckpt", tmp_path / "ran"
     torch.save({"state_dict": {}, "se_lightning": {}, "x": Code(ran)}, path)
-    with pytest.raises(ValueError, match="could run code; it was refused") as told:
+    with pytest.raises(ValueError, match="could run code; it was refused") as error:
         read_checkpoint(path)
-    assert str(path) in str(told.value)
+    assert str(path) in str(error.value)
     path.write_bytes(pickle.dumps(Code(ran)))
     with pytest.raises(ValueError, match=str(path)):
         read_checkpoint(path)
@@ -106,7 +115,7 @@ def damage(content: bytes, kind: str) -> bytes:
 @pytest.mark.parametrize(
     "kind", ["empty", "text", "cut", "header", "garbage", "a zip of something else"]
 )
-def test_what_is_no_checkpoint_is_named(saved, tmp_path, kind):
+def test_files_that_are_not_checkpoints_are_refused(saved, tmp_path, kind):
     path = tmp_path / "broken.ckpt"
     path.write_bytes(damage(saved[0].read_bytes(), kind))
     if kind == "a zip of something else":
@@ -117,32 +126,32 @@ def test_what_is_no_checkpoint_is_named(saved, tmp_path, kind):
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), {"weight": torch.zeros(3)}])
-def test_another_file_of_torch_is_told_apart(tmp_path, content):
+def test_another_torch_file_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "weights.ckpt")
-    with pytest.raises(ValueError, match="but no Lightning checkpoint"):
+    with pytest.raises(ValueError, match="but not a Lightning checkpoint"):
         read_checkpoint(tmp_path / "weights.ckpt")
 
 
-def test_another_programs_checkpoint_is_told_apart(tmp_path):
+def test_a_checkpoint_of_another_program_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="not written by a module of se_lightning"):
         read_checkpoint(tmp_path / "other.ckpt")
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     for path in (tmp_path / "nowhere.ckpt", tmp_path):
         with pytest.raises(FileNotFoundError, match=r"RUN_DIR/checkpoints/best\.ckpt"):
             read_checkpoint(path)
 
 
-def test_a_network_of_ones_own_is_for_python(tmp_path):
+def test_a_custom_network_must_be_loaded_in_python(tmp_path):
     net = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
     path = save(ImageClassifier(net, 10), tmp_path / "own.ckpt")
-    with pytest.raises(ValueError, match=r"load it in Python: ImageClassifier\.load_from"):
+    with pytest.raises(ValueError, match=r"Load it in Python: ImageClassifier\.load_from"):
         model_from(read_checkpoint(path), path)
 
 
-def test_a_class_named_in_the_file_is_none_but_ours(saved):
+def test_only_classes_of_this_package_are_rebuilt(saved):
     checkpoint = read_checkpoint(saved[0])
     for name in ("os.system", "__all__", "ImageClassifier"):
         checkpoint["se_lightning"] = {"module": name, "datamodule": name}
@@ -152,7 +161,7 @@ def test_a_class_named_in_the_file_is_none_but_ours(saved):
             datamodule_from(checkpoint)
 
 
-def test_a_checkpoint_is_written_beside_its_place_and_then_moved(tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_to_a_temporary_file_beside_it(tmp_path, monkeypatch):
     moved, synced = [], []
     replace, fsync = os.replace, os.fsync
     monkeypatch.setattr(os, "replace", lambda a, b: (moved.append((a, b)), replace(a, b)))
@@ -160,14 +169,14 @@ def test_a_checkpoint_is_written_beside_its_place_and_then_moved(tmp_path, monke
     path = tmp_path / "deep" / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"a": torch.ones(2)}, path)
     ((source, target),) = moved
-    assert (source.parent, target) == (path.parent, path)  # the same file system, whatever TMPDIR
-    assert synced == [0, 1]  # the content before it has the name, and then the name
+    assert (source.parent, target) == (path.parent, path)  # the same file system
+    assert synced == [0, 1]  # first the content, then the name
     assert AtomicCheckpointIO().load_checkpoint(path)["a"].tolist() == [1, 1]
     assert [each.name for each in path.parent.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize("failing", ["write", "replace"])
-def test_a_save_that_fails_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, failing):
+def test_a_failed_save_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, failing):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
     (tmp_path / ".last.ckpt.77.tmp").write_bytes(b"of a process that was killed")
@@ -177,7 +186,7 @@ def test_a_save_that_fails_leaves_the_last_good_checkpoint(tmp_path, monkeypatch
 
     where = (torch, "save") if failing == "write" else (os, "replace")
     monkeypatch.setattr(*where, full)
-    words = "No space left on device: the checkpoint was not saved; the one saved before is kept"
+    words = "No space left on device: the checkpoint was not saved; the previous one is kept"
     with pytest.raises(OSError, match=words) as error:
         AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
     assert error.value.filename == str(path)
@@ -185,7 +194,7 @@ def test_a_save_that_fails_leaves_the_last_good_checkpoint(tmp_path, monkeypatch
     assert [each.name for each in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_a_fit_goes_on_from_no_checkpoint_that_could_run_code(tmp_path):
+def test_a_fit_does_not_resume_from_a_checkpoint_that_could_run_code(tmp_path):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)

@@ -18,22 +18,22 @@ def _finished():
     finish_wandb(failed=True)
 
 
-def test_without_an_account_it_is_offline_and_says_so_once(tmp_path, caplog):
-    logger = GracefulWandbLogger(save_dir=str(tmp_path / "new"), name="mine", group="ours")
+def test_without_an_account_it_is_offline_with_one_message(tmp_path, caplog):
+    logger = GracefulWandbLogger(save_dir=str(tmp_path / "new"), name="mine", group="team")
     with caplog.at_level("INFO"):
         run = logger.experiment
         assert logger.experiment is run
-    assert (run.name, run.group, run.project) == ("mine", "ours", "se_lightning")
+    assert (run.name, run.group, run.project) == ("mine", "team", "se_lightning")
     lines = [record.getMessage() for record in caplog.records if "W&B" in record.getMessage()]
     assert len(lines) == 1
-    assert "offline (no account: `wandb login`)" in lines[0]
+    assert "offline (no account; run `wandb login`)" in lines[0]
     folder = lines[0].rpartition("wandb sync ")[2]
     assert folder.startswith(str(tmp_path / "new" / "wandb" / "offline-run-"))
     assert os.path.isdir(folder)
-    assert "WANDB_MODE" not in os.environ  # as Lightning's offline=True leaves
+    assert "WANDB_MODE" not in os.environ  # which Lightning's offline=True would set
 
 
-def test_wandb_mode_decides(tmp_path, monkeypatch, caplog):
+def test_wandb_mode_has_precedence(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with caplog.at_level("INFO"):
         run = GracefulWandbLogger(save_dir=str(tmp_path)).experiment
@@ -42,14 +42,14 @@ def test_wandb_mode_decides(tmp_path, monkeypatch, caplog):
     assert not (tmp_path / "wandb").exists()
 
 
-def test_a_key_that_is_none_goes_offline(tmp_path, monkeypatch, caplog):
+def test_an_invalid_key_means_offline(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "short")
     with caplog.at_level("INFO"):
         GracefulWandbLogger(save_dir=str(tmp_path)).experiment.log({"a": 1})
     assert "W&B: offline (" in caplog.text
 
 
-def test_a_second_run_is_another_run(tmp_path):
+def test_a_second_run_has_another_id(tmp_path):
     first = GracefulWandbLogger(save_dir=str(tmp_path)).experiment.id
     finish_wandb(failed=False)
     assert wandb.run is None
@@ -65,7 +65,7 @@ def test_further_ranks_start_no_run(tmp_path, monkeypatch):
 
 
 class Server(BaseHTTPRequestHandler):
-    """As much of a W&B server as a run needs; what it receives is kept in ``rows``."""
+    """A minimal W&B server, which records the rows it receives."""
 
     rows: ClassVar[list[dict]] = []
 
@@ -115,7 +115,7 @@ class Server(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
-        """Keep the console for the tests."""
+        """Do not print requests."""
 
 
 ONLINE = """
@@ -149,19 +149,19 @@ def test_with_a_key_and_a_server_it_is_online(cli, tmp_path):
     assert row["excitation/a"]["values"] == [1, 2]
 
 
-def test_a_run_that_is_resumed_goes_on_with_its_wandb_run(tmp_path):
+def test_a_resumed_run_continues_its_wandb_run(tmp_path):
     kept = str(tmp_path / "wandb_id")
     ids = []
     for part in ("first", "second"):
         logger = GracefulWandbLogger(save_dir=str(tmp_path / part), id_file=kept)
         ids.append(logger.experiment.id)
-        assert logger._wandb_init["resume"] == "allow"  # online, W&B goes on with its steps
+        assert logger._wandb_init["resume"] == "allow"  # online, W&B continues its steps
         finish_wandb(failed=False)
     assert ids[0] == ids[1] == (tmp_path / "wandb_id").read_text()
     assert GracefulWandbLogger(save_dir=str(tmp_path)).experiment.id != ids[0]
 
 
-def test_the_csv_file_goes_on_where_a_checkpoint_was(tmp_path):
+def test_the_csv_file_continues_from_a_checkpoint(tmp_path):
     def log(logger, steps):
         for step in steps:
             logger.log_metrics({"loss": step / 3} | ({"acc": 0.1 * step} if step > 2 else {}), step)
@@ -174,7 +174,7 @@ def test_the_csv_file_goes_on_where_a_checkpoint_was(tmp_path):
     assert cut.rows == 2
     log(cut, range(2, 5))
     with (tmp_path / "cut" / "metrics.csv").open("a") as file:
-        file.write("5,0.4")  # and a row that was cut
+        file.write("5,0.4")  # an incomplete row
     resumed = ContinuedCSVLogger(tmp_path / "cut", "", "")
     resumed.keep(2)
     assert resumed.rows == 2

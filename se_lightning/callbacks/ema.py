@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights."""
+"""Exponential moving average of the weights."""
 
 import itertools
 import logging
@@ -22,27 +22,27 @@ log = logging.getLogger(__name__)
 
 
 class EMA(WeightAveraging):
-    """Validates, saves and tests with an exponential moving average of the weights.
+    """Callback that validates, saves and tests an exponential moving average of the weights.
 
-    The first update takes the weights as they are; update n after it is
-    ``average = d * average + (1 - d) * weights`` with d = min(decay, (1 + n) / (10 + n)), so that
-    the average is worth something from the first epoch on. Buffers are averaged as well (the
-    statistics of batch norm), those of whole numbers are copied. A step that
-    :class:`se_lightning.NonFinite` leaves out is no update. Where Lightning's own callback
-    validates with the initial weights until its first update, this one takes the raw ones.
+    The first update copies the weights. Update n after it is ``average = d * average + (1 - d) *
+    weights`` with d = min(decay, (1 + n) / (10 + n)), so that the average is useful from the first
+    epoch. Buffers (the statistics of batch norm) are averaged too; integer buffers are copied. A
+    step skipped by :class:`se_lightning.NonFinite` is not an update. Until the first update, the
+    raw weights are validated, whereas Lightning's callback validates the initial ones.
 
-    A checkpoint's ``state_dict`` is the average, its ``current_model_state`` the raw weights;
-    training goes on exactly. When it is over, the network has the averaged weights.
+    A checkpoint has the average in ``state_dict`` and the raw weights in ``current_model_state``,
+    so that training resumes exactly. After the fit, the network has the averaged weights.
 
     Args:
-        decay: d, in [0, 1).
-        warmup: use a smaller d at first, as above.
-        every_n_steps: optimizer steps from one update to the next.
-        start_step: the first step to update after, from 0.
-        device: where the average is kept; None is where the network is.
+        decay: The decay d, in [0, 1).
+        warmup: Use a smaller d at first, as above.
+        every_n_steps: Number of optimizer steps between two updates.
+        start_step: First step after which to update, from 0.
+        device: Device of the average. None uses that of the network.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If `decay` is not in [0, 1), `warmup` is not a bool, `every_n_steps` is not a
+            positive integer, or `start_step` is not a non-negative integer.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -62,26 +62,28 @@ class EMA(WeightAveraging):
         boolean("warmup", warmup)
         positive_integer("every_n_steps", every_n_steps)
         if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
-            raise ValueError(f"`start_step` (={start_step!r}) must be a whole number, 0 or more.")
+            raise ValueError(
+                f"`start_step` (={start_step!r}) must be a whole number of at least 0."
+            )
         super().__init__(device=device)
         self.decay, self.warmup = decay, warmup
         self.every_n_steps, self.start_step = every_n_steps, start_step
         self._swapped = False
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        """Tell whether the average takes in the weights after a step."""
+        """Return whether to update the average after a step."""
         since = -1 if step_idx is None else step_idx - self.start_step
         return since >= 0 and since % self.every_n_steps == 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the average where it is to be: Lightning would, on the CPU, too early for a GPU."""
+        """Create the average on its device; Lightning would use the CPU before a GPU is set up."""
         if stage != "fit":
             return
         if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
             raise MisconfigurationException(
-                "EMA needs the whole network on each rank, and "
-                f"{type(trainer.strategy).__name__} cuts it up: take trainer.strategy=ddp, or "
-                "leave EMA out."
+                "EMA needs the whole network on each rank, but "
+                f"{type(trainer.strategy).__name__} shards it. Use trainer.strategy=ddp, or "
+                "remove EMA."
             )
         self._latest_update_step, self._swapped = 0, False
         given = self._device
@@ -89,7 +91,7 @@ class EMA(WeightAveraging):
         super().setup(trainer, pl_module, stage)
         self._device = given
         assert self._average_model is not None
-        # It is read in every update, for which no GPU should be waited for.
+        # Read in every update, which must not synchronize with a GPU.
         self._average_model.n_averaged = self._average_model.n_averaged.cpu()
 
     def on_train_batch_end(
@@ -100,13 +102,13 @@ class EMA(WeightAveraging):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Update, if there was a step since the last time and it was not left out."""
+        """Update after each optimizer step that was not skipped."""
         step = trainer.global_step - 1
         if trainer.global_step <= self._latest_update_step or not self.should_update(step):
             return
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        left_out = [c.last_skipped for c in callbacks if isinstance(c, NonFinite)]
-        if step not in left_out:
+        skipped = [c.last_skipped for c in callbacks if isinstance(c, NonFinite)]
+        if step not in skipped:
             self._update(pl_module)
         self._latest_update_step = trainer.global_step
 
@@ -128,7 +130,7 @@ class EMA(WeightAveraging):
     def _next_decay(self) -> float:
         updates = self._updates
         if updates == 0:
-            return 0.0  # it takes the weights as they are
+            return 0.0  # the first update copies the weights
         return min(self.decay, (1 + updates) / (10 + updates)) if self.warmup else self.decay
 
     @property
@@ -136,29 +138,29 @@ class EMA(WeightAveraging):
         return 0 if self._average_model is None else int(self._average_model.n_averaged)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate with the average, once there is one."""
+        """Switch to the average, once there is one."""
         if self._updates and not self._swapped:
             self._agree(trainer)
             self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the average in: other callbacks still look at the network that was validated."""
+        """Keep the average: other callbacks still inspect the validated network."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the raw weights again, before anything is saved."""
+        """Switch back to the raw weights, before checkpoints are saved."""
         if self._swapped:
             self._swap(pl_module)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Take the raw weights again, if it happened while validating."""
+        """Switch back to the raw weights if the exception was raised during validation."""
         self.on_validation_end(trainer, pl_module)
 
     def _agree(self, trainer: Trainer) -> None:
-        """Take the first rank's buffers: they are those that a checkpoint has.
+        """Copy the buffers of rank 0, which are those in checkpoints.
 
-        Batch norm's statistics are of each rank's own samples, and so is their average.
+        The batch norm statistics of each rank, and so their averages, depend on its samples.
         """
         assert self._average_model is not None
         if trainer.world_size > 1:
@@ -172,12 +174,12 @@ class EMA(WeightAveraging):
         self._swapped = not self._swapped
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait with the weights: a checkpoint may still be saved, with both."""
+        """Keep the raw weights: a checkpoint with both may still be saved."""
         if self._updates:
             self._agree(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the averaged weights in the network."""
+        """Copy the average into the network."""
         if self._updates:
             self._copy_average_to_current(pl_module)
 
@@ -187,7 +189,7 @@ class EMA(WeightAveraging):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save both, the average as ``state_dict``; the raw weights there before the first."""
+        """Save the average, once there is one, as ``state_dict``, and the raw weights beside it."""
         if self._average_model is None:
             return
         raw = checkpoint["state_dict"]
@@ -198,11 +200,11 @@ class EMA(WeightAveraging):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on with both; an evaluation takes the average alone, which is in place already."""
+        """Restore both for training; evaluation uses the average, which is already loaded."""
         if trainer.state.fn != TrainerFn.FITTING or self._average_model is None:
             return
         if "current_model_state" not in checkpoint:
-            log.info("The checkpoint has no averaged weights: the average begins with this run.")
+            log.info("The checkpoint has no averaged weights; the average starts with this run.")
             return
         self._average_model.module.load_state_dict(checkpoint["state_dict"])
         self._average_model.n_averaged.copy_(checkpoint["averaging_state"]["n_averaged"])

@@ -1,4 +1,4 @@
-"""Handing on what callbacks found: to the run's folder, and to whatever loggers there are."""
+"""Output of the callbacks: files in the run's folder, and the trainer's loggers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,26 +13,26 @@ __all__ = ["alert", "folder", "save_arrays", "save_figure", "send_histograms", "
 
 
 def folder(trainer: Trainer) -> Path:
-    """Return the folder ``excitation`` under the trainer's root folder, made if missing."""
+    """Return the folder ``excitation`` in the trainer's root folder; create it if needed."""
     path = Path(trainer.default_root_dir) / "excitation"
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def send_metrics(trainer: Trainer, metrics: Mapping[str, float]) -> None:
-    """Log numbers with every logger."""
+    """Log metrics with every logger."""
     for logger in trainer.loggers:
-        # Not experiment.log(step=...): W&B's own step counts rows, and drops what goes back.
+        # Not experiment.log(step=...): W&B's own step counts rows, and drops earlier steps.
         logger.log_metrics(dict(metrics), step=trainer.global_step)
 
 
 def send_histograms(trainer: Trainer, counts: Mapping[str, np.ndarray], edges: np.ndarray) -> None:
-    """Log histograms that are counted already with W&B and TensorBoard.
+    """Log histograms from counts, with W&B and TensorBoard.
 
     Args:
-        trainer: whose loggers.
-        counts: by name, (B,).
-        edges: (B + 1,), the same for all.
+        trainer: Trainer with the loggers.
+        counts: Counts by name, (B,).
+        edges: Edges of the bins, (B + 1,), shared by all.
     """
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
@@ -48,7 +48,7 @@ def send_histograms(trainer: Trainer, counts: Mapping[str, np.ndarray], edges: n
 
 
 def _moments(counts: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
-    """Return what TensorBoard keeps beside the bins; of the values, it knows their bins' middle."""
+    """Return what TensorBoard stores with a histogram, approximating values by bin centers."""
     middles = (edges[:-1] + edges[1:]) / 2
     return {
         "min": edges[0],
@@ -62,7 +62,7 @@ def _moments(counts: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
 
 
 def save_figure(trainer: Trainer, name: str, figure: Figure) -> Path:
-    """Save a picture as ``excitation/<name>.png``, and log it with W&B and TensorBoard."""
+    """Save a figure as ``excitation/<name>.png``, and log it with W&B and TensorBoard."""
     path = folder(trainer) / f"{name}.png"
     figure.savefig(path, dpi=120)
     for logger in trainer.loggers:
@@ -83,7 +83,7 @@ def save_arrays(trainer: Trainer, name: str, **arrays: Any) -> Path:
 
 
 def alert(trainer: Trainer, title: str, text: str) -> None:
-    """Raise an alert with each W&B logger, which mails it to whoever asked for that."""
+    """Send an alert with each W&B logger."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.alert(title=title, text=text)

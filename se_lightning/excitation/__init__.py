@@ -1,10 +1,11 @@
-"""What the gates do: finding them, and statistics of their values. No Hydra, no W&B."""
+"""Analysis of squeeze-and-excitation gates: recording, statistics and plots."""
 
 from se_lightning.excitation.class_choice import choose_classes
 from se_lightning.excitation.cost import excitation_cost
-from se_lightning.excitation.curves import curve_arrays, draw_curves, draw_spread
+from se_lightning.excitation.curves import curve_arrays
 from se_lightning.excitation.doctor import GateReport, diagnose
 from se_lightning.excitation.folding.fold import FoldReport, fold_gates
+from se_lightning.excitation.plots.curves import draw_curves, draw_spread
 from se_lightning.excitation.plots.histogram import draw_epochs, draw_histogram
 from se_lightning.excitation.plots.selectivity import draw_selectivity, draw_selectivity_epochs
 from se_lightning.excitation.recording import excitations

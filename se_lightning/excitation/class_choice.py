@@ -1,16 +1,16 @@
-"""Which classes are looked at, by label or by name."""
+"""Selection of classes by label or by name."""
 
 import difflib
 from collections.abc import Sequence
 
 __all__ = ["PAPERS_CLASSES", "choose_classes", "evenly"]
 
-# Figure 6 of the paper; its plane is ImageNet's airliner.
+# The classes of the paper's Figure 6. Its "plane" is ImageNet's "airliner".
 PAPERS_CLASSES = {1: "goldfish", 254: "pug", 404: "plane", 972: "cliff"}
 
 
 def evenly(total: int, most: int) -> list[int]:
-    """Return indices below ``total``, ``most`` of them or all: the first, the last, those between.
+    """Return up to ``most`` evenly spaced indices below ``total``, from the first to the last.
 
     Example:
         >>> evenly(9, 3), evenly(2, 6)
@@ -25,17 +25,16 @@ def choose_classes(
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> dict[int, str]:
-    """Return the names of the chosen classes by their labels.
+    """Return the names of the chosen classes by label.
 
     Args:
-        classes: labels or names; a number of classes, evenly spread over all; None is goldfish,
-            pug, plane and cliff of 1000 classes, which are taken for ImageNet's, else the first
-            four.
-        num_classes: how many there are; None if nobody knows.
-        class_names: their names; None gives the labels.
+        classes: Labels or names, or a number of evenly spaced classes. None selects goldfish, pug,
+            plane and cliff if there are 1000 classes (as in ImageNet), else the first four.
+        num_classes: Number of classes, if known.
+        class_names: Names of the classes. None uses the labels as names.
 
     Raises:
-        ValueError: naming the class that does not exist, and those near it.
+        ValueError: If a class does not exist or is listed twice.
 
     Example:
         >>> choose_classes(["cat", 0], class_names=["ant", "cat", "dog"])
@@ -53,15 +52,15 @@ def choose_classes(
         classes = _spread(classes, num_classes)
     labels = [_label(each, num_classes, class_names) for each in classes]
     if len(set(labels)) < len(labels):
-        raise ValueError(f"`classes` (={list(classes)}) names a class twice.")
+        raise ValueError(f"`classes` (={list(classes)}) lists a class twice.")
     return {label: class_names[label] if class_names else str(label) for label in labels}
 
 
 def _spread(count: int, num_classes: int | None) -> list[int]:
     if count < 1 or num_classes is None:
         raise ValueError(
-            f"`classes` (={count}) is a number of classes, at least 1, of a data set that says "
-            "how many it has; else give a list of labels."
+            f"`classes` (={count}) must be at least 1, and the data set must define "
+            "`num_classes`. Otherwise pass a list of labels."
         )
     return evenly(num_classes, count)
 
@@ -70,16 +69,17 @@ def _label(given: int | str, num_classes: int | None, names: Sequence[str] | Non
     if isinstance(given, str):
         if names is None:
             raise ValueError(
-                f"`classes`: {given!r} is a name, but this data set names no classes; give a label."
+                f"`classes`: got the name {given!r}, but the data set has no class names. Pass a "
+                "label."
             )
         if given not in names:
             near = difflib.get_close_matches(given, names, n=3) or list(names[:3])
             raise ValueError(
-                f"`classes`: there is no class {given!r}; near it: {', '.join(near)}. "
-                f"There are {len(names)}."
+                f"`classes`: no class {given!r} among the {len(names)}. "
+                f"Closest names: {', '.join(near)}."
             )
         return list(names).index(given)
     if given < 0 or (num_classes is not None and given >= num_classes):
-        labels = "begin with 0" if num_classes is None else f"are 0 to {num_classes - 1}"
-        raise ValueError(f"`classes`: there is no class {given}; labels {labels}.")
+        labels = "start at 0" if num_classes is None else f"are 0 to {num_classes - 1}"
+        raise ValueError(f"`classes`: no class {given}. Labels {labels}.")
     return given

@@ -1,4 +1,4 @@
-"""What the gates cost: parameters and multiply-adds, block by block."""
+"""Cost of the gates: parameters and multiply-adds per block."""
 
 import math
 from collections import Counter
@@ -7,27 +7,27 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from se_lightning.excitation.recording import NO_GATES, run_once
-from se_lightning.models import ExcitationParts, find_excitations
+from se_lightning.excitation.recording import run_once
+from se_lightning.excitation.taps import require_gates
+from se_lightning.models import ExcitationParts
 
 __all__ = ["ExcitationCost", "excitation_cost"]
 
-# nn.modules.conv._ConvNd and nn.Linear, and what is derived of them, timm's among others.
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 class ExcitationCost(NamedTuple):
-    """What one squeeze-and-excitation module costs; operations are for one image.
+    """Cost of one squeeze-and-excitation module, with operations per image.
 
     Attributes:
-        layer: its module path.
-        channels: C.
-        hidden: hidden units, C / r; 0 of a spatial gate.
-        parameters: of its layers; 2 C^2 / r, and C + C / r where they have biases.
-        multiply_adds: of its layers.
-        rescaling: C H W additions of the squeeze, if it has one, and C H W products.
-        parameter_share: fraction of the whole network's parameters.
-        operation_share: fraction of the whole network's operations.
+        layer: Module path.
+        channels: Number of channels, C.
+        hidden: Number of hidden units, C / r; 0 for a spatial gate.
+        parameters: Parameters of its layers: 2 C^2 / r, plus C + C / r with biases.
+        multiply_adds: Multiply-adds of its layers.
+        rescaling: C H W additions of the squeeze, if there is one, and C H W multiplications.
+        parameter_share: Fraction of the network's parameters.
+        operation_share: Fraction of the network's operations.
     """
 
     layer: str
@@ -41,20 +41,21 @@ class ExcitationCost(NamedTuple):
 
 
 def excitation_cost(model: nn.Module, images: Tensor) -> list[ExcitationCost]:
-    """Return what each squeeze-and-excitation module of any model costs, in the order of depth.
+    """Return the cost of each squeeze-and-excitation module of any model, in order of depth.
 
-    Counted as in the paper, whose FLOPs are multiply-adds: an output value of a convolution or of
-    a linear layer takes as many as it has products. To them come the squeeze and the rescaling,
-    whose additions and products count one each: that makes SE-ResNet-50's 3.87 of ResNet-50's
-    3.86 billion. The rest, of the gates as of the network, is not counted: biases, activations,
-    normalisation, pooling, and layers that are no ``nn.Conv*d`` or ``nn.Linear``.
+    FLOPs are multiply-adds, as in the paper: one per product in a convolution or linear layer. The
+    additions of the squeeze and the multiplications of the rescaling count one each; with them,
+    SE-ResNet-50 has 3.87 and ResNet-50 3.86 billion. Nothing else is counted, neither in the gates
+    nor
+    in the network: no biases, activations, normalization, pooling, or layers that are not an
+    ``nn.Conv*d`` or ``nn.Linear``.
 
     Args:
-        model: with gates of this package, timm or torchvision.
-        images: what the model takes, on its device; of this size are the operations of one.
+        model: Model with gates of this package, timm or torchvision.
+        images: Input of the model, on its device; its size determines the operations per image.
 
     Raises:
-        ValueError: if the model has no squeeze-and-excitation module.
+        ValueError: If the model has no squeeze-and-excitation module.
 
     Example:
         >>> import torch
@@ -63,9 +64,7 @@ def excitation_cost(model: nn.Module, images: Tensor) -> list[ExcitationCost]:
         >>> cost.parameters == 2 * 16**2 / 4 + 16 + 4, cost.multiply_adds, cost.rescaling
         (True, 128, 32768)
     """
-    found = find_excitations(model)
-    if not found:
-        raise ValueError(NO_GATES.format(type(model).__name__))
+    found = require_gates(model)
     operations, rescaling = _count(model, images, found)
     every_parameter = sum(parameter.numel() for parameter in model.parameters())
     every_operation = sum(operations.values()) + sum(rescaling.values())
@@ -91,12 +90,12 @@ def excitation_cost(model: nn.Module, images: Tensor) -> list[ExcitationCost]:
 def _count(
     model: nn.Module, images: Tensor, found: dict[str, ExcitationParts]
 ) -> tuple[Counter[nn.Module], Counter[str]]:
-    """Return one image's multiply-adds by layer, and its squeezes' and rescalings' by path."""
+    """Return the multiply-adds per image by layer, and those of squeeze and rescaling by path."""
     operations: Counter[nn.Module] = Counter()
     elements: Counter[str] = Counter()
 
     def layer_hook(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # (out, in / groups, *kernel), or (out, in): each output value has all but the first.
+        # The weight is (out, in / groups, *kernel) or (out, in); each output value uses one `out`.
         operations[layer] += output.numel() * math.prod(layer.weight.shape[1:])
 
     handles: list[RemovableHandle] = [
@@ -124,7 +123,7 @@ def _watch_rescaling(
         entered = inputs[0].numel()
 
     def squeeze(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        # What enters the first layer is smaller, unless there is nothing to squeeze or no squeeze.
+        # The input of the first layer is smaller only if there was something to squeeze.
         elements[path] += entered if inputs[0].numel() < entered else 0
 
     def rescale(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

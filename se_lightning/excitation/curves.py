@@ -1,41 +1,43 @@
-"""Mean gates channel by channel, for a few classes at a few depths: the paper's Figures 6 and 7."""
+"""Mean gates per channel for a few classes and layers, as in the paper's Figures 6 and 7."""
 
 import difflib
-import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from se_lightning.excitation.class_choice import evenly
 from se_lightning.excitation.summary import ExcitationSummary
 
-__all__ = ["curve_arrays", "draw_curves", "draw_spread", "find_layers"]
+__all__ = ["curve_arrays", "find_layers", "select_layers"]
 
-
-# Of layers that nobody has chosen, at the most.
-PANELS = 6
+PANELS = 6  # maximum number of layers unless some are chosen
 
 
 def find_layers(names: Sequence[str], given: Sequence[str | int] | None) -> list[int]:
-    """Return the indices of the given layers; None is the first, the last, and up to four between.
+    """Return the indices of the given layers.
 
     Args:
-        names: of all layers.
-        given: names, or indices from 0 on.
+        names: Names of all layers.
+        given: Names or indices from 0. None selects up to six layers, evenly spaced.
 
     Raises:
-        ValueError: naming the layer that does not exist, and those near it.
+        ValueError: If a layer does not exist, or the list is empty.
     """
     if given is None:
         return evenly(len(names), PANELS)
     if not given or isinstance(given, str):
         raise ValueError(f"`layers` (={given!r}) must be a list of at least one layer.")
     return [_find(names, each) for each in given]
+
+
+def select_layers(names: Sequence[str], given: Sequence[str | int] | None) -> list[int]:
+    """Return the indices of the given layers in order of depth, each once; None selects all.
+
+    Raises:
+        ValueError: If a layer does not exist.
+    """
+    return list(range(len(names))) if given is None else sorted({*find_layers(names, given)})
 
 
 def _find(names: Sequence[str], given: str | int) -> int:
@@ -45,7 +47,7 @@ def _find(names: Sequence[str], given: str | int) -> int:
         return list(names).index(str(given))
     near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.5) or names[:3]
     raise ValueError(
-        f"`layers`: there is no layer {given!r} among the {len(names)}; near it: {', '.join(near)}."
+        f"`layers`: no layer {given!r} among the {len(names)}. Closest names: {', '.join(near)}."
     )
 
 
@@ -56,21 +58,21 @@ def curve_arrays(
     layers: Sequence[str | int] | None = None,
     channels: int = 50,
 ) -> dict[str, Any]:
-    """Return what the curves show: T channels, those of a layer after the other's; K classes.
+    """Return the data of the curves, for T channels of the layers and K classes.
 
     Args:
-        summary: with these classes among the chosen.
-        names: of the classes, by label.
-        layers: as :func:`find_layers` takes them.
-        channels: evenly sampled of each layer; all where there are fewer.
+        summary: Statistics that include the given classes.
+        names: Class names by label.
+        layers: Layers to include; see :func:`find_layers`.
+        channels: Maximum number of channels per layer, evenly spaced.
 
     Returns:
-        ``layers`` and ``channels`` (T,), the layer's name and the index in it; ``labels``,
-        ``names`` and ``samples`` (K,); ``means`` and ``stds`` (K, T); ``mean_of_all`` and
-        ``std_of_all`` (T,). NaN where there is no sample.
+        ``layers`` and ``channels``, (T,): the layer's name and the index of the channel in it.
+        ``labels``, ``names`` and ``samples``, (K,). ``means`` and ``stds``, (K, T).
+        ``mean_of_all`` and ``std_of_all``, (T,). NaN where there are no samples.
 
     Raises:
-        ValueError: if there is no such layer.
+        ValueError: If a layer does not exist.
     """
     chosen = find_layers(summary.layers, layers)
     index = [evenly(summary.channels[layer], channels) for layer in chosen]
@@ -89,150 +91,3 @@ def curve_arrays(
         "mean_of_all": summary.mean()[columns],
         "std_of_all": summary.std()[columns],
     }
-
-
-def draw_curves(
-    summary: ExcitationSummary,
-    names: Mapping[int, str],
-    *,
-    layers: Sequence[str | int] | None = None,
-    channels: int = 50,
-    title: str = "Mean gate of each class and of all samples",
-) -> Figure:
-    """Draw the paper's Figure 6: a panel a depth, a curve a class, and one of all samples.
-
-    Args:
-        summary: with these classes among the chosen.
-        names: of the classes, by label; those without a sample are named in the heading instead.
-        layers: as :func:`find_layers` takes them.
-        channels: evenly sampled of each layer; all where there are fewer.
-        title: heading.
-
-    Raises:
-        ValueError: if there is no such layer.
-    """
-    seen, heading = _seen(summary, names, title)
-    figure, panels = _panels(summary, layers, channels, heading)
-    curves = [(name, summary.mean(label)) for label, name in seen.items()]
-    common = summary.mean()
-    for axes, at, columns, marker in panels:
-        # Beneath the others, which in early layers it would hide.
-        (line,) = axes.plot(at, common[columns], marker=marker, lw=4, alpha=0.4, zorder=1.5)
-        line.set(color=matplotlib.rcParams["text.color"], label="all samples")
-        for (name, mean), colour in zip(curves, _colours(len(curves)), strict=True):
-            axes.plot(at, mean[columns], color=colour, lw=1.2, marker=marker, label=name)
-    _legend(figure, panels[0].axes)
-    return figure
-
-
-def draw_spread(
-    summary: ExcitationSummary,
-    names: Mapping[int, str],
-    *,
-    layers: Sequence[str | int] | None = None,
-    channels: int = 50,
-    classes: int = 2,
-    title: str = "Mean gate within a class, and its standard deviation",
-) -> Figure:
-    """Draw the paper's Figure 7: each class's mean, in a band of one standard deviation.
-
-    Args:
-        summary: with these classes among the chosen.
-        names: of the classes, by label.
-        layers: as :func:`find_layers` takes them.
-        channels: evenly sampled of each layer; all where there are fewer.
-        classes: how many are drawn: the first of those that have a sample.
-        title: heading.
-
-    Raises:
-        ValueError: if there is no such layer.
-    """
-    seen, heading = _seen(summary, names, title)
-    figure, panels = _panels(summary, layers, channels, heading)
-    drawn = list(seen.items())[:classes]
-    moments = [(name, summary.mean(label), summary.std(label)) for label, name in drawn]
-    for axes, at, columns, marker in panels:
-        for (name, mean, std), colour in zip(moments, _colours(len(seen)), strict=False):
-            middle, half = mean[columns], std[columns]
-            axes.fill_between(
-                at, middle - half, middle + half, color=colour, alpha=0.25, linewidth=0
-            )
-            axes.plot(at, middle, color=colour, lw=1.2, marker=marker, label=name)
-    _legend(figure, panels[0].axes)
-    return figure
-
-
-def _seen(
-    summary: ExcitationSummary, names: Mapping[int, str], title: str
-) -> tuple[dict[int, str], str]:
-    """Return the classes that have samples, and the heading, which names the others."""
-    seen = {label: name for label, name in names.items() if summary.class_samples(label)}
-    missing = [name for label, name in names.items() if label not in seen]
-    if missing:
-        title += f"\nwithout a sample, and so left out: {_listed(missing)}"
-    return seen, title
-
-
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    short = ", ".join(_short(name) for name in names[:most])
-    return short if len(names) <= most else f"{short} and {len(names) - most} more"
-
-
-def _short(name: str) -> str:
-    return textwrap.shorten(name, 28, placeholder="...") or name[:28]
-
-
-def _colours(count: int) -> Iterable[Any]:
-    """Return the style's colours; where they do not suffice, those of the rainbow."""
-    cycle = matplotlib.rcParams["axes.prop_cycle"].by_key().get("color", ["C0"])
-    if count <= len(cycle):
-        return cycle[:count]
-    return matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, count))
-
-
-class _Panel(NamedTuple):
-    """A layer's axes, the channels drawn in it, and where these are among all layers'."""
-
-    axes: Axes
-    at: np.ndarray
-    columns: np.ndarray
-    marker: str | None
-
-
-def _panels(
-    summary: ExcitationSummary, layers: Sequence[str | int] | None, channels: int, heading: str
-) -> tuple[Figure, list[_Panel]]:
-    chosen = find_layers(summary.layers, layers)
-    columns = min(3, len(chosen))
-    rows = -(-len(chosen) // columns)
-    size = (max(3.4 * columns, 6), 2.3 * rows + 1.1)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for axes in list(grid.flat)[len(chosen) :]:
-        axes.remove()
-    panels = []
-    for axes, layer in zip(grid.flat, chosen, strict=False):
-        name = summary.layers[layer]
-        called = "" if name not in summary.unseen else ": never called"
-        axes.set_title(f"{name}{called}", fontsize=9)
-        axes.set_ylim(summary.edges[0], summary.edges[-1])
-        axes.grid(visible=True, alpha=0.3)
-        axes.tick_params(labelsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        at = np.array(evenly(summary.channels[layer], channels))
-        marker = "." if len(at) < 8 else None  # a single channel makes no line
-        panels.append(_Panel(axes, at, summary.of(layer).start + at, marker))
-    for panel in panels[-columns:]:
-        panel.axes.set_xlabel("channel", fontsize=8)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("mean gate", fontsize=8)
-    figure.suptitle(heading, fontsize=10)
-    return figure, panels
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        short = [_short(label) for label in labels]
-        columns = min(len(short), 5)
-        figure.legend(handles, short, loc="outside lower center", ncols=columns, fontsize=8)

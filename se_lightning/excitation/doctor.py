@@ -1,10 +1,10 @@
-"""What ails a gate: constants, identities, dead hidden units, NaN, and gates nobody calls."""
+"""Diagnoses unhealthy gates: constant, dead or NaN gates, and gates that are never executed."""
 
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -13,25 +13,25 @@ from se_lightning.excitation.summary import ExcitationSummary
 
 __all__ = ["CONSTANT_STD", "Finding", "GateReport", "diagnose", "report_csv", "report_text"]
 
-# A channel whose gate's standard deviation over the samples is below this does not vary. In
-# SE-ResNet-20, fresh or trained on the digits, the most varying channel of each layer had 4e-3 or
-# more wherever one hidden unit was alive, and 0 where none was.
+# A channel is constant if the standard deviation of its gate over the samples is below this. In
+# SE-ResNet-20, initialized or trained on the digits, the most varying channel of each layer had at
+# least 4e-3 if any hidden unit was alive, and 0 otherwise.
 CONSTANT_STD = 1e-4
-# Of the channels of a layer: below it, constant ones are in the table only.
+# Constant channels raise an alarm if they are more than this fraction of the layer.
 MANY = 0.5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that ails a layer.
+    """A problem of one layer's gate.
 
     Attributes:
         kind: ``identity``, ``shut``, ``constant``, ``stuck``, ``all_dead``, ``dead``, ``nan`` or
             ``unseen``.
-        text: what it is, so that "for 3 validations" can follow.
-        advice: what follows from it.
-        grave: False is found in healthy nets too: it is in the table, and raises no alarm.
-        sure: it is a fault at first sight, and not only if it stays.
+        text: Description; a duration such as "for 3 validations" may be appended.
+        advice: Consequence or remedy.
+        grave: Whether it raises an alarm; healthy networks have minor findings too.
+        sure: Whether it is a fault at first sight, rather than only if it persists.
     """
 
     kind: str
@@ -43,22 +43,22 @@ class Finding:
 
 @dataclass(frozen=True)
 class GateReport:
-    """The state of one layer's gate over a split.
+    """Condition of one layer's gate over a split.
 
     Attributes:
-        layer: module path.
-        channels: C.
-        samples: how many; 0 of a gate that was never called.
-        mean: over channels and samples.
-        constant_share: fraction of the channels whose standard deviation is below CONSTANT_STD.
-        from_one: the largest root mean square distance of a channel from 1.
-        from_zero: likewise, from 0.
-        hidden: hidden units; 0 of a spatial gate, and where they were not recorded.
-        dead: of these, how many were 0 for every sample.
-        effective_rank: of the covariance of the pre-activations: exp of the entropy of its
-            normalised eigenvalues; 0 where they do not vary, NaN where hidden units are unknown.
-        nan: how many values were NaN.
-        findings: what is wrong.
+        layer: Module path.
+        channels: Number of channels, C.
+        samples: Number of samples; 0 if the gate was never executed.
+        mean: Mean over channels and samples.
+        constant_share: Fraction of channels whose standard deviation is below CONSTANT_STD.
+        from_one: Largest root mean square distance of a channel from 1.
+        from_zero: Largest root mean square distance of a channel from 0.
+        hidden: Number of hidden units; 0 for a spatial gate, or if they were not recorded.
+        dead: Number of hidden units that were 0 for every sample.
+        effective_rank: Exponential of the entropy of the normalized eigenvalues of the
+            pre-activations' covariance; 0 if they do not vary, NaN without hidden units.
+        nan: Number of NaN values.
+        findings: Problems found.
     """
 
     layer: str
@@ -80,20 +80,17 @@ def diagnose(
     expansions: Mapping[str, Tensor] | None = None,
     tolerance: float = 0.01,
 ) -> list[GateReport]:
-    """Report on each layer.
+    """Return a report on each layer, in the order of the summary.
 
-    A gate that varies over space is judged by its mean over space. Some dead hidden units are
-    found in healthy networks (fresh ones have half of them), so that only a layer whose units are
-    all dead is a grave finding.
+    Gates that vary over space are judged by their mean over space. Healthy networks have some dead
+    hidden units (about half of them at initialization), so that only a layer whose units are all
+    dead is a grave finding.
 
     Args:
-        summary: of a split; with hidden units, where these are to be judged.
-        expansions: by layer, the weight of the gate's last layer, (C, hidden, ...); of those not
-            given, the effective rank is NaN.
-        tolerance: gates as near to 1 are an identity, as near to 0 shut.
-
-    Returns:
-        A report a layer, in the order of the summary.
+        summary: Statistics of a split, with hidden units if they are to be judged.
+        expansions: Weight of the gate's last layer by layer name, (C, hidden, ...). Without it, the
+            effective rank is NaN.
+        tolerance: Gates within this distance of 1 are an identity; within this distance of 0, shut.
 
     Reference:
         Roy, Vetterli. The effective rank: a measure of effective dimensionality. EUSIPCO 2007.
@@ -110,44 +107,36 @@ def _of_layer(
     part = summary.of(layer)
     mean, std = summary.mean()[part], summary.std()[part]
     active = summary.active[layer]
-    numbers = {
-        "layer": summary.layers[layer],
-        "channels": summary.channels[layer],
-        "samples": int(summary.samples[:, layer].sum()),
-        "mean": float(mean.mean()),
-        "constant_share": float((std < CONSTANT_STD).mean()),
-        "from_one": float(np.sqrt(std**2 + (mean - 1) ** 2).max()),
-        "from_zero": float(np.sqrt(std**2 + mean**2).max()),
-        "hidden": len(active),
-        "dead": int((active == 0).sum()),
-        "effective_rank": _effective_rank(summary, layer, weight),
-        "nan": int(summary.counts[part, len(summary.edges) - 1].sum()),
-    }
-    bare = GateReport(**numbers)  # type: ignore[arg-type]
-    return GateReport(**numbers, findings=tuple(_findings(bare, tolerance)))  # type: ignore[arg-type]
+    report = GateReport(
+        layer=summary.layers[layer],
+        channels=summary.channels[layer],
+        samples=int(summary.samples[:, layer].sum()),
+        mean=float(mean.mean()),
+        constant_share=float((std < CONSTANT_STD).mean()),
+        from_one=float(np.sqrt(std**2 + (mean - 1) ** 2).max()),
+        from_zero=float(np.sqrt(std**2 + mean**2).max()),
+        hidden=len(active),
+        dead=int((active == 0).sum()),
+        effective_rank=_effective_rank(summary, layer, weight),
+        nan=int(summary.counts[part, len(summary.edges) - 1].sum()),
+    )
+    return replace(report, findings=tuple(_findings(report, tolerance)))
 
 
 def _findings(gate: GateReport, tolerance: float) -> list[Finding]:
     if not gate.samples:
-        return [
-            Finding(
-                "unseen",
-                "the gate is never called",
-                "the forward pass does not use this module; call it, or take it out",
-                sure=True,
-            )
-        ]
+        advice = "the forward pass does not use this module; call it or remove it"
+        return [Finding("unseen", "the gate is never executed", advice, sure=True)]
     found = []
     if gate.nan:
-        advice = "look for a learning rate too high, or for half precision that overflows"
+        advice = "check for a learning rate that is too high, or for overflow in half precision"
         found.append(Finding("nan", f"{gate.nan} gates are NaN", advice, sure=True))
     found += _constants(gate, tolerance)
     if gate.dead:
         every = gate.dead == gate.hidden
-        what = f"{gate.dead} of {gate.hidden} hidden units are 0 for every image"
-        advice = "its gate is a constant; a smaller ratio or learning rate leaves it more room"
-        if every:
-            what = f"all {gate.hidden} hidden units are 0 for every image"
+        which = f"all {gate.hidden}" if every else f"{gate.dead} of {gate.hidden}"
+        what = f"{which} hidden units are 0 for every image"
+        advice = "their weights no longer train; try a smaller ratio or learning rate"
         found.append(Finding("all_dead" if every else "dead", what, advice, grave=every))
     return found
 
@@ -155,13 +144,13 @@ def _findings(gate: GateReport, tolerance: float) -> list[Finding]:
 def _constants(gate: GateReport, tolerance: float) -> list[Finding]:
     if gate.from_one <= tolerance:
         what = f"every gate within {tolerance:g} of 1"
-        return [Finding("identity", what, "this block is an identity; task=fold takes it out")]
+        return [Finding("identity", what, "this block is an identity; task=fold removes it")]
     if gate.from_zero <= tolerance:
         what = f"every gate within {tolerance:g} of 0"
-        return [Finding("shut", what, "this block passes nothing on")]
+        return [Finding("shut", what, "this block suppresses its input")]
     if gate.constant_share == 1:
-        what = f"no gate varies over the images, around {gate.mean:.3f}"
-        return [Finding("constant", what, "the gate ignores its input; task=fold takes it out")]
+        what = f"no gate varies over the images (mean {gate.mean:.3f})"
+        return [Finding("constant", what, "the gate ignores its input; task=fold removes it")]
     if gate.constant_share > 0:
         count = round(gate.constant_share * gate.channels)
         what = f"{count} of {gate.channels} gates do not vary over the images"
@@ -176,14 +165,14 @@ def _effective_rank(summary: ExcitationSummary, layer: int, weight: Tensor | Non
         return math.nan
     mean = summary.hidden_sums[layer] / samples
     covariance = products / samples - np.outer(mean, mean)
-    # What is left of a constant's variance is rounding.
+    # The variance of a constant is not exactly 0, because of rounding.
     noise = 1e-12 * np.diag(products).max() / samples
     last = weight.detach().double().cpu().reshape(len(weight), -1).numpy()
     if not (np.isfinite(covariance).all() and np.isfinite(last).all()):
         return math.nan
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.where(values > noise, values, 0))
-    # (C, C) W Cov W^T has the nonzero eigenvalues of (hidden, hidden) root^T W^T W root.
+    # W Cov W^T, (C, C), has the same nonzero eigenvalues as root^T W^T W root, (hidden, hidden).
     spectrum = np.linalg.svd(last @ root, compute_uv=False) ** 2
     if not spectrum.sum() > 0:
         return 0.0
@@ -205,7 +194,7 @@ _COLUMNS = {
 
 
 def report_text(reports: Sequence[GateReport]) -> str:
-    """Return an aligned table, a line a layer, with what was found behind it.
+    """Return an aligned table with one line per layer, ending in its findings.
 
     Example:
         >>> text = report_text([GateReport("se", 4, 9, 0.5, 0.0, 0.6, 0.6, 2, 0, 1.5, 0)])
@@ -218,16 +207,24 @@ def report_text(reports: Sequence[GateReport]) -> str:
         cells = [form.format(each) for form in _COLUMNS.values()]
         seen = cells if each.samples else [each.layer, *"-" * (len(_COLUMNS) - 1)]
         rows.append([*seen, words])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    return "\n".join(aligned(rows, texts=(0, len(_COLUMNS))))
+
+
+def aligned(rows: Sequence[Sequence[str]], texts: Collection[int] = (0,)) -> list[str]:
+    """Return one line per row, with text columns aligned to the left and others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for name, *numbers, words in rows:
-        aligned = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *aligned, words]))
-    return "\n".join(lines)
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column in texts else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def report_csv(reports: Sequence[GateReport]) -> str:
-    """Return the same as CSV, all digits given."""
+    """Return the reports as CSV with full precision."""
     names = [name for name in GateReport.__dataclass_fields__ if name != "findings"]
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")

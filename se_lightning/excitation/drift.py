@@ -1,4 +1,4 @@
-"""How far the gates of two networks are from each other, layer by layer."""
+"""Distance between the gates of two networks, layer by layer."""
 
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from se_lightning.excitation.class_choice import evenly
 from se_lightning.excitation.summary import ExcitationSummary
 from se_lightning.excitation.taps import Taps, per_sample
 
@@ -18,25 +16,24 @@ __all__ = [
     "ImageCosine",
     "check_comparable",
     "cosine",
-    "draw_drift",
     "drift_of",
     "jensen_shannon",
 ]
 
 
 class Drift(NamedTuple):
-    """How far apart two networks' gates of one layer are.
+    """Distance between two networks' gates in one layer.
 
-    The cosines hold channel against channel: they say something of a network before and after
-    some training, and little of two that began with other weights. The divergence does not.
+    The cosines compare channel with channel. They are meaningful for a network before and after
+    training, but hardly for networks with different initial weights. The divergence always is.
 
     Attributes:
-        layer: module path of the SE module.
-        channels: C.
-        cosine: between the two mean gates (C,) over all images; 1: the same up to a factor.
-        image_cosine: mean over images of that between the two gates (C,) of one image.
-        js: Jensen-Shannon divergence of the two histograms, base 2; 0: the same values, 1: no
-            value in common.
+        layer: Module path of the SE module.
+        channels: Number of channels, C.
+        cosine: Cosine between the mean gates (C,) over all images; 1 means equal up to a factor.
+        image_cosine: Cosine between the gates (C,) of one image, averaged over images.
+        js: Jensen-Shannon divergence of the histograms, base 2; 0 for equal, 1 for disjoint
+            distributions.
     """
 
     layer: str
@@ -50,24 +47,24 @@ def check_comparable(first: Taps, second: Taps, names: Sequence[str]) -> None:
     """Check that two networks have the same gates.
 
     Raises:
-        ValueError: naming the first layer that differs.
+        ValueError: If the layers or channels differ; the message names the first difference.
     """
-    ours, theirs = (
+    layers_of = (
         [f"{layer} ({channels} channels)" for layer, channels in zip(t.layers, t.channels)]  # noqa: B905
         for t in (first, second)
     )
-    for one, other in zip_longest(ours, theirs, fillvalue="no further gate"):
+    for one, other in zip_longest(*layers_of, fillvalue="no further gate"):
         if one != other:
             raise ValueError(
-                "Only networks with the same gates can be compared. The first that differs: "
+                "Only networks with the same gates can be compared. First difference: "
                 f"{one} in {names[0]}, {other} in {names[1]}."
             )
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Return the cosine between vectors, (..., C) to (...), in float64.
+    """Return the cosine between vectors in float64, (..., C) to (...).
 
-    Two vectors that are zero have cosine 1, one that is zero with one that is not, 0; NaN stays.
+    Two zero vectors have cosine 1; a zero and a nonzero vector have cosine 0. NaN is kept.
 
     Example:
         >>> cosine(torch.tensor([[1.0, 1.0], [0.0, 0.0]]), torch.tensor([2.0, 0.0]))
@@ -81,7 +78,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def jensen_shannon(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the divergence of histograms, (..., B) counts to (...): base 2, in [0, 1].
+    """Return the base-2 divergence of histograms in [0, 1], (..., B) counts to (...).
 
     NaN where a histogram is empty.
 
@@ -92,17 +89,17 @@ def jensen_shannon(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         p, q = (x / x.sum(axis=-1, keepdims=True) for x in (a, b))
         middle = (p + q) / 2
-        # Where a share is 0, so is its part in the sum.
+        # A zero share contributes nothing; its logarithm is not a number.
         parts = [np.where(x == 0, 0, x * np.log2(x / middle)) for x in (p, q)]
     return np.clip(sum(parts).sum(axis=-1) / 2, 0, 1)  # type: ignore[union-attr]
 
 
 class ImageCosine:
-    """Mean over images of the cosine between two networks' gates, batch by batch.
+    """Cosine between two networks' gates, averaged over images batch by batch.
 
     Args:
-        channels: of each layer.
-        device: where it is counted; it must know float64.
+        channels: Number of channels of each layer.
+        device: Device of the sums; it must support float64.
     """
 
     def __init__(self, channels: Sequence[int], device: torch.device | str = "cpu") -> None:
@@ -113,7 +110,7 @@ class ImageCosine:
     def update(
         self, first: Sequence[Sequence[Tensor]], second: Sequence[Sequence[Tensor]], size: int
     ) -> None:
-        """Add a batch of ``size`` images: what each gate put out, by layer and call."""
+        """Add the gates of a batch of ``size`` images, by layer and call."""
         for layer, calls in enumerate(zip(first, second, strict=True)):
             if all(calls):
                 both = [[call.to(self._sums.device) for call in each] for each in calls]
@@ -122,19 +119,19 @@ class ImageCosine:
                 self._images[layer] += size
 
     def compute(self) -> np.ndarray:
-        """Return the mean of each layer; NaN where a gate was not seen."""
+        """Return the mean of each layer; NaN if its gate was never executed."""
         return (self._sums.cpu() / self._images).numpy()
 
 
 def drift_of(
     first: ExcitationSummary, second: ExcitationSummary, image_cosine: np.ndarray
 ) -> list[Drift]:
-    """Return how far two networks' gates are apart, from what was counted of the same images.
+    """Return the drift of each layer, from statistics over the same images.
 
     Args:
-        first: of one network.
-        second: of the other, with the same layers and bins.
-        image_cosine: of each layer.
+        first: Statistics of one network.
+        second: Statistics of the other network, with the same layers and bins.
+        image_cosine: Image cosine of each layer, (L,).
     """
     divergence = jensen_shannon(first.histogram(), second.histogram())
     means = [torch.from_numpy(summary.mean()) for summary in (first, second)]
@@ -148,33 +145,3 @@ def drift_of(
         )
         for layer, name in enumerate(first.layers)
     ]
-
-
-def draw_drift(drifts: Sequence[Drift], title: str) -> Figure:
-    """Draw the two cosines, and below them the divergence of the histograms, by depth.
-
-    Args:
-        drifts: first layer to last.
-        title: heading.
-    """
-    depth = np.arange(len(drifts))
-    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    above.plot(depth, [each.cosine for each in drifts], "o-", ms=4, label="of the mean gates")
-    above.plot(
-        depth, [each.image_cosine for each in drifts], "s--", ms=3, label="of each image, averaged"
-    )
-    above.set_ylabel("cosine\n(1: the same)", fontsize=9)
-    above.legend(fontsize=8, frameon=False)
-    below.bar(depth, [each.js for each in drifts], color="C2")
-    below.set_ylabel("Jensen-Shannon\n(0: the same values)", fontsize=9)
-    # Not more names than can be read.
-    shown = evenly(len(drifts), 16)
-    below.set_xticks(shown, [drifts[k].layer for k in shown], rotation=45, ha="right", fontsize=8)
-    for axes in (above, below):
-        axes.grid(axis="y", alpha=0.3)
-        axes.set_axisbelow(True)
-        axes.margins(y=0.15)
-        axes.tick_params(labelsize=8)
-    figure.suptitle(title, fontsize=11)
-    return figure

@@ -1,4 +1,4 @@
-"""The gates of a few images, as plain tensors, and those of a whole split, batch by batch."""
+"""Recording of gates: for a few images as plain tensors, and for a split batch by batch."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,19 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from se_lightning.excitation.taps import Taps, eager, per_sample
-from se_lightning.models import find_excitations
+from se_lightning.excitation.taps import Taps, eager, per_sample, require_gates
 
-__all__ = ["NO_GATES", "Recorded", "excitations", "record", "run_once", "undisturbed", "unheard"]
-
-NO_GATES = (
-    "`model`: there are no squeeze-and-excitation gates in {}; "
-    "se_lightning.models.add_excitation puts gates into any network."
-)
+__all__ = ["Recorded", "excitations", "record", "run_once", "undisturbed", "unheard"]
 
 
 class Recorded(NamedTuple):
-    """A batch of N images, and what a network made of it; gates, hidden units by layer and call."""
+    """N images, the network's logits for them, and its gates and hidden units by layer and call."""
 
     images: Tensor
     logits: Tensor
@@ -32,7 +26,7 @@ class Recorded(NamedTuple):
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluate without gradients, as the code is written; leave each module in its own mode."""
+    """Evaluate without gradients or compilation, and restore each module's mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
@@ -45,7 +39,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unheard(model: nn.Module) -> Iterator[None]:
-    """Keep this run out of what taps on the model are recording."""
+    """Hide the forward passes in this context from taps that are recording."""
     tapped = [module for module in model.modules() if "_tapped" in vars(module)]
     records = [module._tapped for module in tapped]
     try:
@@ -58,7 +52,7 @@ def unheard(model: nn.Module) -> Iterator[None]:
 
 
 def run_once(model: nn.Module, images: Tensor, handles: Sequence[RemovableHandle]) -> None:
-    """Run the model for its hooks, which are gone afterwards; nothing else has changed."""
+    """Run the model once for the sake of its hooks, then remove them."""
     try:
         with undisturbed(model), unheard(model):
             model(images)
@@ -70,19 +64,18 @@ def run_once(model: nn.Module, images: Tensor, handles: Sequence[RemovableHandle
 def excitations(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return the gates of any model on a batch of images, by the path of each SE module.
 
-    A gate that varies over space is its mean over space; one that is called several times, the
-    mean of the calls. The model is evaluated without gradients, compiled or not, and left as it
-    was.
+    Gates are averaged over space and over the calls of a module. The model is evaluated without
+    gradients and left as it was, also if it is compiled.
 
     Args:
-        model: with gates of this package, timm or torchvision.
-        images: what the model takes, N of them, on its device.
+        model: Model with gates of this package, timm or torchvision.
+        images: Input of the model, N images on its device.
 
     Shape:
-        (N, C) each, as in Figure 6 of the paper; C of a spatial gate is 1.
+        (N, C) each, as in Figure 6 of the paper. A spatial gate has C = 1.
 
     Raises:
-        ValueError: if the model has no squeeze-and-excitation module.
+        ValueError: If the model has no squeeze-and-excitation module.
 
     Example:
         >>> from se_lightning.models import se_resnet20
@@ -90,10 +83,8 @@ def excitations(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         >>> len(gates), gates["layer3.2.se"].shape
         (9, torch.Size([2, 64]))
     """
-    found = find_excitations(model)
-    if not found:
-        raise ValueError(NO_GATES.format(type(model).__name__))
-    # Hooks of its own: new taps would drop what is compiled.
+    found = require_gates(model)
+    # Not taps, which would discard compiled code.
     calls: dict[str, list[Tensor]] = {path: [] for path in found}
     handles = [
         parts.gate.register_forward_hook(
@@ -105,7 +96,8 @@ def excitations(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     silent = [path for path, each in calls.items() if not each]
     if silent:
         warnings.warn(
-            f"The forward pass calls no gate of {', '.join(silent)}; left out.", stacklevel=2
+            f"Left out, since the forward pass never executes them: {', '.join(silent)}.",
+            stacklevel=2,
         )
     return {
         path: per_sample(each, found[path].channels, len(images))
@@ -117,10 +109,10 @@ def excitations(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 def record(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], taps: Taps
 ) -> Iterator[Recorded]:
-    """Yield what a model, tapped, makes of each batch of images and labels.
+    """Yield the outputs and gates of a tapped model for each batch of images and labels.
 
     Raises:
-        ValueError: if there is no batch.
+        ValueError: If there are no batches.
 
     Example:
         >>> from se_lightning.models import se_resnet20

@@ -1,4 +1,4 @@
-"""The one engine under everything that is said of gates: counts and moments, on the device."""
+"""Counts and moments of the gates, accumulated on the device."""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -15,31 +15,31 @@ __all__ = ["ExcitationStatistics"]
 
 
 def _sum_over_ranks(tensor: Tensor, group: Any = None) -> list[Tensor]:
-    """Sum in place of torchmetrics' gathering, which would hold every rank's copy at once."""
+    """Sum in place instead of gathering, which would hold the copies of all ranks at once."""
     total = tensor.clone()
     torch.distributed.all_reduce(total, group=group)
     return [total]
 
 
 class ExcitationStatistics(Metric):
-    """Counts the gates of each layer and channel in fixed bins, and sums moments by class.
+    """Counts of the gates in fixed bins, by layer and channel, and their moments by class.
 
-    Bins are half-open but for the last, which holds the upper end too. NaN and what lies outside
-    are counted apart, so that nothing gets lost. Everything is in one float64 tensor on the device
-    (whole numbers are exact up to 2^53), merged over ranks by one reduction; nothing waits for the
-    device before :meth:`summary`.
+    Bins are half-open except the last, which includes the upper end. NaN and values out of range
+    have separate counts. All counts and sums are in one float64 tensor (integers are exact up to
+    2^53), which is reduced over ranks once. Nothing synchronizes with the device before
+    :meth:`summary`.
 
     Args:
-        layers: names of the layers, L of them.
-        channels: channels of each layer.
-        hidden: hidden units of each layer; 0 leaves them out.
-        bins: number of bins, B.
-        lower: lower end of the bins.
-        upper: upper end of the bins.
-        classes: labels whose moments are kept apart, each once.
+        layers: Names of the L layers.
+        channels: Number of channels of each layer.
+        hidden: Number of hidden units of each layer; 0 does not record them.
+        bins: Number of bins, B.
+        lower: Lower end of the bins.
+        upper: Upper end of the bins.
+        classes: Distinct labels whose moments are kept separately.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If `bins` is below 1, or `classes` has negative or repeated labels.
 
     Example:
         >>> statistics = ExcitationStatistics(["se"], [1], bins=4, classes=[7])
@@ -68,7 +68,7 @@ class ExcitationStatistics(Metric):
         if bins < 1:
             raise ValueError(f"`bins` (={bins}) must be at least 1.")
         if any(label < 0 for label in classes) or len(set(classes)) < len(classes):
-            raise ValueError(f"`classes` (={list(classes)}) must be labels from 0 on, each once.")
+            raise ValueError(f"`classes` (={list(classes)}) must be distinct labels of at least 0.")
         self.layers, self.channels = tuple(layers), tuple(channels)
         self.hidden = tuple(hidden) or (0,) * len(self.layers)
         self.bins, self.lower, self.upper = bins, lower, upper
@@ -77,7 +77,7 @@ class ExcitationStatistics(Metric):
         self._shapes = [(columns, bins + 2), (rows, len(self.layers)), (rows, columns)]
         self._shapes += [(rows, columns)]
         self._shapes += [shape for width in self.hidden for shape in ((2, width), (width, width))]
-        # Of each label its row; the last one is that of all labels which were not chosen.
+        # Row of each label in the tables; labels that were not chosen share the last row.
         self._row_of_label = torch.full((max(self.classes, default=0) + 2,), rows - 1)
         self._row_of_label[list(self.classes)] = torch.arange(rows - 1)
         self._kept: dict[tuple[tuple[int, ...], torch.device], tuple[Tensor, Tensor]] = {}
@@ -93,14 +93,14 @@ class ExcitationStatistics(Metric):
         """Add a batch of N samples.
 
         Args:
-            gates: by layer, the outputs of the calls in this batch: (N, C, 1, 1), (N, C),
-                (N, C, H, W) or (N, 1, H, W) each, or none. Several calls, or rows (the frames of
-                a video), a sample count with all their values, and with their mean.
-            hidden: likewise, the hidden units' activations.
-            labels: (N,) whole numbers; None: of no chosen class.
+            gates: Gate outputs in this batch by layer and call: (N, C, 1, 1), (N, C), (N, C, H, W)
+                or (N, 1, H, W). If a sample has several calls or rows (the frames of a video), all
+                values are counted, and their mean enters the moments.
+            hidden: Activations of the hidden units by layer and call.
+            labels: Class labels, (N,), integers. None: samples count toward no chosen class.
 
         Raises:
-            ValueError: if the number of labels does not divide the number of rows.
+            ValueError: If the number of rows is not a multiple of the number of labels.
         """
         counts, samples, sums, squares, *units = self._parts(self.totals)
         here = tuple(layer for layer, calls in enumerate(gates) if calls)
@@ -108,7 +108,7 @@ class ExcitationStatistics(Metric):
             return
         size = len(gates[here[0]][0]) if labels is None else len(labels)
         if not size:
-            return  # a rank without a sample of the last batch
+            return  # a rank may have no samples in the last batch
         calls = [[call.to(self.totals.device) for call in gates[layer]] for layer in here]
         self._check_rows(here, calls, size)
         columns, present = self._places(here)
@@ -134,8 +134,8 @@ class ExcitationStatistics(Metric):
             for call in each:
                 if len(call) % size:
                     raise ValueError(
-                        f"{self.layers[layer]}: {len(call)} rows of gates for {size} samples; "
-                        "their number must be a multiple."
+                        f"{self.layers[layer]}: the number of gate rows ({len(call)}) must be a "
+                        f"multiple of the number of samples ({size})."
                     )
 
     def _count(
@@ -154,7 +154,7 @@ class ExcitationStatistics(Metric):
             all(n == 1 and c == width for n, _, c, width in shapes)
             and len({s[1] for s in shapes}) == 1
         ):
-            # No gate varies over space: all layers at once.
+            # No gate varies over space, so that all layers are counted at once.
             self._scatter(counts, torch.cat([each[0] for each in flat], 1)[..., None], columns)
             return
         start = 0
@@ -185,9 +185,9 @@ class ExcitationStatistics(Metric):
         products += values.T @ values
 
     def _places(self, here: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Return the indices of these layers' channels, and 1 for each of these layers, else 0.
+        """Return the layers' channel indices and a mask over all layers, cached on the device.
 
-        Kept, since copying them to the device would wait for it in every batch.
+        Copying them in every batch would synchronize with the device.
         """
         device = self.totals.device
         if (here, device) not in self._kept:
@@ -205,7 +205,7 @@ class ExcitationStatistics(Metric):
         table = self._row_of_label = self._row_of_label.to(self.totals.device)
         if labels is None:
             return table[-1].expand(size)
-        # What is no chosen label, negative ones too, falls on the table's last entry.
+        # Other labels, including negative ones, use the last entry of the table.
         index = labels.to(table.device)
         return table[torch.where(index < 0, len(table) - 1, index.clamp(max=len(table) - 1))]
 
@@ -214,20 +214,20 @@ class ExcitationStatistics(Metric):
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def on(self, device: torch.device) -> Self:
-        """Move to a device; to the CPU in the place of Apple's GPUs, which have no float64."""
+        """Move to a device, or to the CPU instead of an Apple GPU, which has no float64."""
         return self.to("cpu" if device.type == "mps" else device)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of device memory that the state takes."""
+        """Size of the state in bytes."""
         return self.totals.numel() * self.totals.itemsize
 
     def compute(self) -> Tensor:
-        """Return everything as one tensor, summed over ranks; :meth:`summary` reads it."""
+        """Return the state, summed over ranks, as one tensor; see :meth:`summary`."""
         return self.totals
 
     def summary(self) -> ExcitationSummary:
-        """Return what was counted, summed over ranks, all of which must call this."""
+        """Return the statistics, summed over ranks. All ranks must call this."""
         parts = self._parts(self.compute().to("cpu", copy=True))
         counts, samples, sums, squares, *units = (part.numpy() for part in parts)
         return ExcitationSummary(

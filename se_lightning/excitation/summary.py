@@ -1,4 +1,4 @@
-"""What the statistics say once an epoch is over: NumPy, float64, one process."""
+"""Statistics of the gates over a split, in NumPy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,25 +10,25 @@ __all__ = ["ExcitationSummary"]
 
 @dataclass(frozen=True, eq=False)
 class ExcitationSummary:
-    """Statistics of every gate over a split; L layers, K chosen classes, B bins.
+    """Statistics of every gate over a split, with L layers, K chosen classes and B bins.
 
-    A gate that varies over space counts in ``counts`` with all its values, and elsewhere with its
-    mean over space. What is NaN or infinite stays so in the moments of its channel. Arrays per
-    channel are those of all layers, one after the other; :meth:`of` is a layer's part.
+    If a gate varies over space, all its values are counted in ``counts``; its mean over space is
+    used elsewhere. NaN and infinity propagate into the moments of their channel. Per-channel arrays
+    hold the channels of all layers one after the other; :meth:`of` returns the slice of a layer.
 
     Attributes:
-        layers: module paths of the SE modules, L of them.
-        channels: channels of each layer; C is their sum.
-        classes: labels of the chosen classes, K of them.
-        edges: (B + 1,) of the bins.
-        counts: (C, B + 2) whole numbers: the bins, then NaN, then what lies outside.
-        samples: (K + 1, L), the last row of all other samples.
-        sums: (K + 1, C).
-        squares: (K + 1, C), sums of squares.
-        active: a layer, (hidden,): in how many samples the hidden unit was not 0; empty if hidden
-            units were not recorded.
-        hidden_sums: a layer, (hidden,).
-        hidden_products: a layer, (hidden, hidden): sums of products.
+        layers: Module paths of the L SE modules.
+        channels: Number of channels of each layer; their sum is C.
+        classes: Labels of the K chosen classes.
+        edges: Edges of the bins, (B + 1,).
+        counts: Counts in the bins, of NaN, and of values out of range, (C, B + 2), integers.
+        samples: Number of samples by class and layer, (K + 1, L); other classes in the last row.
+        sums: Sums of the gates, (K + 1, C).
+        squares: Sums of squares, (K + 1, C).
+        active: For each layer, the number of samples in which each hidden unit was nonzero,
+            (hidden,); empty if hidden units were not recorded.
+        hidden_sums: For each layer, sums of the hidden units, (hidden,).
+        hidden_products: For each layer, sums of their products, (hidden, hidden).
     """
 
     layers: tuple[str, ...]
@@ -44,13 +44,13 @@ class ExcitationSummary:
     hidden_products: tuple[np.ndarray, ...]
 
     def of(self, layer: int) -> slice:
-        """Return where the layer's channels are."""
+        """Return the slice of the layer's channels."""
         start = sum(self.channels[:layer])
         return slice(start, start + self.channels[layer])
 
     @property
     def unseen(self) -> list[str]:
-        """The layers whose gate was never computed."""
+        """Layers whose gate was never executed."""
         seen = self.samples.sum(axis=0) > 0
         return [layer for layer, there in zip(self.layers, seen, strict=True) if not there]
 
@@ -59,41 +59,42 @@ class ExcitationSummary:
         return np.add.reduceat(self.counts, self._starts(), axis=0)
 
     def mean(self, label: int | None = None) -> np.ndarray:
-        """Return each channel's mean (C,), over all samples or those of a chosen class.
+        """Return the mean of each channel (C,) over all samples or those of a chosen class.
 
         Raises:
-            ValueError: if the class was not chosen.
+            ValueError: If the class was not chosen.
         """
         with np.errstate(invalid="ignore", divide="ignore"):
             return self._rows(self.sums, label) / self._samples(label)
 
     def std(self, label: int | None = None) -> np.ndarray:
-        """Return each channel's standard deviation (C,), not Bessel-corrected, as :meth:`mean`."""
+        """Return the standard deviation of each channel (C,), without Bessel's correction."""
         with np.errstate(invalid="ignore", divide="ignore"):
             second = self._rows(self.squares, label) / self._samples(label)
             return np.sqrt(np.maximum(second - self.mean(label) ** 2, 0))
 
     def layer_mean(self) -> np.ndarray:
-        """Return each layer's mean gate, (L,)."""
+        """Return the mean gate of each layer, (L,)."""
         return np.add.reduceat(self.mean(), self._starts()) / self.channels
 
     def class_samples(self, label: int) -> int:
-        """Return how many samples of a chosen class there were."""
+        """Return the number of samples of a chosen class."""
         return int(self.samples[self._row(label)].max(initial=0))
 
     def selectivity(self, labels: Sequence[int] | None = None) -> np.ndarray:
-        """Return, a layer, the share of the gates' variance that lies between classes, (L,).
+        """Return the share of each layer's gate variance that is between classes, (L,).
 
-        Over the samples of these classes: sum_k n_k (mean_k - mean)^2 over the sum of
-        (gate - mean)^2, both summed over channels (eta squared). 0: the gates do not tell the
-        classes apart; 1: they depend on the class alone; NaN: they do not vary, or fewer than two
-        of the classes came. Gates that know nothing of n samples' classes have about (K - 1) / n.
+        This is eta squared: sum_k n_k (mean_k - mean)^2 over the sum of (gate - mean)^2 for the
+        samples of these classes, both summed over channels. It is 0 if the gates do not depend on
+        the class, 1 if they depend on the class alone, and NaN if they do not vary or fewer than
+        two classes have samples. Gates that are independent of the class have about (K - 1) / n for
+        n samples.
 
         Args:
-            labels: of chosen classes; None is all of the chosen.
+            labels: A subset of the chosen classes. None uses all of them.
 
         Raises:
-            ValueError: if a class was not chosen.
+            ValueError: If a class was not chosen.
         """
         rows = [self._row(label) for label in (self.classes if labels is None else labels)]
         n = np.repeat(self.samples[rows], self.channels, axis=1)
@@ -103,7 +104,7 @@ class ExcitationSummary:
             common = sums.sum(axis=0) ** 2 / total_n
             between = np.where(n > 0, sums**2 / n, 0).sum(axis=0) - common
             total = squares.sum(axis=0) - common
-            # What is left of a constant's variance is rounding.
+            # The variance of a constant is not exactly 0, because of rounding.
             total = np.where(total > 1e-12 * squares.sum(axis=0), total, 0)
             between, total = (np.add.reduceat(x, self._starts()) for x in (between, total))
             share = np.clip(between / total, 0, 1)
@@ -115,7 +116,9 @@ class ExcitationSummary:
 
     def _row(self, label: int) -> int:
         if label not in self.classes:
-            raise ValueError(f"`label` (={label}) is none of the chosen classes {self.classes}.")
+            raise ValueError(
+                f"`label` (={label}) must be one of the chosen classes {self.classes}."
+            )
         return self.classes.index(label)
 
     def _rows(self, table: np.ndarray, label: int | None) -> np.ndarray:

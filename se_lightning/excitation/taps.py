@@ -1,4 +1,4 @@
-"""Taps on the gates of a model: what they put out, batch by batch."""
+"""Taps: hooks that record the outputs of a model's gates."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,15 +7,30 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from se_lightning.models import DoubleSigmoid, find_excitations
+from se_lightning.models import DoubleSigmoid, ExcitationParts, find_excitations
 
-__all__ = ["Taps", "eager", "per_sample", "profile"]
+__all__ = ["Taps", "eager", "per_sample", "profile", "require_gates"]
+
+
+def require_gates(model: nn.Module) -> dict[str, ExcitationParts]:
+    """Return the squeeze-and-excitation modules of a model by path.
+
+    Raises:
+        ValueError: If the model has none.
+    """
+    found = find_excitations(model)
+    if not found:
+        raise ValueError(
+            f"`model` (={type(model).__name__}) has no squeeze-and-excitation gates; "
+            "se_lightning.models.add_excitation adds them to any network."
+        )
+    return found
 
 
 def _record_output(module: Any, inputs: Any, output: Tensor) -> None:
-    # Traced by torch.compile like the network itself. One function for all modules, which finds
-    # the list through its module: blocks that share compiled code keep apart, and the list, unlike
-    # the hook, is guarded, so that code compiled without recording is not used with it.
+    # torch.compile traces this with the network. The list is an attribute of the module rather
+    # than of the hook, so that blocks sharing compiled code have separate lists, and so that
+    # Dynamo guards on it: code compiled without recording is not reused while recording.
     if module._tapped is not None:
         module._tapped.append(output.detach())
 
@@ -27,17 +42,17 @@ def _record_input(module: Any, inputs: tuple[Tensor, ...]) -> None:
 
 @contextmanager
 def eager() -> Iterator[None]:
-    """Run compiled modules as they are written: hooks set after a compilation fire too."""
+    """Run compiled modules uncompiled, so that hooks set after compilation are executed."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
 def profile(values: Tensor, channels: int) -> Tensor:
-    """Return a gate's (or hidden layer's) value per sample and channel, its mean over space.
+    """Return the value of a gate or hidden layer per sample and channel, averaged over space.
 
     Args:
-        values: (N, C, H, W), (N, C, 1, 1), (N, 1, 1, C) or (N, C).
-        channels: C.
+        values: Activations, (N, C, H, W), (N, C, 1, 1), (N, 1, 1, C) or (N, C).
+        channels: Number of channels, C.
 
     Shape:
         (N, C), float32 or wider.
@@ -60,15 +75,14 @@ def per_sample(calls: Sequence[Tensor], channels: int, size: int) -> Tensor:
 
 
 class Taps:
-    """Hooks on every gate of a model that keep its output while recording.
+    """Hooks on every gate of a model that keep its outputs while recording.
 
-    The last taps on a model count; earlier ones see nothing any more. Set them before the first
-    compiled call. Where the model was compiled before, what is compiled
-    is dropped, so that the next call compiles the hooks in.
+    Only the most recent taps on a model record. Set them before the first compiled call; otherwise
+    the compiled code is discarded, and the next call compiles again with the hooks.
 
     Args:
-        model: any, with gates of this package, timm or torchvision.
-        hidden: keep the hidden units' activations too.
+        model: Model with gates of this package, timm or torchvision.
+        hidden: Also record the activations of the hidden units.
 
     Example:
         >>> from se_lightning.models import se_resnet20
@@ -87,12 +101,12 @@ class Taps:
         self.channels = tuple(parts.channels for parts in self.excitations.values())
         self.hidden = tuple(parts.hidden if hidden else 0 for parts in self.excitations.values())
         self._gates: list[Any] = [parts.gate for parts in self.excitations.values()]
-        # What enters the last layer is what the hidden units put out.
+        # The input of the last layer is the output of the hidden units.
         self._expansions: list[Any] = [
             parts.expand if width else None
             for parts, width in zip(self.excitations.values(), self.hidden, strict=True)
         ]
-        self.remove()  # of taps that an exception has left there
+        self.remove()  # an exception may have left earlier taps
         for gate in self._gates:
             gate.register_forward_hook(_record_output)
         for layer in filter(None, self._expansions):
@@ -104,7 +118,7 @@ class Taps:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Between which the gates can be; of those without an upper end (ReLU), 2."""
+        """Range of the gates; unbounded ones (ReLU) end at 2."""
         known: dict[type[nn.Module], tuple[float, float]] = {
             nn.Tanh: (-1.0, 1.0),
             DoubleSigmoid: (0.0, 2.0),
@@ -114,12 +128,12 @@ class Taps:
         return min(low for low, _ in ends), max(high for _, high in ends)
 
     def record(self) -> None:
-        """Keep what the gates put out from now on."""
+        """Start recording."""
         for module in self._tapped():
             module._tapped = []
 
     def take(self) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-        """Return what was recorded, by layer and call, of gates and of hidden units; go on."""
+        """Return the recorded gates and hidden units by layer and call, and keep recording."""
         gates, hidden = (
             [getattr(module, "_tapped", None) or [] for module in modules]
             for modules in (self._gates, self._expansions)
@@ -130,18 +144,18 @@ class Taps:
         return gates, hidden
 
     def pause(self) -> None:
-        """Record no more; what was not taken is forgotten."""
+        """Stop recording and discard what was not taken."""
         for module in self._tapped():
             module._tapped = None
 
     def remove(self) -> None:
-        """Take the hooks away, also those of other taps on these gates."""
+        """Remove the hooks, including those of other taps on these gates."""
         for parts in self.excitations.values():
-            for module, hooks, ours in (
+            for module, hooks, tap in (
                 (parts.gate, parts.gate._forward_hooks, _record_output),
                 (parts.expand, parts.expand._forward_pre_hooks, _record_input),
             ):
-                for key in [key for key, hook in hooks.items() if hook is ours]:
+                for key in [key for key, hook in hooks.items() if hook is tap]:
                     del hooks[key]
                 vars(module).pop("_tapped", None)
 
@@ -156,7 +170,7 @@ class Taps:
 
 
 def _is_compiled(model: nn.Module) -> bool:
-    return getattr(model, "_compiler_ctx", None) is not None or any(  # Lightning's, of a module
+    return getattr(model, "_compiler_ctx", None) is not None or any(  # set by Lightning
         isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
         for module in model.modules()
     )

@@ -1,4 +1,4 @@
-"""What if a gate put out something else: accuracy without retraining."""
+"""Accuracy without retraining when gates are replaced."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,16 +11,25 @@ from torch import Tensor, nn
 from se_lightning.arguments import one_of
 from se_lightning.excitation.statistics import ExcitationStatistics
 from se_lightning.excitation.summary import ExcitationSummary
-from se_lightning.excitation.taps import Taps, eager
+from se_lightning.excitation.taps import Taps, eager, require_gates
 from se_lightning.models import find_gates
 
-__all__ = ["ALL_BLOCKS", "REPLACEMENTS", "Batches", "WhatIfRow", "replaced", "stages", "what_if"]
+__all__ = [
+    "ALL_BLOCKS",
+    "REPLACEMENTS",
+    "Batches",
+    "WhatIfRow",
+    "drops_by_block",
+    "replaced",
+    "stages",
+    "what_if",
+]
 
 REPLACEMENTS = {
     "one": "1",
-    "data_mean": "their channel's mean over the split",
-    "class_mean": "their channel's mean over the images of the same class",
-    "shuffle": "those of another image of the batch",
+    "data_mean": "the mean of their channel over the split",
+    "class_mean": "the mean of their channel over the images of the same class",
+    "shuffle": "the gates of another image in the batch",
 }
 ALL_BLOCKS = "all blocks"
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
@@ -29,16 +38,15 @@ Replacement = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class WhatIfRow:
-    """One experiment.
+    """Result of one experiment.
 
     Attributes:
-        block: path of the SE module, or of a stage; ``all blocks``; empty in the first row, the
-            baseline.
-        replacement: what its gates were replaced by; ``none`` in the first row.
-        acc1: top-1 accuracy, a fraction.
-        drop: the baseline's accuracy less this one.
-        samples: of how many images.
-        gates: how many were replaced at once.
+        block: Path of an SE module or a stage, or ``all blocks``; empty for the baseline.
+        replacement: Replacement of its gates; ``none`` for the baseline, which is the first row.
+        acc1: Top-1 accuracy, a fraction.
+        drop: Accuracy of the baseline minus this one.
+        samples: Number of images.
+        gates: Number of gates replaced at once.
     """
 
     block: str
@@ -51,14 +59,14 @@ class WhatIfRow:
 
 @contextmanager
 def replaced(model: nn.Module, replacements: Mapping[str, Replacement]) -> Iterator[None]:
-    """Let gates put out something else; compiled networks run as they are written meanwhile.
+    """Replace the outputs of gates in this context; compiled networks run uncompiled meanwhile.
 
     Args:
-        model: any, with gates that :func:`find_gates` finds.
-        replacements: by the path of the SE module: gates to gates, of any shape that a gate has.
+        model: Model with gates that :func:`find_gates` finds.
+        replacements: Function from gates to gates of the same shape, by path of the SE module.
 
     Raises:
-        ValueError: if there is no such module.
+        ValueError: If there is no such module.
 
     Example:
         >>> from se_lightning.models import SqueezeExcitation
@@ -71,7 +79,7 @@ def replaced(model: nn.Module, replacements: Mapping[str, Replacement]) -> Itera
     gates = find_gates(model)
     for path in replacements:
         if path not in gates:
-            raise ValueError(f"`replacements` names {path}, which is no gate: {', '.join(gates)}.")
+            raise ValueError(f"`replacements`: no gate {path!r}. Gates: {', '.join(gates)}.")
     with ExitStack() as stack:
         stack.enter_context(eager())
         for path, replacement in replacements.items():
@@ -83,12 +91,12 @@ def replaced(model: nn.Module, replacements: Mapping[str, Replacement]) -> Itera
 
 
 def stages(layers: Sequence[str]) -> dict[str, list[str]]:
-    """Return the gates of each stage: those whose paths begin alike.
+    """Return the gates of each stage, grouped by the first part of their paths that differs.
 
-    Empty where that makes no stages: one for all, or one for each gate.
+    Empty if this gives one stage in total, or one per gate.
 
     Args:
-        layers: paths of the SE modules.
+        layers: Paths of the SE modules.
 
     Example:
         >>> stages(["net.layer1.0.se", "net.layer1.1.se", "net.layer2.0.se"])
@@ -113,33 +121,31 @@ def what_if(
     device: torch.device | None = None,
     seed: int = 0,
 ) -> list[WhatIfRow]:
-    """Measure the accuracy with the gates of each block, of each stage, and of all, replaced.
+    """Measure the accuracy with the gates of each block, of each stage, and of all blocks replaced.
 
-    A gate that varies over space is replaced by its mean over space too, but for a shuffled one.
-    In a batch of a single image that image is its own donor.
+    A gate that varies over space is replaced by its mean over space, except by ``shuffle``. In a
+    batch of one image, ``shuffle`` replaces its gates by themselves.
 
     Args:
-        model: in eval mode: images to logits.
-        batches: called twice; yields the same images and labels, (N,) whole numbers, both times.
-        num_classes: K.
-        replacements: names of REPLACEMENTS.
-        device: of the model, where the images are taken to; None leaves them where they are.
-        seed: of the donors of shuffled gates: the same for all blocks.
+        model: Model in eval mode that maps images to logits.
+        batches: Called twice; must yield the same images and labels, (N,) integers, both times.
+        num_classes: Number of classes, K.
+        replacements: Keys of REPLACEMENTS.
+        device: Device to move the images to. None leaves them where they are.
+        seed: Seed of the shuffling, which is the same for all blocks.
 
     Returns:
-        The baseline, then each block by each replacement, each stage (of several), and all blocks
-        at once.
+        The baseline, then one row per block and replacement, per stage if there are several, and
+        for all blocks at once.
 
     Raises:
-        ValueError: if there is no gate, no image, or no such replacement.
+        ValueError: If there are no gates or no images, or a replacement does not exist.
     """
     if not replacements:
         raise ValueError(f"`replacements` must name at least one of {', '.join(REPLACEMENTS)}.")
     for name in replacements:
         one_of("replacements", name, REPLACEMENTS)
-    layers = list(find_gates(model))
-    if not layers:
-        raise ValueError(f"`model`: there is no gate in this {type(model).__name__}.")
+    layers = list(require_gates(model))
     with eager(), torch.no_grad():
         right, summary = _baseline(model, _on(batches, device), num_classes)
         means = _means(summary, num_classes)
@@ -158,6 +164,14 @@ def what_if(
         drop, gates = (right - count) / samples, len(blocks[block])
         rows.append(WhatIfRow(block, name, count / samples, drop, samples, gates))
     return rows
+
+
+def drops_by_block(rows: Sequence[WhatIfRow]) -> dict[str, dict[str, float]]:
+    """Return the drop of each replacement, in percentage points, by block."""
+    drops: dict[str, dict[str, float]] = {}
+    for row in rows[1:]:
+        drops.setdefault(row.block, {})[row.replacement] = 100 * row.drop
+    return drops
 
 
 def _on(batches: Batches, device: torch.device | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -179,37 +193,31 @@ def _baseline(
             taps.layers, taps.channels, bins=1, classes=range(num_classes)
         )
         for images, labels in batches:
-            # MPS has no float64.
-            statistics.to("cpu" if images.device.type == "mps" else images.device)
+            statistics.on(images.device)
             right += _right(model(images), labels)
             count += len(labels)
             statistics.update(taps.take()[0], labels=labels.to(statistics.totals.device))
     if not count:
-        raise ValueError("`batches` must hold an image at least.")
+        raise ValueError("`batches` must contain at least one image.")
     return right, statistics.summary()
 
 
 def _means(summary: ExcitationSummary, num_classes: int) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return, by layer, each channel's mean, (C,), and that of each class, (K, C)."""
+    """Return the mean of each channel, (C,), and of each class, (K, C), by layer."""
     of_classes = np.stack([summary.mean(label) for label in range(num_classes)])
-    found = {}
-    for layer, path in enumerate(summary.layers):
-        part = summary.of(layer)
-        found[path] = (
-            torch.from_numpy(summary.mean()[part]).float(),
-            torch.from_numpy(of_classes[:, part]).float(),
-        )
-    return found
+    both = [torch.from_numpy(means).float() for means in (summary.mean(), of_classes)]
+    parts = {path: summary.of(layer) for layer, path in enumerate(summary.layers)}
+    return {path: (both[0][part], both[1][:, part]) for path, part in parts.items()}
 
 
 class _Maker:
-    """Makes the replacements for one batch."""
+    """Replacements for one batch."""
 
     def __init__(
         self, means: dict[str, tuple[Tensor, Tensor]], labels: Tensor, generator: torch.Generator
     ) -> None:
         self.means, self.labels = means, labels
-        # One cycle through a random order: nobody is his own donor.
+        # One cycle through a random order, so that no image gets its own gates.
         order = torch.randperm(len(labels), generator=generator)
         self.donors = torch.empty_like(order)
         self.donors[order] = order.roll(1)
@@ -226,13 +234,13 @@ class _Maker:
         return lambda gates: _like(values, gates)
 
     def _shuffled(self, gates: Tensor) -> Tensor:
-        # A sample may have several rows, the frames of a video.
+        # A sample may have several rows (the frames of a video).
         samples = gates.unflatten(0, (len(self.labels), -1))
         return samples[self.donors.to(gates.device)].flatten(0, 1)
 
 
 def _like(values: Tensor, gates: Tensor) -> Tensor:
-    """Give values, (N, C), the shape of gates, whose channels are second, or last."""
+    """Reshape values, (N, C), to gates whose channels are the second or the last dimension."""
     values = values.repeat_interleave(len(gates) // len(values), 0).to(gates)
     space = [1] * (gates.ndim - 2)
     last = gates.ndim > 2 and gates.shape[1] != values.shape[1]

@@ -1,7 +1,8 @@
-"""Tasks: plain functions that return metrics, over what their parameters name.
+"""Tasks: plain functions that return metrics.
 
-``trainer, model, datamodule, ckpt_path`` all four; ``model, datamodule`` of a checkpoint, or
-``models, names, datamodule`` of several; ``datamodule`` alone; or nothing.
+Their parameters determine what they get: ``trainer, model, datamodule, ckpt_path``; ``model,
+datamodule`` of a checkpoint; ``models, names, datamodule`` of several checkpoints; ``datamodule``
+alone; or nothing.
 """
 
 from se_lightning.tasks.analyze import analyze

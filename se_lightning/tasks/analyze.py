@@ -1,4 +1,4 @@
-"""Say what a trained network's gates do: the paper's section 7.2 as one file."""
+"""Analysis of a trained network's gates: the paper's section 7.2 in one file."""
 
 import logging
 from collections.abc import Sequence
@@ -16,9 +16,10 @@ from se_lightning.excitation import (
     choose_classes,
 )
 from se_lightning.excitation.cost import ExcitationCost, excitation_cost
-from se_lightning.excitation.curves import find_layers
+from se_lightning.excitation.curves import select_layers
 from se_lightning.excitation.doctor import GateReport, diagnose
-from se_lightning.excitation.recording import NO_GATES, record
+from se_lightning.excitation.recording import record
+from se_lightning.excitation.taps import require_gates
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.report.page import Section, draw_both, page, picture_html
 from se_lightning.tasks.report.sections import Drawing, cost, figures, health
@@ -28,12 +29,11 @@ __all__ = ["analyze"]
 
 log = logging.getLogger(__name__)
 
-# Bytes of moments by class; beyond it only the chosen classes are kept.
-MOST_STATE = 1e9
+MOST_STATE = 1e9  # maximum size of the moments of all classes, in bytes
 
 
 class _Found(NamedTuple):
-    """What one pass over the split found."""
+    """Results of one pass over the split."""
 
     summary: ExcitationSummary
     costs: list[ExcitationCost]
@@ -52,29 +52,30 @@ def analyze(
     layers: Sequence[str] | None = None,
     bins: int = 64,
 ) -> dict[str, float]:
-    """Write what the gates do on a split to the folder ``analysis``.
+    """Analyze the gates on a split; write the results to the folder ``analysis``.
 
-    ``report.html`` needs no other file and no network. Its figures are there as PNG too, and its
-    numbers as ``statistics.npz``: ``layers`` and ``channels`` (L,), ``edges`` (B + 1,) and
-    ``counts`` (L, B + 2) of the histograms, the last two of what is NaN and what lies outside;
-    ``means`` and ``stds`` (C,) of all layers' channels, one layer after the other; ``classes``
-    (K,), ``class_means`` (K, C); ``selectivity`` (L,).
+    ``report.html`` is self-contained and needs no network. Its figures are also saved as PNG, and
+    its numbers as ``statistics.npz``: ``layers`` and ``channels`` (L,); ``edges`` (B + 1,) and
+    ``counts``
+    (L, B + 2) of the histograms, the last two columns for NaN and values out of range; ``means``
+    and ``stds`` (C,) of the channels of all layers, one layer after the other; ``classes`` (K,) and
+    ``class_means`` (K, C); ``selectivity`` (L,).
 
     Args:
-        model: on its device.
-        datamodule: set up.
-        folder: where to.
+        model: Model on its device.
+        datamodule: Datamodule that has been set up.
+        folder: Output folder.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        classes: those drawn: labels or names; a number of classes; None is goldfish, pug, plane
-            and cliff of ImageNet's, else the first four.
-        layers: paths of SE modules; None is all.
-        bins: of the histograms.
+        classes: Classes to draw: labels or names, or a number of evenly spaced classes. None
+            selects goldfish, pug, plane and cliff of ImageNet, else the first four.
+        layers: Paths of SE modules. None selects all.
+        bins: Number of bins of the histograms.
 
     Returns:
         ``analyze/acc1``, ``analyze/images``, and ``analyze/selectivity/<layer>``.
 
     Raises:
-        ValueError: if the model has no gates, or there is no such class, layer or split.
+        ValueError: If the model has no gates, or a class, layer or split does not exist.
     """
     names = class_names(datamodule, model.num_classes)
     chosen = choose_classes(classes, len(names), names)
@@ -84,7 +85,7 @@ def analyze(
     facts = _facts(model, datamodule, split, found)
     sections = [_picture(figure, out) for figure in figures(found.summary, chosen)]
     sections += [health(found.reports), cost(found.costs)]
-    title = f"What the gates of {type(model.backbone).__name__} do"
+    title = f"Gates of {type(model.backbone).__name__}"
     (out / "report.html").write_text(page(title, facts, sections), encoding="utf-8")
     _save_arrays(found.summary, out / "statistics.npz")
     for report in found.reports:
@@ -109,11 +110,9 @@ def _measure(
     bins: int,
 ) -> _Found:
     backbone, device = model.backbone, device_of(model)
+    require_gates(backbone)
     with Taps(backbone, hidden=True) as taps:
-        if not taps.layers:
-            raise ValueError(NO_GATES.format(type(backbone).__name__))
-        known = range(len(taps.layers))
-        kept = list(known) if layers is None else sorted({*find_layers(taps.layers, layers)})
+        kept = select_layers(taps.layers, layers)
         statistics = _statistics(taps, kept, model.num_classes, chosen, bins)
         statistics.on(device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -128,7 +127,7 @@ def _measure(
             layer: parts.expand.weight for layer, parts in taps.excitations.items()
         }
     summary = statistics.summary()
-    assert example is not None  # record() has seen a batch
+    assert example is not None  # record() yields at least one batch
     costs = [cost for cost in excitation_cost(backbone, example) if cost.layer in summary.layers]
     return _Found(summary, costs, diagnose(summary, last), int(correct), images)
 
@@ -141,8 +140,8 @@ def _statistics(
     size = 2 * 8 * num_classes * sum(channels)
     if size > MOST_STATE:
         log.warning(
-            "The moments of %d classes would take %.1f GB: only those of the %d chosen are kept, "
-            "and selectivity is among these.",
+            "The moments of %d classes would take %.1f GB. Only the %d chosen classes are kept, "
+            "and selectivity is computed among them.",
             num_classes,
             size / 1e9,
             len(chosen),
@@ -178,7 +177,7 @@ def _facts(
 
 
 def _picture(drawing: Drawing, folder: Path) -> Section:
-    """Draw into the folder too, for light."""
+    """Draw the figure for light and dark, and save the light one in the folder."""
     picture = draw_both(drawing.draw)
     (folder / f"{drawing.name}.png").write_bytes(picture.light)
     return Section(drawing.title, drawing.text, picture_html(picture, drawing.title))

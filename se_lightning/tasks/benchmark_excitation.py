@@ -1,10 +1,9 @@
-"""What looking at the gates costs: validation batches with it and without it, in turns."""
+"""Cost of the excitation callbacks: validation batches with and without them, alternating."""
 
 import json
 import logging
 import statistics
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +29,8 @@ __all__ = ["benchmark_excitation"]
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Result:
-    model: str
-    batch_size: int
-    image_size: int
-    device: str
-    without_s: float
-    with_s: float
-    ratio: float
-    ratios: list[float]
-    epoch_end_s: float
-    state_mb: float
-
-
 class _Clock(Callback):
-    """Times batches, from :class:`_Start`, the first callback, to itself, the last."""
+    """Times each batch from :class:`_Start`, the first callback, to itself, the last one."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -93,7 +78,7 @@ def _wait(trainer: Trainer) -> None:
 
 
 class _Images(torch.utils.data.Dataset):
-    """Random batches; one is as good as another for the time that it takes."""
+    """The same random batch, repeated."""
 
     def __init__(self, batches: int, size: int, side: int) -> None:
         self.batches = batches
@@ -115,35 +100,35 @@ def benchmark_excitation(
     image_size: int = 224,
     pairs: int = 30,
 ) -> dict[str, float]:
-    """Measure what all excitation callbacks together add to the time of a validation batch.
+    """Measure the time that all excitation callbacks together add to a validation batch.
 
-    One validation of 1000 classes on random images, in which the callbacks look at every second
-    batch; a pair is two batches in a row. What they do at the epoch's end, pictures included, is
-    told apart. Writes ``benchmark_excitation.json``.
+    Runs one validation on random images with 1000 classes, in which the callbacks record every
+    second batch; two consecutive batches are a pair. The time at the end of the epoch, including
+    the plots, is reported separately. Writes ``benchmark_excitation.json``.
 
     Args:
-        folder: where to.
-        name: of the network, of :func:`se_lightning.models.list_models`.
-        batch_size: images of a batch.
-        image_size: pixels of a side.
-        pairs: turns; the ratio is their median. Three more come first and do not count.
+        folder: Output folder.
+        name: Network, one of :func:`se_lightning.models.list_models`.
+        batch_size: Images per batch.
+        image_size: Side length of the images in pixels.
+        pairs: Number of pairs; the ratio is their median. Three more pairs warm up.
 
     Returns:
         ``ratio``, ``epoch_end_s`` and ``state_mb``.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If `batch_size` or `pairs` is not a positive integer.
     """
     for argument, value in (("batch_size", batch_size), ("pairs", pairs)):
         positive_integer(argument, value)
     network: nn.Module = create_model(name, num_classes=1000)
     clock = _Clock()
-    looks = [ExcitationHistogram(), ExcitationCurves(), ClassSelectivity(), GateDoctor()]
+    observers = [ExcitationHistogram(), ExcitationCurves(), ClassSelectivity(), GateDoctor()]
     trainer = Trainer(
         devices=1,
         default_root_dir=folder,
         logger=False,
-        callbacks=[_Start(clock), *looks, clock],
+        callbacks=[_Start(clock), *observers, clock],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -153,34 +138,24 @@ def benchmark_excitation(
     trainer.validate(ImageClassifier(network, 1000), loader, verbose=False)
     without, recorded = clock.times[6::2], clock.times[7::2]
     ratios = [b / a for a, b in zip(without, recorded, strict=True)]
-    result = _Result(
-        model=name,
-        batch_size=batch_size,
-        image_size=image_size,
-        device=str(trainer.strategy.root_device),
-        without_s=statistics.median(without),
-        with_s=statistics.median(recorded),
-        ratio=statistics.median(ratios),
-        ratios=ratios,
-        epoch_end_s=clock.epoch_end_s,
-        state_mb=clock.state_bytes / 1e6,
-    )
+    result: dict[str, Any] = {
+        "model": name,
+        "batch_size": batch_size,
+        "image_size": image_size,
+        "device": str(trainer.strategy.root_device),
+        "without_s": statistics.median(without),
+        "with_s": statistics.median(recorded),
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "epoch_end_s": clock.epoch_end_s,
+        "state_mb": clock.state_bytes / 1e6,
+    }
     log.info(
-        "%s, batches of %d: %.3f s without, %.3f s with; ratio %.4f, the median of %d pairs. At an "
-        "epoch's end %.1f s; %.1f MB on the device.",
-        name,
-        batch_size,
-        result.without_s,
-        result.with_s,
-        result.ratio,
-        pairs,
-        result.epoch_end_s,
-        result.state_mb,
+        "%(model)s, batch size %(batch_size)d: %(without_s).3f s without, %(with_s).3f s with "
+        "callbacks; median ratio %(ratio).4f. End of epoch: %(epoch_end_s).1f s. State: "
+        "%(state_mb).1f MB on the device.",
+        result,
     )
     path = Path(folder) / "benchmark_excitation.json"
-    path.write_text(json.dumps({"machine": machine(), **asdict(result)}, indent=2) + "\n")
-    return {
-        "ratio": result.ratio,
-        "epoch_end_s": result.epoch_end_s,
-        "state_mb": result.state_mb,
-    }
+    path.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
+    return {key: result[key] for key in ("ratio", "epoch_end_s", "state_mb")}

@@ -1,4 +1,4 @@
-"""Compare the gates of two trained networks, layer by layer."""
+"""Comparison of the gates of two trained networks, layer by layer."""
 
 import csv
 import logging
@@ -10,14 +10,11 @@ import numpy as np
 from pytorch_lightning import LightningDataModule
 
 from se_lightning.excitation import ExcitationStatistics, Taps
-from se_lightning.excitation.drift import (
-    Drift,
-    ImageCosine,
-    check_comparable,
-    draw_drift,
-    drift_of,
-)
-from se_lightning.excitation.recording import NO_GATES, record
+from se_lightning.excitation.doctor import aligned
+from se_lightning.excitation.drift import Drift, ImageCosine, check_comparable, drift_of
+from se_lightning.excitation.plots.drift import draw_drift
+from se_lightning.excitation.recording import record
+from se_lightning.excitation.taps import require_gates
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.splits import device_of, split_batches
 
@@ -25,8 +22,7 @@ __all__ = ["compare"]
 
 log = logging.getLogger(__name__)
 
-# Layers in the log; the files have all.
-SHOWN = 10
+SHOWN = 10  # maximum number of layers in the log
 
 
 def compare(
@@ -37,28 +33,27 @@ def compare(
     split: str = "val",
     names: Sequence[str],
 ) -> dict[str, float]:
-    """Say how far apart two networks' gates are on the same images.
+    """Compare two networks' gates on the same images.
 
     Writes ``compare.csv``, ``compare.md`` and ``compare.png``; see
-    :class:`se_lightning.excitation.drift.Drift` for what is in them.
+    :class:`se_lightning.excitation.drift.Drift` for the columns.
 
     Args:
-        models: two, on their device, with the same gates.
-        datamodule: set up.
-        folder: where to.
+        models: Two models with the same gates, on their device.
+        datamodule: Datamodule that has been set up.
+        folder: Output folder.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        names: what the two are called.
+        names: Names of the two models.
 
     Returns:
-        ``compare/images``, and of each layer ``compare/cosine/<layer>`` and
-        ``compare/js/<layer>``.
+        ``compare/images``, and ``compare/cosine/<layer>`` and ``compare/js/<layer>``.
 
     Raises:
-        ValueError: if there are not two, they have no gates, or other ones each.
+        ValueError: If there are not two models, or they have no gates or different ones.
     """
     if len(models) != 2:
         raise ValueError(
-            f"task=compare takes two checkpoints, not {len(models)}: ckpt_path=[A.ckpt,B.ckpt]."
+            f"task=compare needs two checkpoints, got {len(models)}: ckpt_path=[A.ckpt,B.ckpt]."
         )
     drifts, correct, images = _measure(models, datamodule, split, names)
     out = Path(folder)
@@ -72,7 +67,7 @@ def compare(
     ]
     heading = f"the gates of two networks on {images} images ({split})"
     (out / "compare.md").write_text(_markdown(drifts, heading, accuracies))
-    draw_drift(drifts, f"How alike are {heading}").savefig(out / "compare.png", dpi=120)
+    draw_drift(drifts, f"Similarity of {heading}").savefig(out / "compare.png", dpi=120)
     _log_table(drifts)
     log.info("table          %s", out / "compare.md")
     return {"compare/images": float(images)} | {
@@ -89,12 +84,11 @@ def _measure(
     split: str,
     names: Sequence[str],
 ) -> tuple[list[Drift], list[int], int]:
-    """Return the drift of each layer, how often each network was right, and of how many images."""
+    """Return the drift of each layer, the correct images of each model, and the image count."""
     device = device_of(models[0])
+    require_gates(models[0].backbone)
     with Taps(models[0].backbone) as first, Taps(models[1].backbone) as second:
         taps = (first, second)
-        if not first.layers and not second.layers:
-            raise ValueError(NO_GATES.format(type(models[0].backbone).__name__))
         check_comparable(first, second, names)
         lows, highs = zip(*(each.ends for each in taps), strict=True)
         counted = [
@@ -105,7 +99,7 @@ def _measure(
         ]
         per_image = ImageCosine(first.channels, counted[0].totals.device)
         correct, images = [0, 0], 0
-        # Both see a batch before the next is read.
+        # Both models get a batch before the next one is read.
         batches = tee(split_batches(datamodule, split, device))
         streams = [record(*each) for each in zip(models, batches, taps, strict=True)]
         for pair in zip(*streams, strict=True):
@@ -130,27 +124,25 @@ _HEADER = ["layer", "channels", "cosine", "cosine per image", "Jensen-Shannon"]
 def _markdown(drifts: Sequence[Drift], heading: str, networks: Sequence[str]) -> str:
     rows = [_HEADER, ["---", *["---:"] * 4], *map(_cells, drifts)]
     lines = [
-        f"# How alike are {heading}",
+        f"# Similarity of {heading}",
         "",
         *(f"{number}. {name}" for number, name in enumerate(networks, 1)),
         "",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        "Cosine: of the two mean gates; 1 is the same up to a factor. Cosine per image: the mean",
-        "over images of the cosine of the two gates. Both hold channel against channel, and so say",
-        "little of networks that began with other weights. Jensen-Shannon: the divergence of the",
-        "two histograms of gate values, base 2; 0 is the same values, 1 none in common.",
+        "Cosine: between the two mean gates; 1 means equal up to a factor. Cosine per image: the",
+        "cosine between the gates of one image, averaged over images. Both compare channel with",
+        "channel, which is hardly meaningful for networks with different initial weights.",
+        "Jensen-Shannon: divergence of the two histograms, base 2; 0 means equal, 1 disjoint.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _log_table(drifts: Sequence[Drift]) -> None:
-    """Log the layers whose histograms are farthest apart, in the order of depth."""
+    """Log the layers whose histograms differ most, in order of depth."""
     order = np.argsort([-np.nan_to_num(drift.js) for drift in drifts], kind="stable")[:SHOWN]
     rows = [_HEADER, *(_cells(drifts[index]) for index in sorted(order))]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    for name, *numbers in rows:
-        aligned = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
-        log.info("%s", "  ".join([name.ljust(widths[0]), *aligned]))
+    for line in aligned(rows):
+        log.info("%s", line)
     if len(drifts) > SHOWN:
-        log.info("... the %d of %d layers whose gates differ most", SHOWN, len(drifts))
+        log.info("(the %d of %d layers whose histograms differ most)", SHOWN, len(drifts))

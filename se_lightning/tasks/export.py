@@ -1,4 +1,4 @@
-"""Write the gates of every image of a split as a table, for programs of other people."""
+"""Export of the gates of every image in a split as a table, for use in other programs."""
 
 import logging
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from pytorch_lightning import LightningDataModule
 
 from se_lightning.atomic import atomic_path
 from se_lightning.excitation import Taps
-from se_lightning.excitation.curves import find_layers
-from se_lightning.excitation.recording import NO_GATES, Recorded, record
-from se_lightning.excitation.taps import per_sample
+from se_lightning.excitation.curves import select_layers
+from se_lightning.excitation.recording import Recorded, record
+from se_lightning.excitation.taps import per_sample, require_gates
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.splits import device_of, split_batches
 
@@ -30,39 +30,37 @@ def export(
     split: str = "test",
     layers: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Write ``excitations.parquet``: a row an image, its gates a column a layer.
+    """Write ``excitations.parquet``, with one row per image.
 
-    The columns are ``image``, its index in the split, ``label``, ``prediction``, and by their
-    paths the layers, lists of C float32: the gate's mean over space, null where it was not called.
-    Row groups are batches; whole or not at all is the file there.
+    The columns are ``image`` (its index in the split), ``label``, ``prediction``, and one per
+    layer,
+    named by its path: lists of C float32, the gates averaged over space, or null if the gate was
+    not executed. Each batch is a row group. The file is written completely or not at all.
 
     Args:
-        model: on its device.
-        datamodule: set up.
-        folder: where to.
+        model: Model on its device.
+        datamodule: Datamodule that has been set up.
+        folder: Output folder.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        layers: paths of SE modules; None is all.
+        layers: Paths of SE modules. None selects all.
 
     Returns:
-        The number of images, ``export/images``.
+        ``export/images``, the number of images.
 
     Raises:
-        ValueError: if pyarrow is missing, or there is no such gate or split.
+        ValueError: If pyarrow is not installed, or there is no such gate or split.
     """
     arrow, parquet = _arrow()
     path = Path(folder) / "excitations.parquet"
+    require_gates(model.backbone)
     with Taps(model.backbone) as taps:
-        if not taps.layers:
-            raise ValueError(NO_GATES.format(type(model.backbone).__name__))
-        known = range(len(taps.layers))
-        chosen = list(known) if layers is None else sorted({*find_layers(taps.layers, layers)})
+        chosen = select_layers(taps.layers, layers)
         types = {taps.layers[k]: arrow.list_(arrow.float32(), taps.channels[k]) for k in chosen}
         whole = dict.fromkeys(("image", "label", "prediction"), arrow.int64())
         schema = arrow.schema(list((whole | types).items()))
         images = 0
         batches = split_batches(datamodule, split, device_of(model))
-        # Dictionaries, the default, would make the file of numbers that hardly repeat half as large
-        # again.
+        # Dictionary encoding, the default, makes files of distinct numbers 50 % larger.
         options = {"use_dictionary": False, "compression": "zstd"}
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -83,8 +81,7 @@ def _arrow() -> tuple[ModuleType, ModuleType]:
         import pyarrow.parquet
     except ImportError as error:
         raise ValueError(
-            "task=export writes a Parquet file, for which pyarrow is not installed: "
-            'pip install "se_lightning[parquet]".'
+            'task=export needs pyarrow to write Parquet files: pip install "se_lightning[parquet]".'
         ) from error
     return pyarrow, pyarrow.parquet
 

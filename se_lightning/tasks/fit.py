@@ -1,4 +1,4 @@
-"""Train, then test."""
+"""Training, followed by a test."""
 
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
@@ -13,10 +13,10 @@ def fit(
     datamodule: LightningDataModule,
     ckpt_path: str | None = None,
 ) -> dict[str, float]:
-    """Train, from ``ckpt_path`` on if given, and test the best checkpoint or else the last weights.
+    """Train, from ``ckpt_path`` if given, then test the best checkpoint or the last weights.
 
     Returns:
-        The metrics of the last epoch, and those of the test.
+        The metrics of the last epoch and of the test.
     """
     trainer.fit(model, datamodule, ckpt_path=ckpt_path, weights_only=True)
     metrics = {

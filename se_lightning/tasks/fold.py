@@ -1,4 +1,4 @@
-"""Take out the gates that never vary."""
+"""Removal of gates that never vary."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from torch import Tensor
 from se_lightning.arguments import one_of
 from se_lightning.checkpoint import read_checkpoint
 from se_lightning.excitation.folding.fold import FoldReport, fold_gates
-from se_lightning.models import find_gates
+from se_lightning.excitation.taps import require_gates
 from se_lightning.models.surgery.folded import folded
 from se_lightning.models.weights.structure import structure
 from se_lightning.modules import ImageClassifier
@@ -27,7 +27,7 @@ __all__ = ["fold"]
 
 log = logging.getLogger(__name__)
 
-# What belongs to the run that was, not to the network.
+# Entries of a checkpoint that belong to the training run rather than the network.
 _OF_THE_RUN = ("optimizer_states", "lr_schedulers", "callbacks", "loops", "MixedPrecision")
 PAIRS, SECONDS = 10, 30.0
 
@@ -42,34 +42,33 @@ def fold(
     tolerance: float = 0.01,
     test_split: str = "test",
 ) -> dict[str, float]:
-    """Fold gates that do not vary into the weights around them, and test what that changes.
+    """Fold gates that do not vary into the surrounding weights, and test the effect.
 
-    Writes ``folded.ckpt``, which ``task=test`` and ``load_from_checkpoint`` take, ``fold.json``
-    and ``fold.md``; nothing if no gate is constant. The checkpoint and the model given stay as
-    they are.
+    Writes ``folded.ckpt``, which ``task=test`` and ``load_from_checkpoint`` accept, ``fold.json``
+    and ``fold.md``; nothing if no gate is constant. The given checkpoint and model are not changed.
 
     Args:
-        model: an ImageClassifier in eval mode, on its device, with the weights of ``ckpt_path``.
-        datamodule: set up.
-        ckpt_path: where the model comes from.
-        folder: where to.
-        split: over whose images a gate must not vary.
-        tolerance: how far a gate may be from its channel's mean.
-        test_split: on which the accuracy is measured, before and after.
+        model: An ImageClassifier in eval mode, on its device, with the weights of ``ckpt_path``.
+        datamodule: Datamodule that has been set up.
+        ckpt_path: Checkpoint of the model.
+        folder: Output folder.
+        split: Split on whose images a gate must not vary.
+        tolerance: Largest distance of a constant gate from its channel's mean.
+        test_split: Split on which accuracy is measured before and after.
 
     Returns:
-        ``fold/gates``, ``fold/folded``, and, if there are any, ``fold/acc1_before``,
+        ``fold/gates``, ``fold/folded`` and, if any gate is folded, ``fold/acc1_before``,
         ``fold/acc1_after`` and ``fold/speedup``.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If a split does not exist, `tolerance` is negative, there is no `ckpt_path`, or
+            the model is not an ImageClassifier or has no gates.
     """
     for name, value in (("split", split), ("test_split", test_split)):
         one_of(name, value, SPLITS)
     if ckpt_path is None or not isinstance(model, ImageClassifier):
-        raise ValueError("task=fold needs the checkpoint of a network of ours: ckpt_path=...")
-    if not find_gates(model):
-        raise ValueError("task=fold needs a network with gates, and this one has none.")
+        raise ValueError("task=fold needs the checkpoint of a se_lightning model: ckpt_path=...")
+    require_gates(model)
     device = device_of(model)
     without = copy.deepcopy(model).eval()
     batches = (images for images, _ in split_batches(datamodule, split, device))
@@ -103,11 +102,11 @@ def _why_not(report: FoldReport, split: str) -> str:
         f"No gate is constant within {report.tolerance:g} over {report.samples} images of {split}"
     )
     if near is None:
-        return f"{what}: none was called, or all were NaN. No file is written."
+        return f"{what}: all were NaN or never executed. No file is written."
     if near.spread <= report.tolerance:
-        return f"{what} and could be taken out ({near.layer}: {near.reason}). No file is written."
+        return f"{what} and can be removed ({near.layer}: {near.reason}). No file is written."
     return (
-        f"{what}: the nearest is {near.layer}, whose gates are up to {near.spread:.3g} from their "
+        f"{what}. The closest is {near.layer}, whose gates are up to {near.spread:.3g} from their "
         "channels' means. No file is written."
     )
 
@@ -132,7 +131,7 @@ def _seconds(model: LightningModule, images: Tensor) -> float:
 
 
 def _speedup(before: LightningModule, after: LightningModule, images: Tensor) -> float:
-    """Return how many times as long the network took before: the median over pairs."""
+    """Return the median ratio of the times before and after, over alternating pairs."""
     ratios: list[float] = []
     with torch.no_grad():
         for model in (before, after):  # warm up
@@ -144,7 +143,7 @@ def _speedup(before: LightningModule, after: LightningModule, images: Tensor) ->
 
 
 def _checkpoint(path: str, model: ImageClassifier) -> dict[str, Any]:
-    """Return the checkpoint's content with the folded network in place of its own."""
+    """Return the checkpoint with the folded network instead of the original one."""
     content = {k: v for k, v in read_checkpoint(path).items() if k not in _OF_THE_RUN}
     content["state_dict"] = {key: tensor.cpu() for key, tensor in model.state_dict().items()}
     content["se_lightning"] = {
@@ -161,9 +160,9 @@ def _summary(
     before, after = (100 * metrics[f"fold/acc1_{when}"] for when in ("before", "after"))
     return (
         f"{len(report.folded)} of {len(report.gates)} gates are constant within "
-        f"{report.tolerance:g} over {report.samples} images of {split}, and taken out. Accuracy "
-        f"on {test_split} {before:.2f} % before, {after:.2f} % after; a forward of {batch} images "
-        f"is {metrics['fold/speedup']:.2f} times as fast."
+        f"{report.tolerance:g} over {report.samples} images of {split} and were removed. Accuracy "
+        f"on {test_split}: {before:.2f} % before, {after:.2f} % after. Speedup of a forward pass "
+        f"of {batch} images: {metrics['fold/speedup']:.2f}."
     )
 
 

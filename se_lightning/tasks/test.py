@@ -1,4 +1,4 @@
-"""Test a trained network."""
+"""Test of a trained network."""
 
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
@@ -14,7 +14,7 @@ def test(
     """Test the model, with the weights of ``ckpt_path`` if given.
 
     Returns:
-        ``test/loss``, ``test/acc1`` and, for more than 5 classes, ``test/acc5``.
+        ``test/loss``, ``test/acc1`` and, with more than 5 classes, ``test/acc5``.
     """
     results = trainer.test(model, datamodule, ckpt_path=ckpt_path, weights_only=True, verbose=False)
     return {name: float(value) for result in results for name, value in result.items()}

@@ -26,5 +26,5 @@ def _gates_by_hand(model, batches):
 
 @pytest.fixture
 def gates_by_hand():
-    """Return the gates, (N, C) by path, and the labels, of a pass over batches of its own."""
+    """Return the gates, (N, C) by path, and the labels, from a separate pass over batches."""
     return _gates_by_hand

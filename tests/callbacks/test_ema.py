@@ -49,7 +49,7 @@ def same(one, other):
 
 
 class Steps(Callback):
-    """Keeps the weights after each step, and those that a validation sees."""
+    """Records the weights after each step and in each validation."""
 
     def __init__(self):
         self.after, self.validated = [], []
@@ -63,7 +63,7 @@ class Steps(Callback):
 
 
 def average_by_hand(weights, decay, warmup):
-    """Return the average in float64, as the formula in the documentation says."""
+    """Return the average in float64 by the documented formula."""
     average = {name: value.double() for name, value in weights[0].items()}
     for n, step in enumerate(weights[1:], 1):
         d = min(decay, (1 + n) / (10 + n)) if warmup else decay
@@ -83,7 +83,7 @@ def average_by_hand(weights, decay, warmup):
         ({"decay": 0.9, "every_n_steps": 2, "start_step": 1}, slice(1, None, 2)),
     ],
 )
-def test_the_average_is_the_formulas(tmp_path, options, kept):
+def test_the_average_follows_the_formula(tmp_path, options, kept):
     model, steps = network(), Steps()
     fitted = trainer(tmp_path, EMA(**options), steps, limit_train_batches=8)
     fitted.fit(model, datamodule=digits())
@@ -94,7 +94,7 @@ def test_the_average_is_the_formulas(tmp_path, options, kept):
     assert same(steps.validated[0], model.state_dict())
 
 
-def test_it_updates_after_a_step_and_not_after_a_batch(tmp_path):
+def test_the_average_is_updated_after_each_step_and_not_after_each_batch(tmp_path):
     model, steps = network(), Steps()
     ema = EMA(decay=0.5, warmup=False)
     fitted = trainer(tmp_path, ema, steps, limit_train_batches=6, accumulate_grad_batches=2)
@@ -106,8 +106,8 @@ def test_it_updates_after_a_step_and_not_after_a_batch(tmp_path):
     )
 
 
-def test_before_the_first_update_all_that_counts_is_raw(tmp_path):
-    """Lightning validates, saves and ends with the initial weights."""
+def test_raw_weights_are_used_before_the_first_update(tmp_path):
+    """Lightning's callback would validate, save and end with the initial weights."""
     model, steps = network(), Steps()
     initial = copied(model)
     saver = ModelCheckpoint(tmp_path, filename="best")
@@ -120,7 +120,7 @@ def test_before_the_first_update_all_that_counts_is_raw(tmp_path):
     assert same(model.state_dict(), raw)
 
 
-def test_a_checkpoint_holds_both_and_the_test_takes_the_average(tmp_path):
+def test_a_checkpoint_has_both_and_the_test_uses_the_average(tmp_path):
     model, steps = network(), Steps()
     saver = ModelCheckpoint(tmp_path, filename="best", save_last=True)
     fitted = trainer(tmp_path, EMA(decay=0.9), steps, saver)
@@ -148,8 +148,8 @@ def test_a_checkpoint_holds_both_and_the_test_takes_the_average(tmp_path):
 
 
 @pytest.mark.parametrize("start_step", [0, 6])
-def test_a_second_trainer_goes_on_bit_for_bit(tmp_path, start_step):
-    """One that has four steps behind it: with an average of its own, or none yet."""
+def test_a_second_trainer_resumes_bit_for_bit(tmp_path, start_step):
+    """Resumed after four steps, with an average or before its first update."""
 
     def saver():
         return ModelCheckpoint(tmp_path, filename="end", save_last=True)
@@ -175,7 +175,7 @@ def test_a_second_trainer_goes_on_bit_for_bit(tmp_path, start_step):
     assert same(model.state_dict(), more.state_dict())
 
 
-def test_a_checkpoint_without_an_average_begins_one(tmp_path):
+def test_a_checkpoint_without_an_average_starts_one(tmp_path):
     saver = ModelCheckpoint(tmp_path, filename="plain")
     trainer(tmp_path, saver).fit(network(), datamodule=digits())
     model, steps = network(1), Steps()
@@ -188,7 +188,7 @@ def test_a_checkpoint_without_an_average_begins_one(tmp_path):
     )
 
 
-def test_a_failing_validation_leaves_raw_weights(tmp_path):
+def test_a_failed_validation_restores_the_raw_weights(tmp_path):
     class Fails(Callback):
         def on_validation_batch_end(self, *_):
             raise RuntimeError("planted")
@@ -204,7 +204,7 @@ def test_a_failing_validation_leaves_raw_weights(tmp_path):
 
 
 @pytest.mark.parametrize("last", [True, False])
-def test_the_gates_that_are_shown_are_those_of_the_averaged_network(tmp_path, gates_by_hand, last):
+def test_recorded_gates_are_those_of_the_averaged_network(tmp_path, gates_by_hand, last):
     model, histogram = network(), ExcitationHistogram()
     doctor = GateDoctor()
     data = digits()
@@ -212,7 +212,7 @@ def test_the_gates_that_are_shown_are_those_of_the_averaged_network(tmp_path, ga
     several.insert(2 if last else 0, EMA(decay=0.95))
     fitted = trainer(tmp_path, *several, limit_val_batches=None, limit_train_batches=8)
     fitted.fit(model, datamodule=data)
-    gates, _ = gates_by_hand(model, data.val_dataloader())  # which has the average now
+    gates, _ = gates_by_hand(model, data.val_dataloader())  # the model now has the average
     summary = histogram.summary
     for layer, path in enumerate(summary.layers):
         found = torch.from_numpy(summary.mean()[summary.of(layer)])
@@ -221,7 +221,7 @@ def test_the_gates_that_are_shown_are_those_of_the_averaged_network(tmp_path, ga
     assert len(doctor.reports) == len(gates)
 
 
-def test_a_step_that_is_left_out_is_no_update(tmp_path):
+def test_a_skipped_step_is_not_an_update(tmp_path):
     model, steps = network(), Steps()
     calls = []
     model.backbone.fc.weight.register_hook(
@@ -252,8 +252,8 @@ class Writer(pl.Callback):
 
 
 @pytest.mark.slow
-def test_two_ranks_validate_the_same_network_and_save_it(tmp_path, cli, short):
-    """Their own batch norms have seen different samples."""
+def test_two_ranks_validate_and_save_the_same_network(tmp_path, cli, short):
+    """Their batch norms have statistics of different samples."""
     (tmp_path / "writing.py").write_text(WRITER)
     cli(
         *short,
@@ -268,7 +268,7 @@ def test_two_ranks_validate_the_same_network_and_save_it(tmp_path, cli, short):
 
 
 class Checked(EMA):
-    """Torch raises an error if its update waits for the GPU."""
+    """Torch raises an error if an update synchronizes with the GPU."""
 
     def _update(self, module):
         assert next(self._average_model.parameters()).device.type == "cuda"
@@ -280,11 +280,11 @@ class Checked(EMA):
 
 
 @pytest.mark.gpu
-def test_an_update_waits_for_no_gpu(tmp_path):
+def test_an_update_does_not_synchronize_with_the_gpu(tmp_path):
     trainer(tmp_path, Checked(), accelerator="gpu", devices=1).fit(network(), datamodule=digits())
 
 
-def test_a_network_that_is_cut_up_is_refused(tmp_path):
+def test_a_sharded_network_is_refused(tmp_path):
     fitted = trainer(tmp_path)
     fitted.strategy.__class__ = type("Sharded", (FSDPStrategy,), {})
     with pytest.raises(MisconfigurationException, match=r"trainer\.strategy=ddp"):
@@ -305,7 +305,7 @@ def test_arguments_are_checked(arguments, words):
         EMA(**arguments)
 
 
-def test_callbacks_ema_is_the_default_and_ema(tmp_path, told, short):
+def test_callbacks_ema_adds_ema_to_the_defaults(tmp_path, told, short):
     code, error = told(*short, "callbacks=ema", "callbacks.ema.decay=0.9", "lr_scheduler=constant")
     assert code == 0, error
     (best,) = tmp_path.rglob("best.ckpt")

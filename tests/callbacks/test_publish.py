@@ -1,4 +1,4 @@
-"""What W&B, TensorBoard and CSV files hold of the excitations, and that none is needed."""
+"""Excitations in W&B, TensorBoard and CSV files, and without any logger."""
 
 import csv
 
@@ -58,7 +58,7 @@ def check_files(folder):
     assert there == {f"{name}.png" for name in PICTURES} | set(names)
 
 
-def test_without_a_logger_the_pictures_land_in_the_folder(tmp_path):
+def test_without_a_logger_files_are_written_to_the_folder(tmp_path):
     trainer = fit(tmp_path, logger=False)
     assert trainer.loggers == []
     check_files(tmp_path)
@@ -114,7 +114,7 @@ def test_tensorboard_has_scalars_histograms_and_pictures(tmp_path):
             np.testing.assert_allclose(histogram.bucket_limit, counted["edges"][1:])
             assert (histogram.min, histogram.max) == (0, 1)
             assert histogram.num == counts[:16].sum()
-            # Of each value it knows the bin, half of whose width is the error.
+            # Values are approximated by bin centers: the error is up to half the bin width.
             mean = histogram.sum / histogram.num
             by_channel = counted["means"][logged.index(event), layer]
             assert mean == pytest.approx(by_channel, abs=1 / 32)
@@ -123,7 +123,7 @@ def test_tensorboard_has_scalars_histograms_and_pictures(tmp_path):
     assert image.startswith(b"\x89PNG")
 
 
-def test_csv_has_the_scalars_and_the_folder_the_rest(tmp_path):
+def test_csv_has_scalars_and_the_folder_has_files(tmp_path):
     fit(tmp_path, CSVLogger(tmp_path, name="rows"))
     check_files(tmp_path)
     (path,) = tmp_path.rglob("metrics.csv")

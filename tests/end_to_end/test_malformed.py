@@ -318,7 +318,7 @@ def first_state(checkpoint):
 HYPER, DATA = "hyper_parameters", "datamodule_hyper_parameters"
 ENTRIES = {
     "fit": {
-        "no state_dict": (drop("state_dict"), "but no Lightning checkpoint"),
+        "no state_dict": (drop("state_dict"), "but not a Lightning checkpoint"),
         "state_dict a list": (put("state_dict", []), "`state_dict`"),
         "state_dict of numbers": (put("state_dict", "a", 3), "`state_dict`"),
         "state_dict without names": (put("state_dict", 3, torch.zeros(1)), "`state_dict`"),
@@ -355,15 +355,15 @@ ENTRIES = {
         "datamodule a list": (put("se_lightning", "datamodule", [1]), "was trained on [1]"),
         "hyper-parameters a text": (put(HYPER, "abc"), f"`{HYPER}`"),
         "hyper-parameters None": (put(HYPER, None), f"`{HYPER}`"),
-        "no hyper-parameters": (drop(HYPER), "does not rebuild the SEResNetModule"),
+        "no hyper-parameters": (drop(HYPER), "Cannot rebuild the SEResNetModule"),
         "unknown hyper-parameters": (put(HYPER, "nope", 3), "no option `nope`"),
         "hyper-parameters without names": (put(HYPER, 3, 4), f"`{HYPER}`"),
         "wrong hyper-parameters": (put(HYPER, "depth", "x"), "There is no SE-ResNet of depth 'x'"),
-        "hyper-parameters of another net": (put(HYPER, "ratio", 8), "does not rebuild the SERes"),
+        "hyper-parameters of another net": (put(HYPER, "ratio", 8), "Cannot rebuild the SERes"),
         "data's a text": (put(DATA, "x"), f"`{DATA}`"),
         "data's unknown": (put(DATA, "nope", 3), "'nope'"),
-        "a list": (lambda _: [1], "but no Lightning checkpoint"),
-        "a tensor": (lambda _: torch.zeros(2), "but no Lightning checkpoint"),
+        "a list": (lambda _: [1], "but not a Lightning checkpoint"),
+        "a tensor": (lambda _: torch.zeros(2), "but not a Lightning checkpoint"),
     },
 }
 

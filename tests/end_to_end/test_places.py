@@ -51,7 +51,7 @@ def test_a_checkpoint_that_cannot_be_saved_leaves_the_one_before(
     with pytest.raises(OSError, match=os.strerror(number)) as told:
         files.save_checkpoint({"a": torch.zeros(3)}, path)
     assert told.value.filename == str(path)
-    assert "the one saved before is kept" in str(told.value)
+    assert "the previous one is kept" in str(told.value)
     assert torch.equal(files.load_checkpoint(path)["a"], torch.ones(3))
     assert list(tmp_path.iterdir()) == [path]
 
@@ -66,7 +66,7 @@ def test_a_real_full_disk_under_a_checkpoint_is_told(tmp_path):
     )
     run = f"ulimit -f 1000; exec {shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     done = subprocess.run(["bash", "-c", run], capture_output=True, text=True, timeout=120)
-    assert "File too large: the checkpoint was not saved; the one saved before is kept" in (
+    assert "File too large: the checkpoint was not saved; the previous one is kept" in (
         done.stdout
     ), done.stderr
     assert len(torch.load(path, weights_only=True)["a"]) == 1000

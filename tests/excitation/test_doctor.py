@@ -35,7 +35,7 @@ def gate(channels=8, ratio=2):
     return se, torch.randn(120, channels, 3, 3)
 
 
-def test_the_numbers_are_those_computed_by_hand_from_every_gate():
+def test_the_numbers_equal_those_computed_by_hand_from_all_gates():
     se, images = gate()
     (report,) = examined(nn.Sequential(se), images)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_the_numbers_are_those_computed_by_hand_from_every_gate():
     assert report.effective_rank == pytest.approx(math.exp(-(share @ np.log(share))), rel=1e-5)
 
 
-def test_the_effective_rank_is_that_of_a_spectrum_known_by_hand():
+def test_the_effective_rank_of_a_known_spectrum():
     se = SqueezeExcitation(6, 1)
     with torch.no_grad():
         for layer, columns in ((se.fc1, 6), (se.fc2, 3)):
@@ -65,7 +65,7 @@ def test_the_effective_rank_is_that_of_a_spectrum_known_by_hand():
             layer.bias.zero_()
     images = torch.eye(6).repeat(20, 1)[..., None, None]
     (report,) = examined(nn.Sequential(se), images)
-    # Of one-hot inputs, the first three covary as I/6 - 1/36: eigenvalues 1/6, 1/6 and 1/12.
+    # The covariance of the first three one-hot inputs is I/6 - 1/36: eigenvalues 1/6, 1/6, 1/12.
     entropy = -(2 * 0.4 * math.log(0.4) + 0.2 * math.log(0.2))
     assert report.effective_rank == pytest.approx(math.exp(entropy))
 
@@ -84,11 +84,11 @@ def test_a_gate_that_ignores_its_input_is_a_constant_without_a_rank():
     nn.init.zeros_(se.fc2.weight)
     (report,) = examined(nn.Sequential(se), images)
     assert kinds(report) == ["constant"]
-    assert "no gate varies over the images, around 0.49" in report.findings[0].text
+    assert "no gate varies over the images (mean 0.49" in report.findings[0].text
     assert report.effective_rank == 0
 
 
-def test_one_dead_hidden_unit_is_counted_and_all_dead_ones_are_grave():
+def test_a_dead_hidden_unit_is_counted_and_a_layer_of_dead_ones_is_grave():
     se, images = gate()
     with torch.no_grad():
         se.fc1.bias[2] = -1000
@@ -103,7 +103,7 @@ def test_one_dead_hidden_unit_is_counted_and_all_dead_ones_are_grave():
     assert all(finding.grave for finding in report.findings)
 
 
-def test_channels_that_do_not_vary_are_grave_when_most_of_them_are_so():
+def test_constant_channels_are_grave_if_they_are_the_majority():
     for stuck, grave in ((2, False), (6, True)):
         se, images = gate()
         with torch.no_grad():
@@ -113,7 +113,7 @@ def test_channels_that_do_not_vary_are_grave_when_most_of_them_are_so():
         assert [(f.kind, f.grave) for f in report.findings] == [("stuck", grave)]
 
 
-def test_a_module_that_is_never_called_is_found():
+def test_a_module_that_is_never_executed_is_found():
     class Idle(nn.Module):
         def __init__(self):
             super().__init__()
@@ -127,7 +127,7 @@ def test_a_module_that_is_never_called_is_found():
     assert (kinds(idle), idle.samples, idle.findings[0].sure) == (["unseen"], 0, True)
 
 
-def test_nan_gates_are_counted_and_nothing_else_is_said_of_them():
+def test_nan_gates_are_counted_and_have_no_other_finding():
     se, images = gate()
     images[5] = math.nan
     (report,) = examined(nn.Sequential(se), images)
@@ -142,13 +142,13 @@ def test_a_spatial_gate_has_no_hidden_units_and_no_rank():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_fresh_network_has_no_grave_finding(seed):
+def test_a_newly_initialized_network_has_no_grave_finding(seed):
     torch.manual_seed(seed)
     reports = examined(se_resnet20(ratio=4).eval(), torch.randn(80, 3, 16, 16))
     assert not [finding for report in reports for finding in report.findings if finding.grave]
 
 
-def test_the_table_is_aligned_and_the_csv_holds_every_number():
+def test_the_table_is_aligned_and_the_csv_has_every_number():
     se, images = gate()
     with torch.no_grad():
         se.fc1.bias[2] = -1000

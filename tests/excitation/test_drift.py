@@ -1,4 +1,3 @@
-import matplotlib.style
 import numpy as np
 import pytest
 import torch
@@ -6,11 +5,9 @@ from scipy.spatial import distance
 
 from se_lightning.excitation import ExcitationStatistics, Taps
 from se_lightning.excitation.drift import (
-    Drift,
     ImageCosine,
     check_comparable,
     cosine,
-    draw_drift,
     drift_of,
     jensen_shannon,
 )
@@ -21,7 +18,7 @@ def draws(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_divergence_is_scipys():
+def test_the_divergence_equals_scipys():
     generator = np.random.default_rng(0)
     a, b = generator.poisson(2, (2, 7, 66))
     expected = distance.jensenshannon(a, b, base=2, axis=1) ** 2
@@ -30,7 +27,7 @@ def test_the_divergence_is_scipys():
     assert np.isnan(jensen_shannon(a, np.zeros_like(a))).all()
 
 
-def test_the_cosine_is_scipys_and_knows_zero_and_nan():
+def test_the_cosine_equals_scipys_and_handles_zero_and_nan():
     a, b = draws(5, 9), draws(5, 9, seed=1)
     pairs = zip(a.double().numpy(), b.double().numpy(), strict=True)
     expected = [1 - distance.cosine(x, y) for x, y in pairs]
@@ -41,7 +38,7 @@ def test_the_cosine_is_scipys_and_knows_zero_and_nan():
     assert cosine(torch.full((9,), torch.nan), a[0]).isnan()
 
 
-def test_drift_is_that_of_arrays_by_hand():
+def test_drift_equals_that_of_arrays_by_hand():
     """Two layers of 3 and 5 channels; two batches; the second layer is called twice."""
     images, channels = 11, (3, 5)
     first = [[draws(images, 3, 1, 1)], [draws(images, 5, 2, 2, seed=1), draws(images, 5, seed=2)]]
@@ -70,7 +67,7 @@ def test_drift_is_that_of_arrays_by_hand():
         assert drift.js == pytest.approx(distance.jensenshannon(*counts, base=2) ** 2)
 
 
-def test_what_was_not_seen_is_nan():
+def test_a_gate_that_was_never_executed_has_nan():
     statistics = ExcitationStatistics(["a", "b"], [3, 5])
     per_image = ImageCosine([3, 5])
     gates = [[draws(4, 3)], []]
@@ -81,7 +78,7 @@ def test_what_was_not_seen_is_nan():
     assert np.isnan(unseen[2:]).all()
 
 
-def test_other_gates_cannot_be_compared():
+def test_networks_with_different_gates_are_refused():
     net = Taps(se_resnet20(ratio=4))
     check_comparable(net, Taps(se_resnet20(ratio=8)), ["a", "b"])
     with pytest.raises(ValueError, match=r"layer2.0.se \(32 channels\) in a, layer2.0.se \(16 ch"):
@@ -90,15 +87,3 @@ def test_other_gates_cannot_be_compared():
         check_comparable(net, Taps(se_resnet32(ratio=4)), ["a", "b"])
     with pytest.raises(ValueError, match="in a, no further gate in b"):
         check_comparable(net, Taps(se_resnet20(ratio=4, stages=[1, 2])), ["a", "b"])
-
-
-@pytest.mark.parametrize("style", ["default", "dark_background"])
-@pytest.mark.parametrize("layers", [1, 9, 50])
-def test_the_picture_names_no_more_layers_than_can_be_read(style, layers):
-    drifts = [Drift(f"layer{k}", 4, 1 - k / 99, 1 - k / 80, k / 70) for k in range(layers)]
-    with matplotlib.style.context(style):
-        figure = draw_drift(drifts, "title")
-    above, below = figure.axes
-    assert len(below.get_xticks()) <= 16
-    assert [line.get_ydata()[-1] for line in above.get_lines()] == [*drifts[-1][2:4]]
-    assert [bar.get_height() for bar in below.patches] == [drift.js for drift in drifts]

@@ -12,11 +12,11 @@ from se_lightning.excitation.recording import excitations, record
 from se_lightning.models import SqueezeExcitation, se_resnet20
 
 IMAGES = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-# By network, where its gates end: the name of the last child of each SE module.
+# Builder of each network, and the name of the gate in its SE modules.
 NETS = {
-    "ours": (lambda: se_resnet20(ratio=4), "se.gate"),
-    "ours, spatial": (lambda: se_resnet20(ratio=4, gate="spatial"), "se.gate"),
-    "ours, without squeeze": (lambda: se_resnet20(ratio=4, squeeze="none"), "se.gate"),
+    "se_lightning": (lambda: se_resnet20(ratio=4), "se.gate"),
+    "se_lightning, spatial": (lambda: se_resnet20(ratio=4, gate="spatial"), "se.gate"),
+    "se_lightning, without squeeze": (lambda: se_resnet20(ratio=4, squeeze="none"), "se.gate"),
     "timm's SEModule": (lambda: timm.create_model("seresnet18"), "se.gate"),
     "timm's SqueezeExcite": (lambda: timm.create_model("mobilenetv3_small_050"), "se.gate"),
     "torchvision": (torchvision.models.mobilenet_v3_small, "scale_activation"),
@@ -31,7 +31,7 @@ def state(net):
 
 
 def by_hand(net, images, ending):
-    """Return the gates' means over space, float64, by hooks set here."""
+    """Return the gates averaged over space in float64, from separate hooks."""
     seen = {}
     for name, module in net.named_modules():
         if name.endswith(ending):
@@ -44,10 +44,10 @@ def by_hand(net, images, ending):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_gates_are_those_of_hooks_by_hand_and_nothing_else_changes(name):
+def test_gates_equal_those_of_separate_hooks_and_the_model_is_unchanged(name):
     build, ending = NETS[name]
     net = build().train()
-    net.get_submodule(next(iter(dict(net.named_children())))).eval()  # a frozen part stays so
+    net.get_submodule(next(iter(dict(net.named_children())))).eval()  # as a frozen part
     before, weights = state(net), {k: v.clone() for k, v in net.state_dict().items()}
     gates = excitations(net, IMAGES)
     assert state(net) == before
@@ -84,7 +84,7 @@ def test_a_compiled_model_gives_the_same_and_stays_compiled(whole):
         torch.testing.assert_close(gate, expected[path])
 
 
-def test_it_does_not_disturb_taps_and_their_record():
+def test_recording_taps_are_not_disturbed():
     net = se_resnet20(ratio=4).eval()
     with Taps(net) as taps:
         taps.record()
@@ -108,7 +108,7 @@ class Twice(nn.Module):
         return self.se(2 * once)
 
 
-def test_several_calls_give_their_mean_and_a_gate_that_is_not_called_is_named():
+def test_several_calls_are_averaged_and_a_gate_that_is_not_executed_gives_a_warning():
     net, images = Twice(), IMAGES.repeat(1, 2, 1, 1)[:, :4]
     with torch.no_grad():
         inner = net.se(images)
@@ -116,13 +116,13 @@ def test_several_calls_give_their_mean_and_a_gate_that_is_not_called_is_named():
             net.se.gate(net.se.fc2(net.se.act(net.se.fc1(x.mean((2, 3), keepdim=True)))))
             for x in (images, 2 * inner)
         ]
-    with pytest.warns(UserWarning, match="calls no gate of spare; left out"):
+    with pytest.warns(UserWarning, match="never executes them: spare"):
         gates = excitations(net, images)
     assert list(gates) == ["se"]
     torch.testing.assert_close(gates["se"], torch.stack(both).mean(0)[..., 0, 0])
 
 
-def test_after_an_error_all_is_as_before():
+def test_the_model_is_unchanged_after_an_error():
     net = Twice(fail=True).train()
     before = state(net)
     with pytest.raises(RuntimeError, match="planted"):
@@ -131,11 +131,11 @@ def test_after_an_error_all_is_as_before():
 
 
 def test_a_model_without_gates_is_refused():
-    with pytest.raises(ValueError, match=r"no squeeze-and-excitation gates in ResNet; se_light"):
+    with pytest.raises(ValueError, match=r"\(=ResNet\) has no squeeze-and-excitation gates; "):
         excitations(torchvision.models.resnet18(), IMAGES)
 
 
-def test_recording_goes_batch_by_batch_and_leaves_the_mode():
+def test_recording_yields_batch_by_batch_and_restores_the_mode():
     net = se_resnet20(ratio=4).train()
     batches = [(IMAGES[:2], torch.tensor([0, 1])), (IMAGES[2:], torch.tensor([2]))]
     expected = excitations(net, IMAGES)["layer1.0.se"]
@@ -148,7 +148,7 @@ def test_recording_goes_batch_by_batch_and_leaves_the_mode():
     assert found[1].hidden[0][0].shape == (1, 4, 1, 1)
 
 
-def test_no_warning_where_every_gate_is_called():
+def test_there_is_no_warning_if_every_gate_is_executed():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         excitations(se_resnet20(ratio=4), IMAGES)

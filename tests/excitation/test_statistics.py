@@ -25,7 +25,7 @@ def filled(classes=(), **options):
 
 
 @pytest.mark.parametrize("bins", [64, 50, 1])
-def test_counts_equal_histc_by_channel(bins):
+def test_counts_equal_histc_per_channel(bins):
     statistics, values, _ = filled(bins=bins)
     summary = statistics.summary()
     for channel in range(10):
@@ -36,7 +36,7 @@ def test_counts_equal_histc_by_channel(bins):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_counts_in_other_precisions_equal_numpys(dtype):
+def test_counts_in_other_precisions_equal_numpy(dtype):
     values = torch.rand(300, 4, generator=torch.Generator().manual_seed(1)).to(dtype)
     statistics = ExcitationStatistics(["a"], [4])
     statistics.update([[values]])
@@ -45,7 +45,7 @@ def test_counts_in_other_precisions_equal_numpys(dtype):
 
 
 @pytest.mark.parametrize("ends", [(-1.0, 1.0), (0.0, 2.0)])
-def test_other_ranges_equal_histc_over_them(ends):
+def test_counts_over_other_ranges_equal_histc(ends):
     values = torch.cat([torch.empty(500).uniform_(*ends), torch.tensor([*ends, 2.5, -1.5])])
     statistics = ExcitationStatistics(["a"], [1], lower=ends[0], upper=ends[1], bins=16)
     statistics.update([[values.view(-1, 1)]])
@@ -53,14 +53,14 @@ def test_other_ranges_equal_histc_over_them(ends):
     assert statistics.summary().histogram()[0].tolist() == [*by_hand, 0, 2]
 
 
-def test_nothing_gets_lost():
+def test_every_value_is_counted():
     values = torch.tensor([0.0, 1.0, 0.5, -0.1, 1.1, float("nan"), float("inf"), -float("inf")])
     statistics = ExcitationStatistics(["a"], [1], bins=4)
     statistics.update([[values.view(-1, 1)]])
     assert statistics.summary().histogram().tolist() == [[1, 0, 1, 1, 1, 4]]
 
 
-def test_moments_equal_float64_by_hand_for_all_and_by_class():
+def test_moments_equal_those_by_hand_overall_and_by_class():
     statistics, values, labels = filled(classes=[3, 0])
     summary, values = statistics.summary(), values.double().numpy()
     np.testing.assert_allclose(summary.mean(), values.mean(0), rtol=1e-12)
@@ -85,7 +85,7 @@ def eta_squared(values, labels):
 
 
 @pytest.mark.parametrize("chosen", [None, (4, 1)])
-def test_selectivity_is_between_class_over_total_variance(chosen):
+def test_selectivity_is_the_ratio_of_between_class_to_total_variance(chosen):
     statistics, values, labels = filled(classes=[0, 1, 2, 4])
     values = values.double().numpy()
     here = np.isin(labels, chosen or (0, 1, 2, 4))
@@ -94,7 +94,7 @@ def test_selectivity_is_between_class_over_total_variance(chosen):
     np.testing.assert_allclose(found, by_hand, rtol=1e-10)
 
 
-def test_gates_that_are_their_class_have_selectivity_1_and_constants_none():
+def test_selectivity_is_1_for_gates_that_equal_the_class_and_nan_for_constants():
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     statistics = ExcitationStatistics(["a", "b"], [2, 2], classes=[0, 1, 2])
     gates = torch.stack([labels / 10, labels / 5], 1)
@@ -105,7 +105,7 @@ def test_gates_that_are_their_class_have_selectivity_1_and_constants_none():
     assert np.isnan(statistics.summary().selectivity([1])).all()
 
 
-def test_labels_that_were_not_chosen_count_as_others():
+def test_labels_that_were_not_chosen_share_a_row():
     statistics = ExcitationStatistics(["a"], [1], classes=[2])
     gates = torch.tensor([[0.1], [0.2], [0.3], [0.4]])
     statistics.update([[gates]], labels=torch.tensor([2, -1, 7, 1]))
@@ -116,7 +116,7 @@ def test_labels_that_were_not_chosen_count_as_others():
     assert summary.mean() == pytest.approx(0.25)
 
 
-def test_a_gate_over_space_counts_all_values_and_averages_them():
+def test_all_values_of_a_spatial_gate_are_counted_and_averaged():
     values = torch.rand(3, 2, 5, 5)
     statistics = ExcitationStatistics(["map", "spatial"], [2, 1])
     statistics.update([[values], [values[:, :1]]])
@@ -128,7 +128,7 @@ def test_a_gate_over_space_counts_all_values_and_averages_them():
     np.testing.assert_allclose(summary.std(), means.std(0, correction=0), atol=1e-7)
 
 
-def test_a_gate_called_twice_counts_all_and_averages_by_sample():
+def test_all_calls_of_a_gate_are_counted_and_averaged_per_sample():
     first, second = torch.rand(4, 3), torch.rand(4, 3)
     statistics = ExcitationStatistics(["a"], [3], classes=[0, 1])
     statistics.update([[first, second]], labels=torch.tensor([0, 0, 1, 1]))
@@ -144,11 +144,11 @@ def test_the_frames_of_a_clip_are_one_sample():
     statistics = ExcitationStatistics(["a"], [3], classes=[0])
     statistics.update([[frames]], labels=torch.tensor([0, 1]))
     np.testing.assert_allclose(statistics.summary().mean(0), frames[:3].mean(0), atol=1e-7)
-    with pytest.raises(ValueError, match="a: 5 rows of gates for 2 samples"):
+    with pytest.raises(ValueError, match=r"a: the number of gate rows \(5\) must be a multiple"):
         statistics.update([[frames[:5]]], labels=torch.tensor([0, 1]))
 
 
-def test_a_gate_that_was_not_called_is_unseen_and_leaves_the_others_alone():
+def test_a_gate_that_was_not_executed_is_unseen_and_does_not_affect_others():
     values = torch.rand(4, 3)
     statistics = ExcitationStatistics(["never", "a"], [2, 3])
     statistics.update([[], [values]])
@@ -159,7 +159,7 @@ def test_a_gate_that_was_not_called_is_unseen_and_leaves_the_others_alone():
     assert summary.histogram()[0].sum() == 0
 
 
-def test_a_summary_stays_what_it_was():
+def test_a_summary_does_not_change_afterwards():
     statistics = ExcitationStatistics(["a"], [2])
     statistics.update([[torch.full((3, 2), 0.5)]])
     summary = statistics.summary()
@@ -168,7 +168,7 @@ def test_a_summary_stays_what_it_was():
     assert statistics.summary().mean().tolist() == [0.75, 0.75]
 
 
-def test_hidden_units_are_summed_by_hand():
+def test_sums_of_hidden_units_equal_those_by_hand():
     hidden = torch.rand(5, 3).sub(0.5).relu()
     hidden[:, 1] = 0
     statistics = ExcitationStatistics(["a"], [4], [3])
@@ -186,23 +186,23 @@ def test_a_rank_without_samples_changes_nothing():
     assert not statistics.totals.any()
 
 
-def test_more_than_a_float32_can_count():
+def test_counts_beyond_float32_are_exact():
     statistics = ExcitationStatistics(["a"], [1], bins=1)
     statistics.totals[0] += 2**40
     statistics.update([[torch.ones(1, 1)]])
     assert statistics.summary().histogram()[0, 0] == 2**40 + 1
 
 
-def test_reset_forgets_and_states_are_one_tensor_to_sum_and_no_buffer():
+def test_the_state_is_one_tensor_that_is_summed_over_ranks_and_not_a_buffer():
     statistics, _, _ = filled(classes=[1])
-    assert dict(statistics.named_buffers()) == {}  # DDP overwrites those with rank 0's
+    assert dict(statistics.named_buffers()) == {}  # DDP overwrites buffers with those of rank 0
     reductions = {state: how.__name__ for state, how in statistics._reductions.items()}
     assert reductions == {"totals": "dim_zero_sum"}
     statistics.reset()
     assert not statistics.totals.any()
 
 
-def test_1000_classes_with_the_default_hundred_of_them_take_less_than_50_mb():
+def test_100_classes_of_se_resnet50_take_less_than_50_mb():
     channels = [256] * 3 + [512] * 4 + [1024] * 6 + [2048] * 3  # SE-ResNet-50's 15,104
     statistics = ExcitationStatistics(
         [str(k) for k in range(16)], channels, [c // 16 for c in channels], classes=range(100)
@@ -214,13 +214,13 @@ def test_1000_classes_with_the_default_hundred_of_them_take_less_than_50_mb():
 @pytest.mark.parametrize(
     ("options", "named"), [({"bins": 0}, "`bins`"), ({"classes": [1, 1]}, "`classes`")]
 )
-def test_what_cannot_be_counted_is_refused(options, named):
+def test_invalid_arguments_are_refused(options, named):
     with pytest.raises(ValueError, match=named):
         ExcitationStatistics(["a"], [1], **options)
 
 
 def test_an_update_never_needs_a_value_on_the_host():
-    """On the meta device there are none: whatever would wait for a GPU raises there."""
+    """The meta device has no values, so that anything that would synchronize raises an error."""
     statistics = ExcitationStatistics(["a", "b"], CHANNELS, [2, 3], classes=[1]).to("meta")
     gates = [[torch.rand(7, c, 1, 1, device="meta")] for c in CHANNELS]
     hidden = [[torch.rand(7, h, 1, 1, device="meta")] for h in (2, 3)]
@@ -233,12 +233,12 @@ def test_an_update_never_needs_a_value_on_the_host():
 
 
 @pytest.mark.gpu
-def test_an_update_never_waits_for_the_gpu():
+def test_an_update_never_synchronizes_with_the_gpu():
     statistics = ExcitationStatistics(["a", "b"], CHANNELS, [2, 3], classes=[1]).to("cuda")
     gates = [[torch.rand(7, c, 1, 1, device="cuda")] for c in CHANNELS]
     hidden = [[torch.rand(7, h, 1, 1, device="cuda")] for h in (2, 3)]
     labels = torch.zeros(7, dtype=torch.int64, device="cuda")
-    statistics.update(gates, hidden, labels)  # copies its tables once
+    statistics.update(gates, hidden, labels)  # the first update copies the tables
     torch.cuda.set_sync_debug_mode("error")
     try:
         statistics.update(gates, hidden, labels)

@@ -30,9 +30,9 @@ def recorded(net, images=IMAGES):
             "layer1.0.bn2.se.gate",
         ),
     ],
-    ids=["ours", "SEModule", "SqueezeExcite", "torchvision", "added"],
+    ids=["se_lightning", "SEModule", "SqueezeExcite", "torchvision", "added"],
 )
-def test_every_kind_of_gate_is_recorded_as_a_hook_of_ones_own_sees_it(net, gate):
+def test_every_kind_of_gate_is_recorded_as_a_separate_hook_sees_it(net, gate):
     net, seen = net().eval(), []
     handle = net.get_submodule(gate).register_forward_hook(lambda m, i, o: seen.append(o))
     taps, gates, hidden = recorded(net)
@@ -45,7 +45,7 @@ def test_every_kind_of_gate_is_recorded_as_a_hook_of_ones_own_sees_it(net, gate)
         assert profile(calls[0], channels).shape == (3, channels)
 
 
-def test_nothing_stays_on_the_model():
+def test_nothing_is_left_on_the_model():
     net = se_resnet20(ratio=4)
     before = {name: dict(module.__dict__) for name, module in net.named_modules()}
     recorded(net.eval())
@@ -55,7 +55,7 @@ def test_nothing_stays_on_the_model():
         assert before[name].keys() == module.__dict__.keys()
 
 
-def test_nothing_is_kept_before_record_and_after_pause():
+def test_nothing_is_recorded_before_record_and_after_pause():
     net = se_resnet20(ratio=4).eval()
     with Taps(net) as taps:
         net(IMAGES)
@@ -83,7 +83,7 @@ def captured_by_hand(net):
 @pytest.mark.parametrize("how", ["whole", "blocks"])
 @pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
 def test_taps_see_every_gate_of_a_compiled_network(how, late):
-    """Set before the first call and after it; blocks share compiled code."""
+    """The taps are set before or after the first call; blocks share compiled code."""
     torch._dynamo.reset()
     net = se_resnet20(ratio=4).eval()
     by_hand = captured_by_hand(net)
@@ -93,7 +93,7 @@ def test_taps_see_every_gate_of_a_compiled_network(how, late):
         with torch.no_grad():
             net(IMAGES)
     with Taps(net) as taps, torch.no_grad():
-        for _ in range(2):  # recorded, and not: two ways through the same code
+        for _ in range(2):  # twice, so that both variants of the code are reused
             net(IMAGES)
             taps.record()
             net(IMAGES)
@@ -105,12 +105,12 @@ def test_taps_see_every_gate_of_a_compiled_network(how, late):
     torch._dynamo.reset()
 
 
-def test_a_compiled_copy_has_the_networks_own_paths():
+def test_paths_do_not_contain_the_wrapper_of_compiled_modules():
     net = nn.Sequential(torch.compile(nn.Sequential(SqueezeExcitation(4, 2)), backend="eager"))
     assert Taps(net).layers == ("0.0",)
 
 
-def test_gates_in_training_are_cut_from_the_graph():
+def test_gates_recorded_in_training_are_detached():
     net = se_resnet20(ratio=4)
     with Taps(net) as taps:
         taps.record()
@@ -129,12 +129,12 @@ def test_gates_in_training_are_cut_from_the_graph():
         ("relu", (0, 2)),
     ],
 )
-def test_the_ends_are_those_of_the_gates_activation(activation, ends):
+def test_the_range_is_that_of_the_gate_activation(activation, ends):
     assert Taps(se_resnet20(ratio=4, gate_activation=activation)).ends == ends
 
 
-def test_the_last_taps_on_a_model_count_and_leave_nothing():
-    """An exception may have kept the first ones from being removed."""
+def test_new_taps_replace_earlier_ones():
+    """An exception may have prevented the removal of the earlier taps."""
     net = se_resnet20(ratio=4).eval()
     first = Taps(net, hidden=True)
     first.record()
@@ -143,4 +143,4 @@ def test_the_last_taps_on_a_model_count_and_leave_nothing():
     assert taps.layers == first.layers
     assert not any(map(any, first.take()))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
-    first.remove()  # once more, and no harm
+    first.remove()  # harmless

@@ -9,7 +9,7 @@ from se_lightning.models import SpatialExcitation, SqueezeExcitation, find_gates
 
 
 class Net(nn.Module):
-    """Two gates in a row and logits that depend on both."""
+    """Two consecutive gates, and logits that depend on both."""
 
     def __init__(self, kind="channel"):
         super().__init__()
@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 class Hooked(Net):
-    """The same through its modules, which is what is hooked."""
+    """The same network, calling its modules so that hooks work."""
 
     def forward(self, x):
         return self.fc(self.b(self.a(x)).mean((2, 3)))
@@ -64,7 +64,7 @@ def channels_mean(gates):
 
 @pytest.mark.parametrize("kind", ["channel", "spatial", "pixels"])
 @torch.no_grad()
-def test_each_accuracy_is_that_of_a_forward_written_for_it(kind):
+def test_each_accuracy_equals_that_of_a_forward_pass_written_by_hand(kind):
     net, hooked = Net(kind).eval(), Hooked(kind).eval()
     images, labels = data()
     gates = gates_of(net, images)
@@ -91,12 +91,12 @@ def test_each_accuracy_is_that_of_a_forward_written_for_it(kind):
             assert row.acc1 == pytest.approx(by_hand(net, images, labels, block, change))
             assert row.drop == pytest.approx(rows[0].acc1 - row.acc1)
             assert row.samples == 60
-    # Something is at stake, or all of this would hold of a replacement that does nothing.
+    # The replacements must matter; otherwise a no-op would pass.
     assert len({row.acc1 for row in rows}) > 3
 
 
 @torch.no_grad()
-def test_shuffled_gates_are_those_of_another_image_of_the_batch():
+def test_shuffled_gates_belong_to_another_image_of_the_batch():
     net, seen = Hooked().eval(), []
     images, labels = data(12)
     gates = gates_of(Net().eval(), images)["a"]
@@ -107,7 +107,7 @@ def test_shuffled_gates_are_those_of_another_image_of_the_batch():
     net.a.register_forward_hook(spy)
     batches = list(zip(images.split(6), labels.split(6), strict=True))
     what_if(net, lambda: batches, 3, ["shuffle"])
-    # Two batches for the means, then of each batch: a, b and both.
+    # Two batches for the means, then a, b and both for each batch.
     for batch, first in ((0, 2), (1, 5)):
         own = gates[6 * batch : 6 * batch + 6]
         shown = seen[first].mean((2, 3), keepdim=True)
@@ -121,7 +121,7 @@ def test_shuffled_gates_are_those_of_another_image_of_the_batch():
         torch.testing.assert_close(seen[first + 2], seen[first])  # the same donors for all blocks
 
 
-def test_a_constant_gate_loses_nothing_by_its_mean_or_another_images():
+def test_replacing_a_constant_gate_by_its_mean_or_another_images_has_no_effect():
     net = Hooked().eval()
     for se in (net.a, net.b):
         nn.init.zeros_(se.fc2.weight)
@@ -130,7 +130,7 @@ def test_a_constant_gate_loses_nothing_by_its_mean_or_another_images():
     assert [row.drop for row in rows] == [0] * 10
 
 
-def test_the_same_again_and_no_hook_is_left():
+def test_results_are_reproducible_and_no_hooks_are_left():
     net = Hooked().eval()
     images, labels = data()
     batches = list(zip(images.split(7), labels.split(7), strict=True))
@@ -139,7 +139,7 @@ def test_the_same_again_and_no_hook_is_left():
     assert not any(hasattr(module, "_tapped") for module in net.modules())
 
 
-def test_gates_of_others_can_be_replaced():
+def test_gates_of_timm_can_be_replaced():
     net = timm.create_model("seresnet18", num_classes=3).eval()
     images = torch.randn(4, 3, 32, 32)
     plain = timm.create_model("resnet18", num_classes=3).eval()
@@ -149,7 +149,7 @@ def test_gates_of_others_can_be_replaced():
 
 
 @pytest.mark.slow
-def test_a_compiled_network_is_replaced_too():
+def test_gates_of_a_compiled_network_can_be_replaced():
     net = se_resnet20(ratio=4).eval()
     images = torch.randn(2, 3, 32, 32)
     net.compile()
@@ -160,18 +160,18 @@ def test_a_compiled_network_is_replaced_too():
         torch.testing.assert_close(net(images), before)
 
 
-def test_mistakes_are_named():
+def test_invalid_arguments_are_refused():
     net, batch = Hooked(), [data()]
     with pytest.raises(ValueError, match=r"`replacements` \(='two'\) must be one of one"):
         what_if(net, lambda: batch, 3, ["two"])
     with pytest.raises(ValueError, match="`replacements` must name at least one"):
         what_if(net, lambda: batch, 3, [])
-    with pytest.raises(ValueError, match="no gate in this Linear"):
+    with pytest.raises(ValueError, match=r"\(=Linear\) has no squeeze-and-excitation gates"):
         what_if(nn.Linear(2, 3), lambda: batch, 3)
-    with pytest.raises(ValueError, match="`batches` must hold an image"):
+    with pytest.raises(ValueError, match="`batches` must contain at least one image"):
         what_if(net, list, 3)
     with (
-        pytest.raises(ValueError, match="names c, which is no gate: a, b"),
+        pytest.raises(ValueError, match=r"no gate 'c'\. Gates: a, b"),
         replaced(net, {"c": abs}),
     ):
         pass
@@ -183,7 +183,7 @@ class Ones(nn.Module):
 
 
 @torch.no_grad()
-def test_a_stage_is_measured_as_all_its_blocks_at_once():
+def test_all_blocks_of_a_stage_are_replaced_at_once():
     net = se_resnet20(ratio=4, num_classes=3).eval()
     images, labels = torch.rand(24, 3, 32, 32), torch.arange(24) % 3
     rows = what_if(net, lambda: [(images, labels)], 3, ["one"])
@@ -211,5 +211,5 @@ def test_a_stage_is_measured_as_all_its_blocks_at_once():
         (["layer1.0.se", "layer1.1.se"], []),
     ],
 )
-def test_stages_are_paths_that_begin_alike(layers, found):
+def test_stages_are_groups_of_paths_with_a_common_prefix(layers, found):
     assert list(stages(layers)) == found

@@ -46,7 +46,7 @@ def done(model, data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def by_hand(model, data):
-    """Return the split's gates, float64, its labels, and the accuracy."""
+    """Return the gates on the split in float64, its labels, and the accuracy."""
     batches = list(split_batches(data, "val", torch.device("cpu")))
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     gates = {k: v.double().numpy() for k, v in excitations(model.backbone, images).items()}
@@ -55,7 +55,7 @@ def by_hand(model, data):
     return gates, labels.numpy(), float(right)
 
 
-def test_its_numbers_are_those_worked_by_hand(done, by_hand):
+def test_the_numbers_equal_those_by_hand(done, by_hand):
     metrics, folder = done
     gates, labels, accuracy = by_hand
     arrays = np.load(folder / "statistics.npz")
@@ -73,7 +73,7 @@ def test_its_numbers_are_those_worked_by_hand(done, by_hand):
     for layer, (name, gate) in enumerate(gates.items()):
         counts, edges = np.histogram(gate, 64, (0, 1))
         np.testing.assert_allclose(arrays["edges"], edges)
-        # A gate or two may fall on the other side of an edge in a batch of another size.
+        # With another batch size, a few gates may fall on the other side of an edge.
         assert np.abs(arrays["counts"][layer, :64] - counts).sum() <= 4
         centred = gate - gate.mean(0)
         of_class = np.stack([centred[labels == label].mean(0) for label in labels])
@@ -82,7 +82,7 @@ def test_its_numbers_are_those_worked_by_hand(done, by_hand):
         assert arrays["selectivity"][layer] == metrics[f"analyze/selectivity/{name}"]
 
 
-def test_the_report_needs_nothing_else_and_says_what_it_is_of(done):
+def test_the_report_is_self_contained_and_describes_the_network(done):
     _, folder = done
     text = (folder / "report.html").read_text()
     assert "//" not in re.sub(r"data:image/png;base64,[\w+/=]+", "data:", text)
@@ -97,7 +97,7 @@ def test_the_report_needs_nothing_else_and_says_what_it_is_of(done):
         assert imread(folder / f"{name}.png").std() > 0.02
 
 
-def test_what_a_name_holds_is_text():
+def test_names_are_escaped_in_html():
     evil = "<b>&\"'"
     section = Section(evil, evil, table_html([evil], [[evil]], total=[evil]))
     made = page(evil, {evil: evil}, [section])
@@ -106,7 +106,7 @@ def test_what_a_name_holds_is_text():
 
 
 def browse(path, picture, scheme):
-    """Open a file with a browser that reaches no network; return its screenshot and its console."""
+    """Open a file in a browser without network; return its screenshot and its console."""
     done = subprocess.run(
         [
             CHROMIUM,
@@ -129,7 +129,7 @@ def browse(path, picture, scheme):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_browser_shows_it_light_and_dark_and_has_nothing_to_complain(done, tmp_path):
+def test_a_browser_shows_it_light_and_dark_without_errors(done, tmp_path):
     report = done[1] / "report.html"
     dark, complaints = browse(report, tmp_path / "dark.png", 0)
     assert complaints == []
@@ -145,7 +145,7 @@ def test_a_browser_shows_it_light_and_dark_and_has_nothing_to_complain(done, tmp
 
 
 class Spare(nn.Module):
-    """A net with a gate that it does not call, and one that is NaN."""
+    """A network with a gate that is never executed, and one that is NaN."""
 
     def __init__(self):
         super().__init__()
@@ -160,18 +160,18 @@ class Spare(nn.Module):
         return self.fc(self.se(x).mean((2, 3)))
 
 
-def test_a_gate_that_is_sick_and_one_that_is_not_called_are_named(data, tmp_path, caplog):
+def test_nan_gates_and_gates_that_are_never_executed_are_reported(data, tmp_path, caplog):
     model = ImageClassifier(Spare(), num_classes=10).eval()
     metrics = analyze(model, data, folder=str(tmp_path))
-    assert "analyze/selectivity/spare" not in metrics  # NaN is no JSON
+    assert "analyze/selectivity/spare" not in metrics  # NaN is not valid JSON
     text = (tmp_path / "analysis" / "report.html").read_text()
-    assert "the gate is never called" in text
+    assert "the gate is never executed" in text
     assert "180 gates are NaN" in text
-    assert "180 values are NaN or lie outside" in text
-    assert "spare: the gate is never called" in caplog.text
+    assert "180 values are NaN or out of range" in text
+    assert "spare: the gate is never executed" in caplog.text
 
 
-def test_chosen_layers_alone_are_in_it(model, data, tmp_path):
+def test_only_the_chosen_layers_are_analyzed(model, data, tmp_path):
     metrics = analyze(model, data, folder=str(tmp_path), layers=["layer3.2.se", "layer1.0.se"])
     layers = ["layer1.0.se", "layer3.2.se"]
     assert list(metrics)[2:] == [f"analyze/selectivity/{layer}" for layer in layers]
@@ -179,23 +179,23 @@ def test_chosen_layers_alone_are_in_it(model, data, tmp_path):
     assert "layer2.0.se" not in (tmp_path / "analysis" / "report.html").read_text()
 
 
-def test_where_all_classes_are_too_many_the_chosen_are_kept(
+def test_only_the_chosen_classes_are_kept_if_there_are_too_many(
     model, data, tmp_path, monkeypatch, caplog
 ):
     module = importlib.import_module("se_lightning.tasks.analyze")  # the package has the function
     monkeypatch.setattr(module, "MOST_STATE", 1e4)
     analyze(model, data, folder=str(tmp_path), classes=["3", "7"], layers=["layer3.2.se"])
-    assert "only those of the 2 chosen are kept" in caplog.text
+    assert "Only the 2 chosen classes are kept" in caplog.text
     assert np.load(tmp_path / "analysis" / "statistics.npz")["classes"].tolist() == [3, 7]
 
 
-def test_what_cannot_be_analyzed_is_refused(model, data, tmp_path):
+def test_invalid_arguments_are_refused(model, data, tmp_path):
     plain = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), num_classes=10)
-    with pytest.raises(ValueError, match="no squeeze-and-excitation gates in Sequential"):
+    with pytest.raises(ValueError, match=r"\(=Sequential\) has no squeeze-and-excitation gates"):
         analyze(plain, data, folder=str(tmp_path))
-    with pytest.raises(ValueError, match="there is no class 'cat'"):
+    with pytest.raises(ValueError, match="no class 'cat'"):
         analyze(model, data, folder=str(tmp_path), classes=["cat"])
-    with pytest.raises(ValueError, match="there is no layer 'layer9'"):
+    with pytest.raises(ValueError, match="no layer 'layer9'"):
         analyze(model, data, folder=str(tmp_path), layers=["layer9"])
     with pytest.raises(ValueError, match="`bins`"):
         analyze(model, data, folder=str(tmp_path), bins=0)

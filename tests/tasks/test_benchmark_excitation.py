@@ -5,8 +5,8 @@ import pytest
 from se_lightning.tasks import benchmark_excitation
 
 
-def test_every_second_batch_is_looked_at_and_all_is_written(tmp_path):
-    """Its state is that of the counts, the classes and the hidden units of eight gates."""
+def test_every_second_batch_is_recorded_and_the_results_are_written(tmp_path):
+    """The state has the counts, classes and hidden units of eight gates."""
     options = {"name": "se_resnet18", "batch_size": 2, "image_size": 32, "pairs": 3}
     metrics = benchmark_excitation(folder=str(tmp_path), **options)
     written = json.loads((tmp_path / "benchmark_excitation.json").read_text())
@@ -21,6 +21,6 @@ def test_every_second_batch_is_looked_at_and_all_is_written(tmp_path):
     assert (tmp_path / "excitation" / "histogram.png").exists()
 
 
-def test_a_wrong_number_is_refused(tmp_path):
+def test_invalid_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`pairs` \(=0\)"):
         benchmark_excitation(folder=str(tmp_path), pairs=0)

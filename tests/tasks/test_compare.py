@@ -30,7 +30,7 @@ def classifier(seed=0, **options):
     return SEResNetModule(num_classes=10, in_channels=1, **{"depth": 20, "ratio": 4, **options})
 
 
-def test_a_net_is_itself(data, tmp_path):
+def test_a_network_equals_itself(data, tmp_path):
     net = classifier().eval()
     metrics = compare([net, copy.deepcopy(net)], data, folder=str(tmp_path), names=NAMES)
     assert metrics.pop("compare/images") == 180
@@ -43,7 +43,7 @@ def test_a_net_is_itself(data, tmp_path):
     assert [float(row["image_cosine"]) for row in rows] == pytest.approx([1] * 9, abs=1e-12)
 
 
-def test_two_nets_differ_as_their_gates_by_hand(data, tmp_path, caplog):
+def test_the_drift_of_two_networks_equals_that_by_hand(data, tmp_path, caplog):
     nets = [classifier(seed).eval() for seed in (0, 1)]
     with caplog.at_level(logging.INFO):
         metrics = compare(nets, data, folder=str(tmp_path), split="test", names=NAMES)
@@ -63,7 +63,7 @@ def test_two_nets_differ_as_their_gates_by_hand(data, tmp_path, caplog):
         assert metrics[f"compare/cosine/{layer}"] == float(row["cosine"])
         assert float(row["cosine"]) == pytest.approx(cosine, abs=1e-6)
         assert float(row["image_cosine"]) == pytest.approx(per_image, abs=1e-6)
-        # A gate or two may fall on the other side of an edge in a batch of another size.
+        # With another batch size, a few gates may fall on the other side of an edge.
         assert metrics[f"compare/js/{layer}"] == float(row["js"]) == pytest.approx(js, abs=2e-3)
         assert f"| {layer} | {a.shape[1]} | {float(row['cosine']):.4f} |" in text
         assert layer in caplog.text
@@ -71,24 +71,24 @@ def test_two_nets_differ_as_their_gates_by_hand(data, tmp_path, caplog):
     assert imread(tmp_path / "compare.png").std() > 0.05
 
 
-def test_what_cannot_be_compared_is_refused(data, tmp_path):
+def test_networks_that_cannot_be_compared_are_refused(data, tmp_path):
     net = classifier()
     deeper = classifier(depth=32)
     with pytest.raises(ValueError, match=r"layer2.0.se \(32 .* in a.ckpt, layer1.3.se \(16 "):
         compare([net, deeper], data, folder=str(tmp_path), names=NAMES)
-    with pytest.raises(ValueError, match=r"two checkpoints, not 1: ckpt_path=\[A.ckpt,B.ckpt\]"):
+    with pytest.raises(ValueError, match=r"two checkpoints, got 1: ckpt_path=\[A.ckpt,B.ckpt\]"):
         compare([net], data, folder=str(tmp_path), names=NAMES[:1])
     plain = [
         ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), num_classes=10)
         for _ in NAMES
     ]
-    with pytest.raises(ValueError, match="no squeeze-and-excitation gates in Sequential"):
+    with pytest.raises(ValueError, match=r"\(=Sequential\) has no squeeze-and-excitation gates"):
         compare(plain, data, folder=str(tmp_path), names=NAMES)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_gates_of_another_range_share_their_bins(data, tmp_path):
-    """A double sigmoid starts at exactly 1, a sigmoid's gates are below."""
+def test_gates_with_different_ranges_share_their_bins(data, tmp_path):
+    """The gates of a double sigmoid are initially 1, those of a sigmoid are below."""
     nets = [classifier().eval(), classifier(gate_activation="double-sigmoid").eval()]
     metrics = compare(nets, data, folder=str(tmp_path), names=NAMES)
     assert metrics["compare/js/layer1.0.se"] == pytest.approx(1)

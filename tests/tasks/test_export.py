@@ -27,7 +27,7 @@ def model():
     return SEResNetModule(depth=20, num_classes=10, in_channels=1, ratio=4).eval()
 
 
-def test_its_rows_are_the_images_of_the_split(model, data, tmp_path):
+def test_the_rows_are_the_images_of_the_split(model, data, tmp_path):
     assert export(model, data, folder=str(tmp_path)) == {"export/images": 360}
     assert [path.name for path in tmp_path.iterdir()] == ["excitations.parquet"]
     file = pq.ParquetFile(tmp_path / "excitations.parquet")
@@ -47,7 +47,7 @@ def test_its_rows_are_the_images_of_the_split(model, data, tmp_path):
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_one_layer_of_another_split_is_read_back_by_its_name(model, data, tmp_path):
+def test_a_single_layer_of_another_split_is_exported(model, data, tmp_path):
     export(model, data, folder=str(tmp_path), split="val", layers=["layer3.0.se"])
     table = pq.read_table(tmp_path / "excitations.parquet", columns=["layer3.0.se"])
     assert table.column_names == ["layer3.0.se"]
@@ -55,14 +55,14 @@ def test_one_layer_of_another_split_is_read_back_by_its_name(model, data, tmp_pa
 
 
 def test_a_layer_that_does_not_exist_is_refused_and_no_file_is_left(model, data, tmp_path):
-    with pytest.raises(ValueError, match=r"no layer 'layer3.0' .*near it: layer3.0.se"):
+    with pytest.raises(ValueError, match=r"no layer 'layer3.0' .*Closest names: layer3.0.se"):
         export(model, data, folder=str(tmp_path), layers=["layer3.0"])
     with pytest.raises(ValueError, match=r"`split` \(='all'\)"):
         export(model, data, folder=str(tmp_path), split="all")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_was_interrupted_leaves_the_former_file(model, data, tmp_path):
+def test_an_interrupted_export_leaves_the_previous_file(model, data, tmp_path):
     former = tmp_path / "excitations.parquet"
     former.write_text("former")
     model.backbone.layer3[2].register_forward_hook(fail_in_batch(2))
@@ -83,16 +83,16 @@ def fail_in_batch(number):
 
 
 class Spare(nn.Sequential):
-    """A net with a gate that it does not call."""
+    """A network with a gate that is never executed."""
 
     def forward(self, x):
         return self[2](self[0](x).mean((2, 3)))
 
 
-def test_a_gate_that_is_not_called_is_null(data, tmp_path):
+def test_a_gate_that_is_never_executed_is_null(data, tmp_path):
     net = Spare(SqueezeExcitation(1, ratio=1), SqueezeExcitation(4), nn.Linear(1, 10))
     model = ImageClassifier(net, num_classes=10).eval()
-    with pytest.warns(UserWarning, match="calls no gate of 1"):
+    with pytest.warns(UserWarning, match="never executes them: 1"):
         excitations(net, torch.rand(1, 1, 8, 8))
     export(model, data, folder=str(tmp_path))
     table = pq.read_table(tmp_path / "excitations.parquet")
@@ -100,9 +100,9 @@ def test_a_gate_that_is_not_called_is_null(data, tmp_path):
     assert table["0"].null_count == 0
 
 
-def test_no_gates_and_no_pyarrow_are_said_in_one_message(data, model, tmp_path, monkeypatch):
+def test_missing_gates_and_missing_pyarrow_give_one_message(data, model, tmp_path, monkeypatch):
     plain = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), num_classes=10)
-    with pytest.raises(ValueError, match="no squeeze-and-excitation gates in Sequential"):
+    with pytest.raises(ValueError, match=r"\(=Sequential\) has no squeeze-and-excitation gates"):
         export(plain, data, folder=str(tmp_path))
     original = builtins.__import__
 

@@ -32,7 +32,7 @@ def data():
 
 
 def trained(folder, data, stuck=(), **options):
-    """Train a little, plant constants, save; return the path and the model."""
+    """Train briefly, plant constant gates, and save; return the path and the model."""
     torch.manual_seed(0)
     model = SEResNetModule(**{**NET, **options})
     run = trainer(folder)
@@ -51,7 +51,7 @@ def logits(model, data):
         return model(next(iter(data.test_dataloader()))[0].float())
 
 
-def test_a_folded_checkpoint_loads_puts_out_the_same_and_trains_on(data, tmp_path, caplog):
+def test_a_folded_checkpoint_loads_has_the_same_outputs_and_can_be_trained(data, tmp_path, caplog):
     path, model = trained(tmp_path, data, stuck=(2,), placement="post")
     original = (tmp_path / "best.ckpt").read_bytes()
     before = logits(model, data)
@@ -62,7 +62,7 @@ def test_a_folded_checkpoint_loads_puts_out_the_same_and_trains_on(data, tmp_pat
     assert metrics["fold/speedup"] > 0
     assert "1 of 2 gates are constant within 1e-05" in caplog.text
     assert (tmp_path / "best.ckpt").read_bytes() == original
-    assert torch.equal(logits(model, data), before)  # the model given is as it was
+    assert torch.equal(logits(model, data), before)  # the given model is not changed
 
     out = tmp_path / "out" / "folded.ckpt"
     content = torch.load(out, weights_only=True)
@@ -84,7 +84,7 @@ def test_a_folded_checkpoint_loads_puts_out_the_same_and_trains_on(data, tmp_pat
     run.save_checkpoint(tmp_path / "more.ckpt")
     more = SEResNetModule.load_from_checkpoint(tmp_path / "more.ckpt", weights_only=True)
     assert folded(more.backbone) == {"layer2.0.se": "identity"}
-    # ... and a run of it goes on where it was.
+    # A run of the folded model resumes where it stopped.
     resumed = SEResNetModule(**NET, placement="post")
     check_fits(read_checkpoint(tmp_path / "more.ckpt"), resumed, "more.ckpt")
     further = trainer(tmp_path)
@@ -93,7 +93,7 @@ def test_a_folded_checkpoint_loads_puts_out_the_same_and_trains_on(data, tmp_pat
     assert further.current_epoch == 2
 
 
-def test_what_no_layer_takes_is_saved_as_a_scale_and_the_report_says_so(data, tmp_path):
+def test_constants_that_no_layer_absorbs_are_saved_and_reported_as_scales(data, tmp_path):
     path, model = trained(tmp_path, data, stuck=(1, 2), placement="identity")
     fold(model, data, path, folder=str(tmp_path), tolerance=1e-5)
     again = SEResNetModule.load_from_checkpoint(tmp_path / "folded.ckpt", weights_only=True).eval()
@@ -106,26 +106,26 @@ def test_what_no_layer_takes_is_saved_as_a_scale_and_the_report_says_so(data, tm
     assert {gate["layer"]: gate["action"] for gate in facts["gates"]} == kinds
     assert facts["samples"] == len(data.labels("val"))
     assert facts["batch_size"] == 90
-    assert "made a scale of its channels" in (tmp_path / "fold.md").read_text()
+    assert "replaced by a channel scale" in (tmp_path / "fold.md").read_text()
 
 
-def test_where_nothing_is_constant_the_nearest_is_named_and_no_file_written(data, tmp_path, caplog):
+def test_without_constant_gates_no_file_is_written(data, tmp_path, caplog):
     path, model = trained(tmp_path, data)
     with caplog.at_level(logging.INFO):
         metrics = fold(model, data, path, folder=str(tmp_path / "out"), tolerance=1e-6)
     assert metrics == {"fold/gates": 2, "fold/folded": 0}
-    assert "No gate is constant within 1e-06 over 180 images of val: the nearest is" in caplog.text
+    assert "No gate is constant within 1e-06 over 180 images of val. The closest is" in caplog.text
     assert not (tmp_path / "out").exists()
 
 
-def test_mistakes_are_named(data, tmp_path):
+def test_invalid_arguments_are_refused(data, tmp_path):
     model = SEResNetModule(**NET).eval()
     for wrong in ({"split": "x"}, {"test_split": "x"}):
         with pytest.raises(ValueError, match=r"split` \(='x'\) must be one of"):
             fold(model, data, "a.ckpt", folder=str(tmp_path), **wrong)
-    with pytest.raises(ValueError, match="needs the checkpoint of a network of ours"):
+    with pytest.raises(ValueError, match="needs the checkpoint of a se_lightning model"):
         fold(model, data, folder=str(tmp_path))
-    with pytest.raises(ValueError, match="needs a network with gates"):
+    with pytest.raises(ValueError, match="no squeeze-and-excitation gates"):
         fold(ImageClassifier(nn.Linear(2, 10), 10), data, "a.ckpt", folder=str(tmp_path))
     with pytest.raises(ValueError, match=r"`tolerance` \(=-1\)"):
         fold(model, data, "a.ckpt", folder=str(tmp_path), tolerance=-1)

@@ -2,16 +2,14 @@ import csv
 import logging
 import sys
 
-import numpy as np
 import pytest
 import torch
-from matplotlib import style
 from matplotlib.image import imread
 
 from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
-from se_lightning.excitation.what_if import ALL_BLOCKS, REPLACEMENTS, WhatIfRow
+from se_lightning.excitation.what_if import ALL_BLOCKS, REPLACEMENTS
 from se_lightning.tasks import what_if
-from se_lightning.tasks.what_if import _batches, _short, draw_what_if
+from se_lightning.tasks.what_if import _batches
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +26,7 @@ def model():
     return SEResNetModule([1, 1], widths=[8, 16], stem="cifar", ratio=4, in_channels=1).eval()
 
 
-def test_it_writes_a_table_a_picture_and_every_number(model, data, tmp_path, caplog):
+def test_the_table_the_plot_and_all_numbers_are_written(model, data, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         metrics = what_if(model, data, folder=str(tmp_path))
     images = len(data.labels("test"))
@@ -48,18 +46,18 @@ def test_it_writes_a_table_a_picture_and_every_number(model, data, tmp_path, cap
     assert f"on {images} images of test" in text
     assert "| layer2.0 | " in text
     assert imread(tmp_path / "what_if.png").std() > 0.05
-    assert f"of {images} images of test" in caplog.text
+    assert f"on {images} images of test" in caplog.text
     assert what_if(model, data, folder=str(tmp_path)) == metrics
 
 
-def test_gates_that_are_one_already_lose_nothing(data, tmp_path):
+def test_replacing_gates_of_1_has_no_effect(data, tmp_path):
     options = {"stem": "cifar", "ratio": 4, "in_channels": 1}
     model = SEResNetModule([1, 1], gate_activation="double-sigmoid", **options).eval()
     metrics = what_if(model, data, folder=str(tmp_path), split="val", images=50)
     assert {value for name, value in metrics.items() if name != "what_if/baseline"} == {0}
 
 
-def test_fewer_images_are_spread_over_the_split_and_batches_are_mixed(data):
+def test_a_subset_is_evenly_spaced_over_the_split_and_shuffled(data):
     read = _batches(data, "test", 30, torch.device("cpu"))
     labels = torch.cat([labels for _, labels in read()])
     images = torch.cat([images for images, _ in read()])
@@ -72,41 +70,19 @@ def test_fewer_images_are_spread_over_the_split_and_batches_are_mixed(data):
     assert torch.equal(labels, whole[1][places])
 
 
-def test_what_does_not_fit_in_memory_is_read_again(data, monkeypatch, caplog):
-    monkeypatch.setattr(sys.modules[draw_what_if.__module__], "KEPT_BYTES", 1000)
+def test_images_that_do_not_fit_in_memory_are_read_repeatedly(data, monkeypatch, caplog):
+    monkeypatch.setattr(sys.modules[_batches.__module__], "KEPT_BYTES", 1000)
     read = _batches(data, "test", None, torch.device("cpu"))
-    assert "too many to be kept" in caplog.text
+    assert "do not fit in memory" in caplog.text
     for _ in range(2):
         assert torch.cat([y for _, y in read()]).tolist() == data.labels("test").tolist()
 
 
-@pytest.mark.parametrize("look", ["default", "dark_background"])
-@pytest.mark.parametrize("blocks", [1, 9, 50])
-def test_the_picture_holds_one_bar_a_block_and_replacement(blocks, look, tmp_path):
-    names = [f"layer{i // 3 + 1}.{i % 3}.se" for i in range(blocks)] + [ALL_BLOCKS]
-    rows = [WhatIfRow("", "none", 0.9, 0.0, 100)]
-    names.insert(-1, "layer1")
-    rows += [
-        WhatIfRow(name, kind, 0.8, 0.01 * k, 100, 1 + (name == "layer1"))
-        for name in names
-        for k, kind in enumerate(REPLACEMENTS)
-    ]
-    with style.context(look):
-        figure = draw_what_if(rows, _short(names), "test")
-        figure.savefig(tmp_path / "x.png", dpi=120)
-    left, right = figure.axes
-    assert len(left.patches) == 4 * blocks
-    assert [bar.get_height() for bar in right.patches] == pytest.approx([0, 0, 1, 1, 2, 2, 3, 3])
-    assert [tick.get_text() for tick in right.get_xticklabels()] == ["layer1", ALL_BLOCKS]
-    pixels = imread(tmp_path / "x.png")[..., :3].mean(-1)
-    assert (np.median(pixels) < 0.1) == (look == "dark_background")
-
-
-def test_mistakes_are_named(model, data, tmp_path):
+def test_invalid_arguments_are_refused(model, data, tmp_path):
     with pytest.raises(ValueError, match=r"`split` \(='tset'\)"):
         what_if(model, data, folder=str(tmp_path), split="tset")
     with pytest.raises(ValueError, match=r"`images` \(=0\)"):
         what_if(model, data, folder=str(tmp_path), images=0)
     plain = ImageClassifier(torch.nn.Linear(2, 10), 10)
-    with pytest.raises(ValueError, match="needs a network with gates"):
+    with pytest.raises(ValueError, match="no squeeze-and-excitation gates"):
         what_if(plain, data, folder=str(tmp_path))

@@ -1,1 +1,1 @@
-"""Callbacks that save checkpoints a run can resume from exactly."""
+"""Callbacks that save checkpoints from which a run resumes exactly."""

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold besides, so that a fit goes on from it bit for bit."""
+"""State that a checkpoint needs besides Lightning's, so that a fit resumes bit for bit."""
 
 from typing import Any
 
@@ -17,25 +17,25 @@ __all__ = ["ExactState"]
 
 
 class ExactState(Callback):
-    """Makes a fit that is resumed from a checkpoint the unbroken one, to the last bit.
+    """Callback that makes a resumed fit identical to an uninterrupted one, bit for bit.
 
-    Lightning restores weights, optimizer and counters. This adds what it leaves out:
+    Lightning restores weights, optimizer and counters. This callback adds the rest:
 
-    - random numbers of the network (dropout, stochastic depth, shake-shake): torch is seeded anew
-      for each batch, by (seed, epoch, batch, rank), so that there is no state to keep;
-    - metrics in the midst of an epoch, those of every rank, and the values that were logged last,
-      by which other callbacks judge;
-    - the rows that loggers have written so far (:class:`se_lightning.loggers.ContinuedCSVLogger`).
+    - Random numbers in the network (dropout, stochastic depth, shake-shake): torch is reseeded for
+      each batch from (seed, epoch, batch, rank), so that there is no state to save.
+    - Metrics in the middle of an epoch, for every rank, and the values logged last, which other
+      callbacks monitor.
+    - The number of rows written by loggers (:class:`se_lightning.loggers.ContinuedCSVLogger`).
 
-    The data's part (order and augmentation as a function of seed, epoch and sample; the position
-    within the epoch) is that of the datamodules.
+    The datamodules restore the data: order and augmentation are functions of seed, epoch and
+    sample, and they save the position within the epoch.
 
     Args:
-        seed: of the network's random numbers in training.
+        seed: Seed of the network's random numbers in training.
 
     Raises:
-        MisconfigurationException: when a checkpoint from within an epoch of another number of
-            processes is loaded.
+        MisconfigurationException: If a checkpoint from within an epoch is loaded that was saved
+            with another number of processes.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -52,12 +52,12 @@ class ExactState(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Collect the metrics of all ranks; every rank is here."""
+        """Collect the metrics of all ranks. Called on every rank."""
         loggers = trainer.loggers if trainer.is_global_zero else []
         rows = [getattr(logger, "rows", None) for logger in loggers]
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         checkpoint["exact_state"] = {"rows": rows, "metrics": [], "logged": logged}
-        if next_batch(trainer)[1]:  # between two epochs they are empty, or will be
+        if next_batch(trainer)[1]:  # metrics are empty or reset between epochs
             mine = {name: _state(metric) for name, metric in _metrics(pl_module)}
             ranks: list[Any] = [mine]
             if trainer.world_size > 1:
@@ -68,16 +68,16 @@ class ExactState(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Give each rank its metrics back, and take later rows out of the logs."""
+        """Restore the metrics of each rank, and remove later rows from the logs."""
         state = checkpoint.get("exact_state")
         if state is None or trainer.state.fn != TrainerFn.FITTING:
             return
         ranks, metrics = state["metrics"], dict(_metrics(pl_module))
         if ranks and len(ranks) != trainer.world_size:
             raise MisconfigurationException(
-                f"The checkpoint is within an epoch of {len(ranks)} processes, and this run has "
-                f"{trainer.world_size}: go on with trainer.devices={len(ranks)}, or begin a new "
-                "run with its weights (model.weights=)."
+                f"The checkpoint was saved within an epoch by {len(ranks)} processes, but this run "
+                f"has {trainer.world_size}. Resume with trainer.devices={len(ranks)}, or start a "
+                "new run from its weights: model.weights=..."
             )
         self._logged = {name: torch.tensor(value) for name, value in state["logged"].items()}
         for name, values in ranks[trainer.global_rank].items() if ranks else ():
@@ -91,21 +91,21 @@ class ExactState(Callback):
                     logger.keep(rows)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the logs anew where the fit begins."""
+        """Clear the logs if the fit starts from scratch."""
         if trainer.is_global_zero and trainer.ckpt_path is None and not trainer.global_step:
             for logger in trainer.loggers:
                 if hasattr(logger, "keep"):
                     logger.keep(0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know what was logged last."""
-        self._know(trainer)
+        """Restore the values logged last."""
+        self._restore_logged(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know it also where nothing was left to train."""
-        self._know(trainer)
+        """Restore them even if no training was left to do."""
+        self._restore_logged(trainer)
 
-    def _know(self, trainer: Trainer) -> None:
+    def _restore_logged(self, trainer: Trainer) -> None:
         trainer.callback_metrics.update(self._logged)
         self._logged = {}
 
@@ -115,7 +115,7 @@ def _metrics(pl_module: LightningModule) -> list[tuple[str, Metric]]:
 
 
 def _state(metric: Metric) -> dict[str, Any]:
-    """Return what a metric has counted; torchmetrics leaves it out of a state dict by default."""
+    """Return the state of a metric, which torchmetrics leaves out of state dicts by default."""
     state = {name: getattr(metric, name) for name in metric._defaults}
     cpu = {k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in state.items()}
     return cpu | {"_update_count": metric._update_count}

@@ -1,4 +1,4 @@
-"""``last.ckpt``: from which a run goes on, whatever ended it."""
+"""``last.ckpt``, from which an interrupted run resumes."""
 
 import logging
 import math
@@ -22,30 +22,30 @@ from se_lightning.ranks import Interrupted
 __all__ = ["LastCheckpoint"]
 
 log = logging.getLogger(__name__)
-# What a cluster sends before it takes the machine away: SLURM as its --signal says.
+# Signals that clusters send before preemption; in SLURM, set by --signal.
 _PREEMPTIONS = ("SIGUSR1", "SIGUSR2")
 _PATIENCE = 3  # seconds
 
 
 class LastCheckpoint(Checkpoint):
-    """Saves ``last.ckpt`` after each epoch and, if asked to, within them.
+    """Callback that saves ``last.ckpt`` after each epoch and, optionally, within epochs.
 
-    It saves where nothing is in the making: after a batch was trained on, validated after and
-    logged, no gradient accumulated, or after an epoch and all that belongs to it. So the run that
-    goes on from it (``trainer.fit(ckpt_path=...)``) does nothing twice and leaves nothing out.
+    It saves only at points where nothing is pending: after a batch has been trained on, validated
+    and logged, with no gradients accumulated, or after an epoch and everything that belongs to it.
+    A run resumed from it (``trainer.fit(ckpt_path=...)``) repeats nothing and skips nothing.
 
-    SIGTERM is answered at the next such place: it saves and ends the run with exit code 143; one
-    more, seconds later, ends it at once. Under SLURM, SIGUSR1 and SIGUSR2 also put the job back
-    into the queue (``sbatch --signal=USR1@120 --requeue``).
+    On SIGTERM, the run saves at the next such point and exits with code 143; another SIGTERM,
+    seconds later, ends it at once. Under SLURM, SIGUSR1 and SIGUSR2 also requeue the job
+    (``sbatch --signal=USR1@120 --requeue``).
 
     Args:
-        dirpath: folder of ``last.ckpt``; None is ``checkpoints`` in the trainer's
+        dirpath: Folder of ``last.ckpt``. None is ``checkpoints`` in the trainer's
             ``default_root_dir``.
-        every_n_steps: save also after so many optimizer steps.
-        every_minutes: save also when so many minutes have passed since the last time.
+        every_n_steps: Also save every n optimizer steps.
+        every_minutes: Also save when this many minutes have passed since the last save.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If `every_n_steps` is not a positive integer, or `every_minutes` is not above 0.
     """
 
     def __init__(
@@ -71,15 +71,15 @@ class LastCheckpoint(Checkpoint):
         self._group: Any = None
 
     def path(self, trainer: Trainer) -> Path:
-        """Return where ``last.ckpt`` is."""
+        """Return the path of ``last.ckpt``."""
         return Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the two places of the loops at which all of a batch or an epoch is done.
+        """Wrap the ends of both loops, where everything of a batch or an epoch is done.
 
-        No hook of Lightning's is there: ``on_train_batch_end`` and ``on_train_epoch_end`` come
-        before the values of that very batch or epoch are logged, ``on_train_batch_start`` after
-        the next one is counted.
+        Lightning has no hooks there: ``on_train_batch_end`` and ``on_train_epoch_end`` are called
+            before the values of that batch or epoch are logged, ``on_train_batch_start`` after the
+            next one is counted.
         """
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -99,7 +99,7 @@ class LastCheckpoint(Checkpoint):
         return on_advance_end
 
     def _is_repeated(self, loop: Any) -> bool:
-        """Tell whether Lightning comes here anew, resumed where it had validated after a batch."""
+        """Return whether Lightning repeats this end of a batch on resuming from a validation."""
         progress = getattr(loop, "batch_progress", None)
         if progress is None or self._resumed_at is None:
             return False
@@ -108,14 +108,11 @@ class LastCheckpoint(Checkpoint):
         return repeated
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Answer signals instead of Lightning.
-
-        Its own handlers talk to the other ranks, or save, in the midst of a step.
-        """
+        """Replace Lightning's signal handlers, which save or communicate within a step."""
         self._answer_signals()
         self._saved = (trainer.global_step, time.monotonic())
         if trainer.world_size > 1 and distributed.get_backend() != "gloo":
-            self._group = distributed.new_group(backend="gloo")  # no GPU is waited for
+            self._group = distributed.new_group(backend="gloo")  # does not synchronize with a GPU
 
     def _answer_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -126,18 +123,18 @@ class LastCheckpoint(Checkpoint):
             signal.signal(number, self._note)
 
     def _note(self, number: int, _: Any) -> None:
-        # At the same time, it is the same one: sent to a group of processes, and handed on in it.
+        # A signal sent to a process group and forwarded within it arrives twice at once.
         if number == signal.SIGTERM and time.monotonic() - self._signalled > _PATIENCE:
-            raise Interrupted(number, "ended at once, since it was asked to again")
+            raise Interrupted(number, "stopped at once on a second signal")
         if self._signal is None:
-            log.info("%s: the run saves and ends after this step.", signal.Signals(number).name)
+            log.info("%s: saving and stopping after this step.", signal.Signals(number).name)
             self._signal, self._signalled = number, time.monotonic()
 
     def _batch_done(self, trainer: Trainer) -> None:
         progress = trainer.fit_loop.epoch_loop.batch_progress
         done = progress.current.completed
         if progress.is_last_batch or done >= trainer.num_training_batches:
-            return  # the epoch's end saves
+            return  # saved at the end of the epoch
         if done % trainer.accumulate_grad_batches:
             return
         number, due = self._asked(trainer)
@@ -155,7 +152,7 @@ class LastCheckpoint(Checkpoint):
         self._end(trainer, number)
 
     def _asked(self, trainer: Trainer) -> tuple[int, bool]:
-        """Return the signal that has come, or 0, and whether to save: the same on all ranks."""
+        """Return the signal received, or 0, and whether to save; the same on all ranks."""
         step, clock = self._saved
         number = self._signal or 0
         due = self.every_minutes is not None and time.monotonic() - clock > 60 * self.every_minutes
@@ -177,15 +174,15 @@ class LastCheckpoint(Checkpoint):
             return
         if number != signal.SIGTERM and trainer.is_global_zero:
             _requeue()
-        where = f"saved at step {trainer.global_step}; resume={trainer.default_root_dir} goes on"
-        raise Interrupted(number, where)
+        step, run = trainer.global_step, trainer.default_root_dir
+        raise Interrupted(number, f"saved at step {step}; continue with resume={run}")
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Between two epochs, say that no batch of the next has been done.
+        """Between two epochs, record that no batch of the next one is done.
 
-        Otherwise a run that is told its length in steps takes the epoch for unfinished.
+        Otherwise a run limited by steps would take the epoch for unfinished.
         """
         if self._between_epochs:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
@@ -195,13 +192,13 @@ class LastCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember where the run was cut."""
+        """Remember the batch after which the run was interrupted."""
         loops = checkpoint.get("loops", {}).get("fit_loop", {})
         if loops:
             self._resumed_at = loops["epoch_loop.batch_progress"]["total"]["completed"]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give loops and signals back."""
+        """Restore the loops and the signal handlers."""
         for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
             vars(loop).pop("on_advance_end", None)
         self._release()
@@ -218,14 +215,14 @@ class LastCheckpoint(Checkpoint):
 
 
 def _requeue() -> None:
-    """Put this job of SLURM's back into the queue; its restart goes on with the run."""
+    """Requeue this SLURM job, whose restart resumes the run."""
     job = os.environ["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format(**os.environ)
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or error
-        log.warning("`scontrol requeue %s` failed, so that the job will not restart: %s", job, said)
+        reason = getattr(error, "stderr", None) or error
+        log.warning("`scontrol requeue %s` failed; the job will not restart: %s", job, reason)
     else:
-        log.info("SLURM job %s is back in the queue.", job)
+        log.info("SLURM job %s has been requeued.", job)

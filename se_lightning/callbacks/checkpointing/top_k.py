@@ -1,4 +1,4 @@
-"""The best few checkpoints, beside the best one."""
+"""The k best checkpoints."""
 
 from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -6,8 +6,8 @@ __all__ = ["TopK"]
 
 
 class TopK(ModelCheckpoint):
-    """Lightning's ModelCheckpoint once more, for a file an epoch.
+    """A second ModelCheckpoint, with one file per epoch.
 
-    Lightning keeps the states of callbacks by class and monitored metric, so that two of its own
-    with the same metric cannot be saved.
+    Lightning identifies the states of callbacks by class and monitored metric, so that two
+    ModelCheckpoints with the same metric cannot be saved.
     """

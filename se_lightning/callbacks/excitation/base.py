@@ -1,4 +1,4 @@
-"""What the callbacks that look at gates share: one engine, whichever of them are there."""
+"""Base of the callbacks that record gates; they share one recorder during validation."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,48 +20,45 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a callback needs of the engine: bins, labels kept apart, and hidden units.
+    """What a callback needs recorded."""
 
-    One that ``examines`` says itself which gates are NaN or never called.
-    """
-
-    bins: int = 0
-    classes: tuple[int, ...] = ()
-    hidden: bool = False
-    examines: bool = False
+    bins: int = 0  # number of bins of the histograms; 0 for the default
+    classes: tuple[int, ...] = ()  # labels whose moments are kept separately
+    hidden: bool = False  # whether to record hidden units
+    examines: bool = False  # whether the callback reports NaN and gates never executed
 
 
 class ExcitationCallback(Callback):
-    """Base of the callbacks that look at gates while validating, in any Trainer.
+    """Base class of the callbacks that record gates during validation, in any Trainer.
 
-    The first of them in a trainer records for all, once, on the device; nothing is recorded in
-    training and in the sanity check. A subclass says in :meth:`wanted` what it needs, and gets
-    each epoch's summary, of all ranks, on the first rank: in :meth:`on_summary` after every
-    validation, in :meth:`on_last_summary` once the run is over.
+    The callbacks of a trainer share one recorder during validation, on the device. Nothing is
+    recorded in training or in the sanity check. A subclass defines in :meth:`wanted` what to
+    record. Rank 0 gets the summary over all ranks, in :meth:`on_summary` after each validation and
+    in :meth:`on_last_summary` at the end of the run.
 
     Attributes:
-        summary: of the last validation; None before the first, and where there are no gates.
+        summary: Summary of the last validation; None before it, or if the model has no gates.
     """
 
     summary: ExcitationSummary | None = None
     _recorder: "_Recorder | None" = None
 
     def wanted(self, trainer: Trainer, pl_module: LightningModule) -> Wanted:
-        """Say what the engine should keep."""
+        """Return what to record."""
         return Wanted()
 
     def on_summary(self, trainer: Trainer, summary: ExcitationSummary) -> None:
-        """Use what was recorded in a validation epoch; on the first rank only."""
+        """Use the summary of a validation epoch. Called on rank 0 only."""
 
     def on_last_summary(self, trainer: Trainer, summary: ExcitationSummary) -> None:
-        """Use what was recorded last, when the run is over; on the first rank only."""
+        """Use the last summary at the end of the run. Called on rank 0 only."""
 
     def _leader(self, trainer: Trainer) -> "ExcitationCallback":
         return _siblings(trainer)[0]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Hook the gates; before a first compiled call, after which a hook would never fire."""
-        self.teardown(trainer, pl_module, stage)  # an earlier run may have ended in an exception
+        """Add hooks to the gates, before a first compiled call that would ignore later ones."""
+        self.teardown(trainer, pl_module, stage)  # an earlier run may have raised an exception
         if stage not in ("fit", "validate"):
             return
         self.summary = None
@@ -86,7 +83,7 @@ class ExcitationCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Find out how many of a loader's samples are this rank's own."""
+        """Count how many samples of a loader belong to this rank."""
         if self._recorder is not None and batch_idx == 0:
             self._recorder.left = _own_samples(_val_loader(trainer, dataloader_idx))
 
@@ -100,12 +97,12 @@ class ExcitationCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if self._recorder is not None and trainer.sanity_checking:
-            self._recorder.taps.take()  # and forget it
+            self._recorder.taps.take()  # discard
         elif self._recorder is not None:
             self._recorder.add(labels_of(batch))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Sum over ranks, all of them taking part; the first goes on."""
+        """Reduce over all ranks, then pass the summary on at rank 0."""
         if self._recorder is not None:
             self._recorder.taps.pause()
         leader = self._leader(trainer)
@@ -132,16 +129,16 @@ class _Recorder:
         self.taps = Taps(model, hidden=any(want.hidden for want in wants))
         self.left: int | None = None
         self._examined = any(want.examines for want in wants)
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self.statistics: ExcitationStatistics | None = None
         if not self.taps.layers:
             log.info(
-                "No squeeze-and-excitation gates in the model: there are no excitations to show. "
-                "se_lightning.models.add_excitation puts gates into any network."
+                "No squeeze-and-excitation gates in the model, so no excitations are recorded. "
+                "se_lightning.models.add_excitation adds gates to any network."
             )
             return
         if self.taps.recompiles:
-            log.info("The network is compiled with taps on its gates, anew if it was before.")
+            log.info("The network will be recompiled with taps on its gates.")
         lower, upper = self.taps.ends
         self.statistics = ExcitationStatistics(
             self.taps.layers,
@@ -175,25 +172,25 @@ class _Recorder:
         if self.statistics is None:
             return None
         summary = self.statistics.summary()
-        self._tell(summary)
+        self._warn(summary)
         return summary
 
-    def _tell(self, summary: ExcitationSummary) -> None:
-        """Say, once a run and layer, what the figures leave out."""
-        unseen = set(summary.unseen) - self._told
+    def _warn(self, summary: ExcitationSummary) -> None:
+        """Warn about values that the statistics leave out, once per run and layer."""
+        unseen = set(summary.unseen) - self._warned
         if unseen and not self._examined:
             log.warning(
-                "Not one gate of %s was seen: the forward pass never calls it, or runs code that "
-                "was scripted or exported without it.",
+                "No gates recorded for %s: the forward pass never executes it, or runs scripted or "
+                "exported code without hooks.",
                 ", ".join(layer for layer in summary.layers if layer in unseen),
             )
-        self._told |= unseen
+        self._warned |= unseen
         ends = f"[{summary.edges[0]:g}, {summary.edges[-1]:g}]"
         lost = summary.histogram()[:, len(summary.edges) - 1 :].tolist()
         for layer, (nan, outside) in zip(summary.layers, lost, strict=True):
             nan = 0 if self._examined else nan
-            if (nan or outside) and layer not in self._told:
-                self._told.add(layer)
+            if (nan or outside) and layer not in self._warned:
+                self._warned.add(layer)
                 log.warning("%s: %d gates are NaN, %d outside %s.", layer, nan, outside, ends)
 
 
@@ -203,7 +200,7 @@ def _siblings(trainer: Trainer) -> list[ExcitationCallback]:
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """Return the labels of a batch, (images, labels) or a mapping, if they are whole numbers."""
+    """Return the labels of a batch, (images, labels) or a mapping, if they are integers."""
     found: Any = None
     if isinstance(batch, Mapping):
         names = ("label", "labels", "target", "targets", "y")
@@ -218,7 +215,7 @@ def labels_of(batch: Any) -> Tensor | None:
 def known_classes(
     trainer: Trainer, pl_module: LightningModule
 ) -> tuple[int | None, Sequence[str] | None]:
-    """Return how many classes there are and their names, as the data or the module knows them."""
+    """Return the number and names of the classes, if the data or the module define them."""
     data = getattr(trainer, "datamodule", None)
     count = getattr(data, "num_classes", None) or getattr(pl_module, "num_classes", None)
     return count, getattr(data, "class_names", None)
@@ -227,10 +224,10 @@ def known_classes(
 def chosen_classes(
     classes: Sequence[int | str] | int | None, trainer: Trainer, pl_module: LightningModule
 ) -> dict[int, str]:
-    """Return the names of the chosen classes by label, as the data or the module knows them.
+    """Return the names of the chosen classes by label.
 
     Raises:
-        ValueError: if one does not exist.
+        ValueError: If a class does not exist.
     """
     return choose_classes(classes, *known_classes(trainer, pl_module))
 
@@ -248,10 +245,10 @@ def _val_loader(trainer: Trainer, index: int) -> Any:
 
 
 def _own_samples(loader: Any) -> int | None:
-    """Return how many samples of this rank are no repetition; None: all of them.
+    """Return the number of this rank's samples that are not padding; None means all of them.
 
-    A DistributedSampler, which Lightning puts in where a data set does not shard itself, repeats
-    its first samples until all ranks have as many.
+    Lightning adds a DistributedSampler to data sets that do not shard themselves. It repeats its
+    first samples until all ranks have the same number.
     """
     sampler = getattr(loader, "sampler", None)
     if (

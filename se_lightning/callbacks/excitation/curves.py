@@ -1,4 +1,4 @@
-"""Mean gates channel by channel, for a few classes at a few depths."""
+"""Mean gates per channel for a few classes and layers."""
 
 import logging
 from collections.abc import Sequence
@@ -18,28 +18,27 @@ log = logging.getLogger(__name__)
 
 
 class ExcitationCurves(ExcitationCallback):
-    """Draws the paper's Figures 6 and 7 of the validation set.
+    """Callback that plots the paper's Figures 6 and 7 for the validation set.
 
-    In early layers the gates hardly tell classes apart; with depth they do more. Saves in the
-    folder ``excitation`` under the trainer's ``default_root_dir``, and sends to W&B and
+    Gates hardly depend on the class in early layers, and increasingly with depth. Files are saved
+    in the folder ``excitation`` in the trainer's ``default_root_dir``, and sent to W&B and
     TensorBoard:
 
-    - ``curves.png``: by channel, the mean gate of each class and of all samples;
+    - ``curves.png``: the mean gate of each class and of all samples, by channel;
     - ``spread.png``: mean and standard deviation within each of the first two classes;
-    - ``curves.npz``: what they show, :func:`se_lightning.excitation.curve_arrays`, and ``epochs``
+    - ``curves.npz``: the data, see :func:`se_lightning.excitation.curve_arrays`, and ``epochs``
       trained.
 
     Args:
-        classes: labels or names; None is goldfish, pug, plane and cliff of 1000 classes, else the
-            first four. A number is that many, evenly spread over all.
-        layers: module paths of the SE modules, or their indices; None is the first, the last, and
-            up to four evenly between them.
-        channels: evenly sampled of each layer; all where there are fewer.
-        every_n_epochs: pictures are drawn every so many epochs, and at the end.
+        classes: Labels or names, or a number of evenly spaced classes. None selects goldfish, pug,
+            plane and cliff if there are 1000 classes, else the first four.
+        layers: Module paths or indices of the SE modules. None selects up to six, evenly spaced.
+        channels: Maximum number of channels per layer, evenly spaced.
+        every_n_epochs: Epochs between two plots; the last validation is always plotted.
 
     Raises:
-        ValueError: naming the argument that does not fit; when a run begins, the class or layer
-            that does not exist.
+        ValueError: If `channels` or `every_n_epochs` is below 1, or, when the run starts, if a
+            class or layer does not exist.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -66,7 +65,7 @@ class ExcitationCurves(ExcitationCallback):
         self._drawn: ExcitationSummary | None = None
 
     def wanted(self, trainer: Trainer, pl_module: LightningModule) -> Wanted:
-        """Ask for the classes, and check that they and the layers exist."""
+        """Request the classes; check that they and the layers exist."""
         self._names = chosen_classes(self.classes, trainer, pl_module)
         self._warned = False
         if layers := list(find_excitations(pl_module)):
@@ -74,13 +73,13 @@ class ExcitationCurves(ExcitationCallback):
         return Wanted(classes=tuple(self._names))
 
     def on_summary(self, trainer: Trainer, summary: ExcitationSummary) -> None:
-        """Draw where it is time, and say once which class is missing."""
+        """Plot every n epochs, and warn once about classes without samples."""
         missing = [name for label, name in self._names.items() if not summary.class_samples(label)]
         if missing and not self._warned:
             self._warned = True
             log.warning(
-                "The validation set has no sample of %s: the excitation curves are those of the "
-                "others. `classes` chooses which.",
+                "The validation set has no samples of %s, so the excitation curves leave them out. "
+                "Choose others with `classes`.",
                 ", ".join(missing),
             )
         self._epochs, self._when = epochs_trained(trainer), moment(trainer)
@@ -88,7 +87,7 @@ class ExcitationCurves(ExcitationCallback):
             self._draw(trainer, summary)
 
     def on_last_summary(self, trainer: Trainer, summary: ExcitationSummary) -> None:
-        """Draw the last validation, if that is not done."""
+        """Plot the last validation if that has not been done."""
         if self._drawn is not summary:
             self._draw(trainer, summary)
 
@@ -98,7 +97,7 @@ class ExcitationCurves(ExcitationCallback):
         save_arrays(trainer, "curves", epochs=self._epochs, **arrays)
         for name, draw, what in (
             ("curves", draw_curves, "Mean excitation of each class"),
-            ("spread", draw_spread, "Mean excitation of a class, and its standard deviation"),
+            ("spread", draw_spread, "Mean and standard deviation of the excitation of a class"),
         ):
             figure = draw(
                 summary,

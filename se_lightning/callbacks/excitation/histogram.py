@@ -1,4 +1,4 @@
-"""Histograms of every gate's values, an epoch and a layer."""
+"""Histograms of the gates' values in each epoch."""
 
 from pathlib import Path
 
@@ -13,28 +13,29 @@ __all__ = ["ExcitationHistogram"]
 
 
 class ExcitationHistogram(HistoryCallback):
-    """Counts the excitations of each squeeze-and-excitation layer while validating.
+    """Callback that counts the gates of each squeeze-and-excitation layer during validation.
 
-    Works in any Trainer and on any model with gates of this package, timm or torchvision. Counting
-    is on the device; ranks are summed once an epoch. W&B and TensorBoard get a histogram a layer,
-    ``excitation/<module path>``. In the folder ``excitation`` under the trainer's
-    ``default_root_dir``:
+    Works in any Trainer, with gates of this package, timm or torchvision. Values are counted on the
+    device and summed over ranks once per epoch. W&B and TensorBoard get one histogram per layer,
+    ``excitation/<module path>``. The folder ``excitation`` in the trainer's ``default_root_dir``
+    gets:
 
-    - ``histogram.npz``: all validations so far: ``epochs`` trained and ``steps`` (E,), ``layers``
-      (L,), ``edges`` (B + 1,), ``counts`` (E, L, B + 2): the bins, then NaN, then what lies
-      outside; ``means`` (E, L). Of ``trainer.validate``, ``histogram_validate.npz``.
-    - at the end ``histogram.png``, depth against gate value of the last validation; and, if there
-      were several, ``epochs.png``, the layers' mean gates over epochs.
+    - ``histogram.npz``, all validations so far: ``epochs`` trained and ``steps`` (E,), ``layers``
+      (L,), ``edges`` (B + 1,), ``counts`` (E, L, B + 2) in the bins, of NaN, and out of range, and
+      ``means`` (E, L). ``trainer.validate`` writes ``histogram_validate.npz``;
+    - at the end ``histogram.png``, depth against gate value in the last validation, and
+      ``epochs.png``, the mean gate of each layer over epochs, if there were several validations.
 
     Args:
-        bins: number of equal bins on [0, 1], or as far as the gates go ([0, 2] where one is twice
-            a sigmoid); W&B draws 512 at the most. Where several callbacks want bins, the most.
+        bins: Number of equal bins on [0, 1], or on the range of the gates ([0, 2] for a double
+            sigmoid); at most 512, the maximum of W&B. If several callbacks set it, the largest
+            counts.
 
     Attributes:
-        picture: path of ``histogram.png``; None before it is drawn.
+        picture: Path of ``histogram.png``; None before it is drawn.
 
     Raises:
-        ValueError: for bins below 1 or above 512.
+        ValueError: If `bins` is not from 1 to 512.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -44,17 +45,17 @@ class ExcitationHistogram(HistoryCallback):
     def __init__(self, bins: int = 64) -> None:
         super().__init__()
         if not 1 <= bins <= 512:
-            raise ValueError(f"`bins` (={bins}) must be in 1 to 512, the most that W&B draws.")
+            raise ValueError(f"`bins` (={bins}) must be from 1 to 512, the maximum of W&B.")
         self.bins = bins
         self.picture: Path | None = None
         self._title = ""
 
     def wanted(self, trainer: Trainer, pl_module: LightningModule) -> Wanted:
-        """Ask for the bins."""
+        """Request the bins."""
         return Wanted(bins=self.bins)
 
     def on_summary(self, trainer: Trainer, summary: ExcitationSummary) -> None:
-        """Send the histograms, and save all so far."""
+        """Log the histograms, and save all validations so far."""
         self._title = f"Excitations on the validation set{moment(trainer)}"
         counts = summary.histogram()
         bins = len(summary.edges) - 1
@@ -65,7 +66,7 @@ class ExcitationHistogram(HistoryCallback):
         self.keep(trainer, "histogram", values, common)
 
     def on_last_summary(self, trainer: Trainer, summary: ExcitationSummary) -> None:
-        """Draw the last validation and the course of all."""
+        """Plot the last validation, and the means over epochs."""
         counts = summary.histogram()[:, : len(summary.edges) - 1]
         lower, upper = summary.edges[[0, -1]].tolist()
         figure = draw_histogram(summary.layers, counts, self._title, lower, upper)

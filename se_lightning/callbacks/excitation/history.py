@@ -1,4 +1,4 @@
-"""What the validations of a fit gave, one after the other, also where the fit was resumed."""
+"""History of the validations of a fit, which continues when the fit is resumed."""
 
 import logging
 import math
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 def epochs_trained(trainer: Trainer) -> float:
-    """Return how many epochs were trained when a validation happens, a begun one in part.
+    """Return the number of epochs trained before the current validation, including fractions.
 
-    NaN where nobody knows: ``trainer.validate`` of a checkpoint.
+    NaN if unknown: in ``trainer.validate`` of a checkpoint.
     """
     if trainer.state.fn != TrainerFn.FITTING:
         return float(trainer.current_epoch) if trainer.ckpt_path is None else math.nan
@@ -33,7 +33,7 @@ def epochs_trained(trainer: Trainer) -> float:
 
 
 def moment(trainer: Trainer) -> str:
-    """Say, for a title, which weights a validation is of."""
+    """Return a phrase for titles that identifies the weights being validated."""
     epochs = epochs_trained(trainer)
     if math.isnan(epochs):
         return f", {Path(str(trainer.ckpt_path)).name}"
@@ -41,7 +41,7 @@ def moment(trainer: Trainer) -> str:
 
 
 class History:
-    """Arrays of each validation, together (E, ...) a name, and what is the same in all.
+    """Arrays of each validation, stacked to (E, ...), and arrays shared by all of them.
 
     Example:
         >>> history = History()
@@ -67,11 +67,11 @@ class History:
         values: Mapping[str, np.ndarray],
         common: Mapping[str, Any],
     ) -> None:
-        """Add a validation's; where what should be the same is not, all earlier ones go."""
+        """Add a validation. If the shared arrays differ, earlier validations are discarded."""
         arrays = {name: np.asarray(each) for name, each in common.items()}
         other = [k for k, v in self._common.items() if not np.array_equal(v, arrays[k])]
         if other:
-            log.info("The run so far had other %s: its history is dropped.", " and ".join(other))
+            log.info("Discarding earlier validations, which had other %s.", " and ".join(other))
             self._values = {}
         self._common = arrays
         when = {"epochs": np.float64(epochs), "steps": np.int64(step)}
@@ -79,29 +79,29 @@ class History:
             self._values.setdefault(name, []).append(np.asarray(each))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return everything by name."""
+        """Return all arrays by name."""
         stacked = {name: np.stack(each) for name, each in self._values.items()}
         when = {name: stacked.pop(name) for name in ("epochs", "steps") if name in stacked}
         return when | self._common | stacked
 
     def state_dict(self) -> dict[str, Any]:
-        """Return it as lists and tensors, which ``torch.load(weights_only=True)`` takes."""
+        """Return lists and tensors, which ``torch.load(weights_only=True)`` accepts."""
         if not self:
             return {}
         values = {name: torch.from_numpy(np.stack(each)) for name, each in self._values.items()}
         return {"common": {k: v.tolist() for k, v in self._common.items()}, "values": values}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self._common = {name: np.asarray(each) for name, each in state["common"].items()}
         self._values = {name: list(each.cpu().numpy()) for name, each in state["values"].items()}
 
 
 class HistoryCallback(ExcitationCallback):
-    """Base of the callbacks that keep an array of each validation of a fit.
+    """Base class of the callbacks that keep arrays of each validation of a fit.
 
-    A fit begins an empty history; a resumed one goes on with its checkpoint's. What
-    ``trainer.validate`` gives is not part of it.
+    A fit starts with an empty history, or with that of the checkpoint it resumes from.
+    ``trainer.validate`` does not add to it.
     """
 
     def __init__(self) -> None:
@@ -115,9 +115,9 @@ class HistoryCallback(ExcitationCallback):
         values: Mapping[str, np.ndarray],
         common: Mapping[str, Any],
     ) -> None:
-        """Save this validation's arrays with all earlier ones of the fit as ``<file>.npz``.
+        """Save the arrays of this and all earlier validations of the fit as ``<file>.npz``.
 
-        Those of ``trainer.validate``, which has no earlier ones, as ``<file>_validate.npz``.
+        In ``trainer.validate``, save those of this validation as ``<file>_validate.npz``.
         """
         fitting = trainer.state.fn == TrainerFn.FITTING
         history = self.history if fitting else History()
@@ -125,14 +125,14 @@ class HistoryCallback(ExcitationCallback):
         save_arrays(trainer, file if fitting else f"{file}_validate", **history.arrays())
 
     def course(self, trainer: Trainer) -> dict[str, np.ndarray] | None:
-        """Return a fit's history if there is more than one validation in it."""
+        """Return the history of a fit if it has more than one validation."""
         fitting = trainer.state.fn == TrainerFn.FITTING
         return self.history.arrays() if fitting and len(self.history) > 1 else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         super().setup(trainer, pl_module, stage)
         self._stage = stage
-        # A trainer that has trained goes on with what it did.
+        # A trainer that has trained before keeps its history.
         if stage == "fit" and not trainer.current_epoch:
             self.history = History()
 
@@ -144,6 +144,6 @@ class HistoryCallback(ExcitationCallback):
         return self.history.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a checkpoint's history, unless it is loaded to be validated only."""
+        """Restore the history of a checkpoint, unless it is only validated."""
         if self._stage in (None, "fit"):
             self.history.load_state_dict(state_dict)

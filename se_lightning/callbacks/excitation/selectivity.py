@@ -1,4 +1,4 @@
-"""How far each layer's gates tell classes apart, an epoch."""
+"""Class selectivity of the gates in each epoch."""
 
 import logging
 from collections.abc import Sequence
@@ -22,26 +22,26 @@ log = logging.getLogger(__name__)
 
 
 class ClassSelectivity(HistoryCallback):
-    """Logs the share of each layer's gate variance that lies between classes.
+    """Callback that logs the share of each layer's gate variance that is between classes.
 
-    0: the gates do not tell the classes apart; 1: they depend on the class alone; see
-    :meth:`se_lightning.excitation.ExcitationSummary.selectivity`. Every validation, all loggers
-    get ``selectivity/<module path>``, where it is defined. In the folder ``excitation`` under the
-    trainer's ``default_root_dir``:
+    It is 0 if the gates do not depend on the class, and 1 if they depend on the class alone; see
+    :meth:`se_lightning.excitation.ExcitationSummary.selectivity`. All loggers get
+    ``selectivity/<module path>`` after every validation, unless it is undefined. The folder
+    ``excitation`` in the trainer's ``default_root_dir`` gets:
 
-    - ``selectivity.npz``: all validations so far: ``epochs`` trained and ``steps`` (E,),
-      ``layers`` (L,), ``labels`` (K,), ``values`` (E, L). Of ``trainer.validate``,
-      ``selectivity_validate.npz``.
-    - at the end ``selectivity.png``, by depth, of the last validation; and, if there were several,
-      ``selectivity_epochs.png``.
+    - ``selectivity.npz``, all validations so far: ``epochs`` trained and ``steps`` (E,), ``layers``
+      (L,), ``labels`` (K,), ``values`` (E, L). ``trainer.validate`` writes
+      ``selectivity_validate.npz``;
+    - at the end ``selectivity.png``, the last validation by depth, and ``selectivity_epochs.png``
+      if there were several.
 
     Args:
-        classes: so many classes, evenly spread over all; ``"all"``; or a list of labels or names.
-            Each takes 16 bytes a channel on the device.
+        classes: A number of evenly spaced classes, ``"all"``, or a list of labels or names. Each
+            class takes 16 bytes per channel on the device.
 
     Raises:
-        ValueError: if that is no choice of two classes or more; when a run begins, naming the
-            class that does not exist.
+        ValueError: If `classes` selects fewer than two classes, or, when the run starts, if a class
+            does not exist.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -56,8 +56,8 @@ class ClassSelectivity(HistoryCallback):
             fits = (classes if isinstance(classes, int) else len(classes)) >= 2
         if not fits:
             raise ValueError(
-                f"`classes` (={classes!r}) must be a number of classes, 2 or more, 'all', or a "
-                "list of so many labels or names."
+                f"`classes` (={classes!r}) must be a number of at least 2, 'all', or a list of at "
+                "least 2 labels or names."
             )
         self.classes = classes
         self._labels: tuple[int, ...] = ()
@@ -65,11 +65,11 @@ class ClassSelectivity(HistoryCallback):
         self._title = ""
 
     def wanted(self, trainer: Trainer, pl_module: LightningModule) -> Wanted:
-        """Ask for the classes, and say what they take."""
+        """Request the classes, and log the memory that they need."""
         self._labels, self._warned = self._choose(trainer, pl_module), False
         channels = sum(parts.channels for parts in find_excitations(pl_module).values())
         if self._labels and channels and trainer.is_global_zero:
-            # A sum and a sum of squares, float64, of each channel and class, and of the rest.
+            # A sum and a sum of squares in float64 for each channel and class, and for the rest.
             size = (len(self._labels) + 1) * channels * 16
             log.info(
                 "Class selectivity: %d classes, %.1f MB of statistics on the device.",
@@ -84,28 +84,28 @@ class ClassSelectivity(HistoryCallback):
             count, _ = known_classes(trainer, pl_module)
             if count is None and classes == "all":
                 raise ValueError(
-                    "`classes` (=all): neither the module nor the datamodule has `num_classes`; "
-                    "give a list of labels."
+                    "`classes` (=all) needs a module or datamodule that defines `num_classes`. "
+                    "Otherwise pass a list of labels."
                 )
             if count is None:
                 log.info(
-                    "No class selectivity: neither the module nor the datamodule has "
-                    "`num_classes`; ClassSelectivity(classes=[0, 1, ...]) takes a list of labels."
+                    "No class selectivity, since neither the module nor the datamodule defines "
+                    "`num_classes`. Pass labels: ClassSelectivity(classes=[0, 1, ...])."
                 )
                 return ()
             classes = count if isinstance(classes, str) else classes
         return tuple(chosen_classes(classes, trainer, pl_module))
 
     def on_summary(self, trainer: Trainer, summary: ExcitationSummary) -> None:
-        """Log the selectivity of each layer, and save all so far."""
+        """Log the selectivity of each layer, and save all validations so far."""
         if not self._labels:
             return
         seen = sum(summary.class_samples(label) > 0 for label in self._labels)
         if seen < 2 and not self._warned:
             self._warned = True
             log.warning(
-                "Class selectivity needs samples of two classes; of those chosen, the validation "
-                "batches have %d.",
+                "Class selectivity needs samples of at least two of the chosen classes; the "
+                "validation batches have %d.",
                 seen,
             )
         values = summary.selectivity(self._labels)
@@ -117,7 +117,7 @@ class ClassSelectivity(HistoryCallback):
         self.keep(trainer, "selectivity", {"values": values}, common)
 
     def on_last_summary(self, trainer: Trainer, summary: ExcitationSummary) -> None:
-        """Draw the last validation and the course of all."""
+        """Plot the last validation, and the selectivity over epochs."""
         if not self._labels:
             return
         layers, title = summary.layers, f"Class selectivity of the gates, {self._title}"

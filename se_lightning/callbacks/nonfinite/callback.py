@@ -1,4 +1,4 @@
-"""Numbers that go wrong: a loss or gradient that is not finite ends the run, or its step."""
+"""The callback that stops at, or skips, losses and gradients that are not finite."""
 
 import logging
 import math
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 
 class NonFiniteError(ValueError):
-    """A loss or a gradient is not finite; the message says where, and what to do."""
+    """A loss or gradient is not finite; the message says where, and what to do."""
 
     kind = "non_finite"  # in result.json
 
 
 class _Step(NamedTuple):
-    """An optimizer step: its number and epoch, and the batches that made its gradients."""
+    """An optimizer step: its number, its epoch, and the batches of its gradients."""
 
     number: int
     epoch: int
@@ -35,32 +35,34 @@ class _Step(NamedTuple):
 
 
 class NonFinite(Callback):
-    """Stops at a loss or a gradient that is not finite, or leaves its step out; in any Trainer.
+    """Callback that stops at, or skips, losses and gradients that are not finite, in any Trainer.
 
-    Loss and gradients are looked at on the device, before each optimizer step and after the sum
-    over ranks. ``"stop"`` waits for no GPU in a step: what was found is read every
-    ``log_every_n_steps`` steps, before each validation and before anything is saved, so that no
-    bad weights take the place of good ones. On a CPU, and with ``log_every_n_steps=1``, it is
-    read before the weights change, and the batch is run again to find the first bad layer.
-    ``nonfinite.json`` in the trainer's root folder names step and layers, and the samples of
-    each rank as indices of the training set (null where the loader is not this package's).
+    Loss and gradients are checked on the device before each optimizer step, after the reduction
+    over ranks. With ``"stop"``, no step synchronizes with a GPU: results are read every
+    ``log_every_n_steps`` steps, before each validation and before anything is saved, so that bad
+    weights never replace good ones. On a CPU, and with ``log_every_n_steps=1``, they are read
+    before the weights change, and the batch is run again to find the first bad layer.
+    ``nonfinite.json`` in the trainer's root folder lists step, layers, and each rank's samples as
+    indices of the training set (null if the loader is not from this package).
 
-    ``"skip"`` reads once a step, for which a GPU is waited for. A bad step changes neither
-    weights nor the optimizer's state nor buffers (the statistics of batch norm); the schedule
-    goes on. The count is in checkpoints, and logged as ``train/skipped_steps``.
+    With ``"skip"``, each step synchronizes with the GPU. A bad step changes neither weights nor
+    optimizer state nor buffers (the statistics of batch norm); the learning rate schedule
+    continues. The number of skipped steps is saved in checkpoints and logged as
+    ``train/skipped_steps``.
 
-    In fp16 infinite gradients are the loss scaler's business, and only the loss counts.
+    In fp16, the loss scaler handles infinite gradients, and only the loss is checked.
 
     Args:
         action: ``"stop"`` or ``"skip"``.
-        patience: so many bad steps in a row stop the run all the same.
+        patience: Number of consecutive bad steps that stop the run in any case.
 
     Attributes:
-        skipped: steps left out so far.
-        last_skipped: number of the last of these, from 0; -1 before the first.
+        skipped: Number of steps skipped so far.
+        last_skipped: Number of the last skipped step, from 0; -1 before the first.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If `action` is neither ``"stop"`` nor ``"skip"``, or `patience` is not a
+            positive integer.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -77,7 +79,7 @@ class NonFinite(Callback):
         self._failing = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin anew; what a checkpoint holds is loaded after this."""
+        """Reset the state; a checkpoint is loaded after this."""
         self._watch, self._error, self._failing = None, None, False
         if stage == "fit":
             self.skipped, self.last_skipped, self._in_a_row = 0, -1, 0
@@ -86,12 +88,12 @@ class NonFinite(Callback):
         device = trainer.strategy.root_device
         self._every = trainer.log_every_n_steps or 50  # type: ignore[attr-defined]
         self._keeps_batch = device.type == "cpu" or self._every == 1
-        # Lightning asks no callback before it saves weights alone.
+        # Lightning calls no callback before it saves weights only.
         alone = any(getattr(c, "save_weights_only", False) for c in trainer.checkpoint_callbacks)
         if self._keeps_batch or alone or self.action == "skip":
             self._every = 1
         self._watch = Watch(pl_module, device)
-        self._steps: list[_Step] = []  # since the last reading
+        self._steps: list[_Step] = []  # since the last read
         self._window: list[int] = []  # batches since the last step
         self._batch: tuple[Any, int] = (None, 0)
         self._bad_batch: tuple[Any, int] | None = None
@@ -107,7 +109,7 @@ class NonFinite(Callback):
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        """Look at the loss of a batch."""
+        """Check the loss of a batch."""
         assert self._watch is not None
         self._watch.see_loss(loss)
         if self._keeps_batch and self._bad_batch is None and not math.isfinite(loss.item()):
@@ -116,24 +118,24 @@ class NonFinite(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Look at the loss and the gradients of a step."""
+        """Check the loss and the gradients of a step."""
         assert self._watch is not None
         self._watch.see_step(gradients=getattr(trainer.precision_plugin, "scaler", None) is None)
-        batches = tuple(self._window) or (self._batch[1],)  # of several optimizers
+        batches = tuple(self._window) or (self._batch[1],)  # with several optimizers
         self._steps.append(_Step(trainer.global_step, trainer.current_epoch, batches))
         self._window = []
         if len(self._steps) >= self._every:
             self._read(trainer, pl_module)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Let go of the batch."""
+        """Release the batch."""
         self._batch = None, self._batch[1]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._read(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read what is left, and tell the count to whoever reads the epoch's metrics."""
+        """Read what is left, and log the number of skipped steps with the epoch's metrics."""
         self._read(trainer, pl_module)
         if self.skipped:
             pl_module.log("train/skipped_steps", float(self.skipped))
@@ -146,7 +148,7 @@ class NonFinite(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to write a bad state over a good one."""
+        """Refuse to replace a good checkpoint by a bad one."""
         if self._error is not None:
             raise self._error
         self._read(trainer, pl_module)
@@ -163,11 +165,11 @@ class NonFinite(Callback):
         self._watch = None
 
     def _read(self, trainer: Trainer, module: LightningModule) -> None:
-        """Find out from the device, and with the other ranks, whether all was well."""
+        """Synchronize with the device and the other ranks, and handle a bad step."""
         if self._watch is None or not self._steps:
             return
         steps, self._steps = self._steps, []
-        # A rank that fails saves alone, if it does: no other answers it.
+        # A failing rank may save alone; the other ranks would not take part in a reduction.
         found = self._watch.read(_alone if self._failing else trainer.strategy.reduce)
         if found is not None:
             self._answer(trainer, module, steps[found.step], found)
@@ -177,7 +179,7 @@ class NonFinite(Callback):
         self._bad_batch = None
 
     def _answer(self, trainer: Trainer, module: LightningModule, step: _Step, found: Found) -> None:
-        """Leave the step out, or end the run."""
+        """Skip the step or stop the run."""
         record = self._record(trainer, module, step, found)
         if self.action == "skip":
             self._leave_out(trainer, module, step)
@@ -187,7 +189,7 @@ class NonFinite(Callback):
         if trainer.is_global_zero:
             report.append(path, record)
         if not stops:
-            log.warning("%s The step is left out: %d so far.", report.what(record), self.skipped)
+            log.warning("%s Step skipped (%d so far).", report.what(record), self.skipped)
             return
         for logger in trainer.loggers:
             logger.save()
@@ -196,7 +198,7 @@ class NonFinite(Callback):
         raise self._error
 
     def _leave_out(self, trainer: Trainer, module: LightningModule, step: _Step) -> None:
-        """Undo what the forward passes did, and leave the optimizer nothing to do."""
+        """Undo the forward passes, and leave the optimizer no gradients."""
         for parameter in module.parameters():
             parameter.grad = None
         _copy(self._buffers, self._good)
@@ -208,7 +210,7 @@ class NonFinite(Callback):
     def _record(
         self, trainer: Trainer, module: LightningModule, step: _Step, found: Found
     ) -> dict[str, Any]:
-        """Gather what is known, of all ranks."""
+        """Collect the details from all ranks."""
         mine = self._of_this_rank(trainer, module, step, found)
         ranks = [mine] * (1 if self._failing else trainer.world_size)
         if len(ranks) > 1:
@@ -220,7 +222,7 @@ class NonFinite(Callback):
             "ranks": ranks,
             "layers": list(dict.fromkeys(name.rpartition(".")[0] for name in found.gradients)),
             "parameters": found.gradients,
-            # Later than at once, all are.
+            # In a late read, all weights are bad by now.
             "weights": report.bad_weights(module) if self._every == 1 else None,
         }
 
@@ -228,7 +230,7 @@ class NonFinite(Callback):
         self, trainer: Trainer, module: LightningModule, step: _Step, found: Found
     ) -> dict[str, Any]:
         rank = trainer.global_rank
-        loss = found.loss * trainer.accumulate_grad_batches  # of which Lightning takes the share
+        loss = found.loss * trainer.accumulate_grad_batches  # Lightning divides by it
         mine: dict[str, Any] = {
             "rank": rank,
             "loss": loss if math.isfinite(loss) else str(loss),

@@ -1,4 +1,4 @@
-"""What can be told of a step whose numbers were not finite: samples, layers, the file."""
+"""Report on a step with numbers that are not finite: samples, layers and the JSON file."""
 
 import contextlib
 import copy
@@ -13,18 +13,20 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
+from se_lightning.atomic import write_text
 from se_lightning.callbacks.checkpointing.last_checkpoint import LastCheckpoint
 from se_lightning.data.samplers import OneEpoch, TrainBatches
+from se_lightning.excitation.taps import eager
 
 __all__ = ["append", "bad_rows", "bad_weights", "first_bad_output", "message", "sample_ids", "what"]
 
-_KEPT = 1000  # records of the file, the newest
+_KEPT = 1000  # newest records that stay in the file
 
 
 def sample_ids(trainer: Trainer, epoch: int, batches: Sequence[int], rank: int) -> list[int] | None:
-    """Return the indices, in the training set, of the samples of some batches of a rank.
+    """Return the training set indices of the samples in these batches of a rank.
 
-    None: the loader is not this package's, whose order follows from seed and epoch.
+    None if the loader is not from this package, whose order follows from seed and epoch.
     """
     order = getattr(trainer.train_dataloader, "sampler", None)
     if isinstance(order, OneEpoch):
@@ -43,7 +45,7 @@ def sample_ids(trainer: Trainer, epoch: int, batches: Sequence[int], rank: int) 
 
 
 def bad_rows(batch: Any) -> list[int]:
-    """Return which samples of a batch have numbers that are not finite, before any layer."""
+    """Return the indices of the samples in a batch whose inputs are not finite."""
     images = next((t for t in _tensors(batch) if t.ndim > 1 and t.is_floating_point()), None)
     if images is None:
         return []
@@ -55,20 +57,20 @@ def bad_weights(module: nn.Module) -> list[str]:
     return [name for name, p in module.named_parameters() if not bool(p.isfinite().all())]
 
 
-class _Seen(Exception):  # noqa: N818  no error: it ends a forward pass that has shown enough
-    pass
+class _Seen(Exception):  # noqa: N818  not an error
+    """Ends a forward pass once a bad layer is found."""
 
 
 @torch.no_grad()
 def first_bad_output(
     trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int
 ) -> str | None:
-    """Run a batch again until a layer's output is not finite, and return that layer's path.
+    """Run a batch again, and return the path of the first layer whose output is not finite.
 
-    Buffers are as before afterwards; random draws (dropout) need not fall as they did.
+    Buffers are restored afterwards. Random numbers (dropout) may differ from the first run.
     """
     if any(isinstance(layer, nn.SyncBatchNorm) for layer in module.modules()):
-        return None  # it would wait for the other ranks
+        return None  # would wait for the other ranks
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     found: list[str] = []
     handles = [
@@ -77,10 +79,10 @@ def first_bad_output(
         if path
     ]
     takes_index = "batch_idx" in inspect.signature(module.training_step).parameters
-    # Exception: somebody's step may bear no second call, which is no reason to say nothing.
+    # Exception: a foreign training step may fail on a second call, and the report must go out.
     with (
         contextlib.suppress(_Seen, Exception),
-        torch.compiler.set_stance("force_eager"),
+        eager(),
         trainer.precision_plugin.train_step_context(),
     ):
         module.training_step(*((batch, batch_idx) if takes_index else (batch,)))
@@ -112,18 +114,16 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
-    """Add a record to a file; those of later steps are of a run that was cut and is repeated."""
+    """Append a record to the file; records of later steps are from a run that was interrupted."""
     old = json.loads(path.read_text()) if path.exists() else []
     records = [each for each in old if each["step"] < record["step"]] + [record]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
     lines = ",\n".join(json.dumps(each) for each in records[-_KEPT:])
-    temporary.write_text(f"[\n{lines}\n]\n")
-    temporary.replace(path)
+    write_text(path, f"[\n{lines}\n]\n")
 
 
 def what(record: dict[str, Any]) -> str:
-    """Say in words which numbers of a record are not finite, and where it began."""
+    """Return a description of what is not finite in a record, and where it started."""
     ranks = record["ranks"]
     bad = [each for each in ranks if not math.isfinite(float(each["loss"]))]
     where = f"step {record['step']} (epoch {record['epoch']}, {_several('batch', record)})"
@@ -131,17 +131,16 @@ def what(record: dict[str, Any]) -> str:
         on = f" on rank {bad[0]['rank']}" if len(ranks) > 1 else ""
         parts = [f"The loss is {bad[0]['loss']} at {where}{on}."]
     else:
-        layers = record["layers"]
-        some = ", ".join(layers[:3]) + (", ..." if len(layers) > 3 else "")
-        parts = [f"The loss is finite, gradients are not, at {where}: those of {some}."]
+        layers = _some(record["layers"])
+        parts = [f"The loss is finite, but gradients are not at {where}: {layers}."]
     for each in bad:
         if each["bad_rows"]:
-            ids = each["bad_samples"] or [f"number {row} of the batch" for row in each["bad_rows"]]
-            parts.append(f"Its images are not finite themselves: sample {_some(ids)}.")
+            ids = each["bad_samples"] or [f"{row} of the batch" for row in each["bad_rows"]]
+            parts.append(f"The images are not finite: sample {_some(ids)}.")
         elif each["output"]:
-            parts.append(f"The first layer whose output is not finite: {each['output']}.")
+            parts.append(f"First layer whose output is not finite: {each['output']}.")
     if record["weights"]:
-        parts.append(f"Weights were not finite before: {_some(record['weights'])}.")
+        parts.append(f"Weights were already not finite: {_some(record['weights'])}.")
     return " ".join(parts)
 
 
@@ -155,21 +154,21 @@ def _some(names: Sequence[Any]) -> str:
 
 
 def message(trainer: Trainer, record: dict[str, Any], path: Path, *, in_a_row: int) -> str:
-    """Say what was wrong, where the rest is told, and what to do."""
+    """Return the full error message: what is wrong, where the details are, and what to do."""
     parts = [what(record)]
     if in_a_row:
-        parts.append(f"{in_a_row} steps in a row were left out.")
-    parts.append(f"All that is known, with the samples, is in {path}.")
+        parts.append(f"{in_a_row} steps in a row were skipped.")
+    parts.append(f"Details, including the samples, are in {path}.")
     good = _last_checkpoint(trainer)
-    cures = ["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed or 32-true"]
+    remedies = ["trainer.gradient_clip_val=1", "trainer.precision=bf16-mixed or 32-true"]
     if not in_a_row:
-        cures.insert(0, "on_nonfinite=skip, which leaves such steps out")
+        remedies.insert(0, "on_nonfinite=skip, which skips bad steps")
     if good is not None:
         where = f"resume={trainer.default_root_dir}"
-        parts.append(f"The last good checkpoint is {good}; {where} goes on from it.")
+        parts.append(f"The last good checkpoint is {good}; continue from it with {where}.")
     if good is not None and record["weights"] is None:
-        parts.append("With trainer.log_every_n_steps=1 it also names the layer.")
-    parts.append(f"Usual cures: {'; '.join(cures)}; in a new run, a lower optimizer.lr.")
+        parts.append("With trainer.log_every_n_steps=1, the report also names the layer.")
+    parts.append(f"Usual remedies: {'; '.join(remedies)}; in a new run, a lower optimizer.lr.")
     return " ".join(parts)
 
 

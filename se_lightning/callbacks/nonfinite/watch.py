@@ -1,4 +1,4 @@
-"""What of a run's loss and gradients was not finite first, kept on the device."""
+"""Detection of the first loss or gradient that is not finite, on the device."""
 
 import math
 from collections.abc import Callable
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 __all__ = ["Found", "Watch"]
 
-_NEVER = 1 << 40  # above any number of steps between two readings
+_NEVER = 1 << 40  # larger than any number of steps between two reads
 
 
 class Found(NamedTuple):
-    """The first bad step since the last reading, counted from 0 there.
+    """The first bad step since the last read, counted from 0 there.
 
-    Args:
-        step: of all ranks the first.
-        gradients: names of the parameters whose gradients were bad, on any rank.
-        loss: this rank's.
+    Attributes:
+        step: First bad step over all ranks.
+        gradients: Names of the parameters with bad gradients on any rank.
+        loss: Loss of this rank.
     """
 
     step: int
@@ -27,11 +27,11 @@ class Found(NamedTuple):
 
 
 class Watch:
-    """Looks at loss and gradients without waiting for the device; :meth:`read` waits.
+    """Monitor of loss and gradients. Only :meth:`read` synchronizes with the device.
 
     Args:
-        model: whose parameters.
-        device: where they are.
+        model: Model whose parameters are monitored.
+        device: Device of the model.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -50,22 +50,22 @@ class Watch:
         self._step_loss = self._zero
 
     def see_loss(self, loss: Tensor) -> None:
-        """Take the loss of a batch: of a step's batches the first bad one counts, else the last."""
+        """Add the loss of a batch; the first bad loss of a step is kept, or else the last one."""
         self._loss = torch.where(self._loss.isfinite(), loss.detach().float(), self._loss)
 
     @torch.no_grad()
     def see_step(self, *, gradients: bool) -> None:
-        """Take the gradients as they are now, and the loss of the batches since the last step.
+        """Add the current gradients, and the loss of the batches since the last step.
 
         Args:
-            gradients: whether they count.
+            gradients: Whether to check the gradients.
         """
         wrong = self._fine
         if gradients and self.parameters:
             figures = _figures([self._gradient(p) for p in self.parameters])
             wrong = torch.stack(figures).isfinite().logical_not()
         bad = wrong.any() | self._loss.isfinite().logical_not()
-        well = self._first < 0  # so far
+        well = self._first < 0  # no bad step so far
         first = bad & well
         self._first = torch.where(first, self._clock, self._first)
         self._wrong = torch.where(first, wrong, self._wrong)
@@ -77,15 +77,16 @@ class Watch:
         gradient = parameter.grad
         if gradient is None:
             return self._zero
-        if hasattr(gradient, "to_local"):  # a shard's
+        if hasattr(gradient, "to_local"):  # a shard
             gradient = gradient.to_local()
         return gradient if gradient.numel() else self._zero
 
     def read(self, reduce: Callable[..., Tensor]) -> Found | None:
-        """Return the first bad step since the last reading, None if all was well, and begin anew.
+        """Return the first bad step since the last read, or None; then reset.
 
         Args:
-            reduce: (tensor, reduce_op="max") to the largest of all ranks, who all read.
+            reduce: Function of a tensor and ``reduce_op="max"`` that returns the maximum over all
+                ranks, all of which call this.
         """
         soonest = torch.where(self._first < 0, -1, _NEVER - self._first)
         step = _NEVER - int(reduce(soonest, reduce_op="max"))
@@ -100,11 +101,11 @@ class Watch:
 
 
 def _figures(tensors: list[Tensor]) -> list[Tensor]:
-    """Return of each tensor a number that is finite if all of it is.
+    """Return a number for each tensor that is finite if and only if all its elements are.
 
-    None is a sum of squares, which overflows where the elements are far from it.
+    A sum of squares would not do: it overflows for elements far from the limit.
     """
-    if tensors[0].device.type == "cpu":  # where the norm below takes ten times as long
+    if tensors[0].device.type == "cpu":  # the norm below is ten times slower there
         return [
             tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float)) for tensor in tensors
         ]

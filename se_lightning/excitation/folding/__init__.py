@@ -1,1 +1,1 @@
-"""Folding constant gates into the adjacent layers."""
+"""Removal of constant gates by folding them into adjacent layers."""

@@ -1,4 +1,4 @@
-"""Which weights can take over a constant that multiplies channels."""
+"""Layers whose weights can absorb a constant scale of channels."""
 
 import logging
 from collections import Counter
@@ -17,7 +17,7 @@ __all__ = ["Neighbours", "Place"]
 log = logging.getLogger(__name__)
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-# What a factor of each channel passes through unchanged; the second need a factor of at least 0.
+# Modules that commute with a scale per channel; the homogeneous ones need a scale of at least 0.
 _LINEAR = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, ChannelScale)
 _HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.AdaptiveMaxPool2d)
 _LINEAR_CALLS = {F.dropout, F.avg_pool2d, F.adaptive_avg_pool2d, "mean", "contiguous"}
@@ -26,17 +26,17 @@ _FLATTEN = {torch.flatten, "flatten"}
 
 
 class Place(NamedTuple):
-    """A layer that takes a constant, and which of the constant's channels."""
+    """A layer that can absorb (part of) the constant, and the function that does it."""
 
     path: str
-    take: Callable[[], None]
+    absorb: Callable[[], None]
 
 
 class Neighbours:
-    """The layers around each gate of a network, as one symbolic trace of it shows them.
+    """The layers around each gate of a network, found in a symbolic trace.
 
     Args:
-        model: traced; where that cannot be, no gate has neighbours.
+        model: Network to trace. If it cannot be traced, no gate has neighbours.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -45,9 +45,9 @@ class Neighbours:
         self.calls: Counter[str] = Counter()
         try:
             graph = _Tracer(model).trace(model)
-        except Exception as error:  # whatever a network's own code says to a proxy
+        except Exception as error:  # a network's own code may raise anything on a proxy
             log.info(
-                "%s cannot be traced (%s): constant gates that are not 1 stay as scales.",
+                "%s cannot be traced (%s); constant gates other than 1 are kept as scales.",
                 type(model).__name__,
                 str(error).partition("\n")[0],
             )
@@ -58,11 +58,11 @@ class Neighbours:
                 self.calls[node.target] += 1
 
     def of(self, path: str, scale: Tensor) -> list[Place]:
-        """Return the layers that a gate's constant goes into; none where it cannot.
+        """Return the layers that can absorb a gate's constant; empty if they cannot.
 
         Args:
-            path: of the gate.
-            scale: (C,), the constant.
+            path: Path of the gate.
+            scale: The constant, (C,).
         """
         positive = bool((scale >= 0).all())
         if path in self.nodes and self.calls[path] == 1:
@@ -70,7 +70,7 @@ class Neighbours:
             makers = self._before(node.args[0], positive)
             places = makers and self._split(makers, scale)
             return places or self._after(node, scale, positive) or []
-        # add_excitation's: the hook of a layer, which the trace does not enter.
+        # A gate of add_excitation is a hook on a layer, which the trace does not enter.
         place = path.removesuffix(".nchw").rpartition(".")[0]
         if path not in self.nodes and place in self.nodes and hasattr(self._module(path), "folded"):
             makers = self._makers(self.nodes[place], positive)
@@ -81,13 +81,13 @@ class Neighbours:
         return self.model.get_submodule(path)
 
     def _alone(self, node: Any) -> bool:
-        """Tell whether a layer runs once, and nothing but a folded gate hangs on it."""
+        """Return whether a layer runs once and has no hooks other than a folded gate."""
         module: Any = self._module(node.target)
         free = hasattr(getattr(module, "se", None), "folded") or not module._forward_hooks
         return self.calls[node.target] == 1 and free and not module._forward_pre_hooks
 
     def _before(self, node: Any, positive: bool) -> list[nn.Module] | None:
-        """Return the layers that make a value which is used once, in the order of its channels."""
+        """Return the layers that produce a value that is used once, in channel order."""
         if not isinstance(node, fx.Node) or len(node.users) != 1:
             return None
         return self._makers(node, positive)
@@ -106,7 +106,7 @@ class Neighbours:
         return None
 
     def _split(self, makers: Sequence[Any], scale: Tensor) -> list[Place] | None:
-        """Give each layer its part of the constant."""
+        """Assign each layer its part of the constant."""
         widths = [m.weight.shape[0] for m in makers]
         if sum(widths) != len(scale) or len({id(maker) for maker in makers}) < len(makers):
             return None
@@ -117,7 +117,7 @@ class Neighbours:
     def _after(
         self, node: fx.Node, scale: Tensor, positive: bool, flat: bool = False
     ) -> list[Place] | None:
-        """Return the layers that read a value, if all that read it can take the constant."""
+        """Return the layers that read a value, if all of them can absorb the constant."""
         found: list[Place] = []
         for user in node.users:
             more = self._reader(user, node, scale, positive, flat)
@@ -149,7 +149,7 @@ class Neighbours:
         return None
 
     def _passes(self, node: fx.Node, positive: bool) -> bool:
-        """Tell whether a factor of each channel may be moved to the other side of it."""
+        """Return whether a node commutes with a scale of the channels."""
         if node.op == "call_module":
             kinds = _LINEAR + (_HOMOGENEOUS if positive else ())
             return type(self._module(node.target)) in kinds and self._alone(node)  # type: ignore[arg-type]
@@ -172,12 +172,12 @@ class Neighbours:
 
 
 def _keeps(node: fx.Node) -> bool:
-    """Tell whether a mean keeps the dimensions that it is over."""
+    """Return whether a mean keeps the reduced dimensions."""
     return bool(node.kwargs.get("keepdim", node.args[2] if len(node.args) > 2 else False))
 
 
 class _Tracer(fx.Tracer):
-    """Enters neither gates nor norms, of whose subclasses some calculate for themselves."""
+    """Tracer that treats gates and norms as leaves, since subclasses may override their forward."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -212,7 +212,7 @@ def _scale_input(module: Any, scale: Tensor) -> None:
     if isinstance(module, nn.Linear):
         _times(module.weight, scale)
         return
-    # Of each group, its channels: (groups, outputs of a group, channels of a group, H, W).
+    # (groups, outputs per group, channels per group, H, W)
     parts = scale.view(module.groups, 1, -1, 1, 1)
     _times(module.weight.unflatten(0, (module.groups, -1)), parts)
 
@@ -228,7 +228,8 @@ def _variance(norm: Any, scale: Tensor) -> Tensor:
 
 
 def _scale_norms_input(norm: Any, scale: Tensor) -> None:
-    # By the statistics and not the weight: then training, which norms anew, goes on from it too.
+    # Scale the statistics rather than the weight, so that further training, which normalizes by
+    # batch statistics, continues from the same function.
     scale = scale.cpu()
     norm.running_var.copy_(_variance(norm, scale))
     norm.running_mean.copy_(norm.running_mean.double().cpu() / scale)

@@ -1,4 +1,4 @@
-"""Gates that never vary, folded into the weights around them."""
+"""Folding of constant gates into the surrounding weights."""
 
 import math
 from collections.abc import Iterable
@@ -14,23 +14,22 @@ from se_lightning.models.surgery.folded import gated_channels, put_in_place
 
 __all__ = ["FoldReport", "FoldedGate", "fold_gates"]
 
-# Gates as near to 1 are 1: what is left is rounding.
-_ONE = 1e-6
+_ONE = 1e-6  # gates this close to 1 differ from it only by rounding
 
 
 @dataclass(frozen=True)
 class FoldedGate:
-    """What became of one gate.
+    """Result for one gate.
 
     Attributes:
-        layer: module path.
-        spread: the largest distance of a gate from the mean of its channel, over all samples and
-            channels; NaN where a gate was NaN or never called.
-        low: the smallest of the channels' means.
-        high: the largest.
+        layer: Module path.
+        spread: Largest distance of a gate from the mean of its channel, over all samples and
+            channels; NaN if a gate was NaN or never executed.
+        low: Smallest channel mean.
+        high: Largest channel mean.
         action: ``kept``, ``identity`` or ``scale``.
-        into: paths of the layers that took the constant.
-        reason: in words.
+        into: Paths of the layers that absorbed the constant.
+        reason: Explanation.
     """
 
     layer: str
@@ -44,12 +43,12 @@ class FoldedGate:
 
 @dataclass(frozen=True)
 class FoldReport:
-    """What became of the gates of a network.
+    """Results for all gates of a network.
 
     Attributes:
-        gates: in order of definition.
-        samples: how many images were seen.
-        tolerance: up to which spread a gate counts as constant.
+        gates: Gates in order of definition.
+        samples: Number of images.
+        tolerance: Largest spread of a gate that counts as constant.
     """
 
     gates: tuple[FoldedGate, ...]
@@ -58,7 +57,7 @@ class FoldReport:
 
     @property
     def folded(self) -> dict[str, str]:
-        """What stands in the gates' place, by path."""
+        """Action by path, for the gates that were folded."""
         return {gate.layer: gate.action for gate in self.gates if gate.action != "kept"}
 
     @property
@@ -73,25 +72,25 @@ class FoldReport:
 
 
 def fold_gates(model: nn.Module, batches: Iterable[Tensor], tolerance: float = 0.01) -> FoldReport:
-    """Take out, in place, the gates that do not vary over these images.
+    """Replace gates that are constant over these images, in place.
 
-    A gate within ``tolerance`` of its channels' means, on every image, is replaced by them: they
-    go into the norm or convolution before it, if nobody else reads that; else into the layers
-    behind it, if all can take it; else they stay as a scale of the channels. The outputs stay the
-    same, up to rounding, where the gate is exactly constant.
+    A gate whose values are all within ``tolerance`` of their channel's mean is replaced by these
+    means. They are folded into the preceding norm or convolution if only the gate reads its output,
+    else into the following layers if all of them can absorb a scale, else kept as a scale of the
+    channels. The outputs are unchanged up to rounding if the gate is exactly constant.
 
     Args:
-        model: a network, not the LightningModule around it; evaluated in eval mode.
-        batches: images, (N, C, H, W), on the model's device.
-        tolerance: distance from the channel's mean.
+        model: A network, not the LightningModule around it; evaluated in eval mode.
+        batches: Images, (N, C, H, W), on the model's device.
+        tolerance: Largest distance of a constant gate from its channel's mean.
 
     Raises:
-        ValueError: if the tolerance is below 0, or there is no image.
+        ValueError: If `tolerance` is negative, or there are no images.
 
     Example:
         >>> from se_lightning.models import se_resnet20
         >>> net = se_resnet20(ratio=4, gate_activation="double-sigmoid").eval()
-        >>> len(fold_gates(net, [torch.rand(2, 3, 32, 32)]).folded)  # fresh, they are all 1
+        >>> len(fold_gates(net, [torch.rand(2, 3, 32, 32)]).folded)  # initially, all gates are 1
         9
     """
     if not tolerance >= 0:
@@ -99,7 +98,7 @@ def fold_gates(model: nn.Module, batches: Iterable[Tensor], tolerance: float = 0
     training = model.training
     extremes, samples = _extremes(model.eval(), batches)
     if not samples:
-        raise ValueError("`batches` must hold an image at least.")
+        raise ValueError("`batches` must contain at least one image.")
     neighbours = Neighbours(model)
     gates = [_fold(model, path, extremes[path], tolerance, neighbours) for path in extremes]
     model.train(training)
@@ -109,7 +108,7 @@ def fold_gates(model: nn.Module, batches: Iterable[Tensor], tolerance: float = 0
 def _extremes(
     model: nn.Module, batches: Iterable[Tensor]
 ) -> tuple[dict[str, tuple[Tensor, float]], int]:
-    """Return, by gate, the channels' means, and the largest distance from them."""
+    """Return the channels' means and the largest distance from them, by gate."""
     samples = 0
     with Taps(model) as taps, eager(), torch.no_grad():
         taps.record()
@@ -124,7 +123,7 @@ def _extremes(
 
 
 class _Range:
-    """Extremes and mean of each channel."""
+    """Minimum, maximum and mean of each channel."""
 
     def __init__(self, channels: int) -> None:
         self.low = torch.full((channels,), math.inf, dtype=torch.float64)
@@ -154,28 +153,28 @@ def _fold(
 ) -> FoldedGate:
     mean, spread = extreme
 
-    def say(action: str, reason: str, into: tuple[str, ...] = ()) -> FoldedGate:
+    def result(action: str, reason: str, into: tuple[str, ...] = ()) -> FoldedGate:
         ends = float(mean.min()), float(mean.max())
         return FoldedGate(path, spread, *ends, action, into, reason)
 
     if math.isnan(spread):
-        return say("kept", "left alone: it is never called, or NaN")
+        return result("kept", "kept: never executed, or NaN")
     if spread > tolerance:
-        return say("kept", f"left alone: its gates are up to {spread:.3g} from their means")
+        return result("kept", f"kept: gates are up to {spread:.3g} from their means")
     owner = model.get_submodule(path.rpartition(".")[0])
     if not path or isinstance(owner, ConcurrentExcitation):
         what = "is merged with another gate" if path else "is the whole network"
-        return say("kept", f"left alone: constant within {spread:.2g}, but it {what}")
+        return result("kept", f"kept: constant within {spread:.2g}, but it {what}")
     parts = find_excitations(model)[path]
     weight: Tensor = parts.expand.weight  # type: ignore[assignment]
     scale = mean.expand(gated_channels(parts))
     put_in_place(model, path, None)
     if bool((scale - 1).abs().max() <= _ONE):
-        return say("identity", "taken out: it is 1")
+        return result("identity", "removed: all gates are 1")
     if places := neighbours.of(path, scale):
         for place in places:
-            place.take()
+            place.absorb()
         into = tuple(place.path for place in places)
-        return say("identity", f"folded into {', '.join(into)}", into)
+        return result("identity", f"folded into {', '.join(into)}", into)
     put_in_place(model, path, scale.to(weight.device, weight.dtype))
-    return say("scale", "made a scale of its channels: no layer beside it can take it")
+    return result("scale", "replaced by a channel scale: no adjacent layer can absorb it")

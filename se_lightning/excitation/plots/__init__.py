@@ -1,1 +1,1 @@
-"""Everything that draws."""
+"""Plots of the gates."""

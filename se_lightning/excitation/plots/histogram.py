@@ -1,4 +1,4 @@
-"""Pictures of gates by depth: histograms of their values, and their means over epochs."""
+"""Plots of gate values by depth: histograms, and means over epochs."""
 
 from collections.abc import Sequence
 
@@ -12,21 +12,21 @@ __all__ = ["draw_epochs", "draw_histogram", "is_dark"]
 
 
 def is_dark() -> bool:
-    """Tell whether the style in force draws light on dark."""
+    """Return whether the current matplotlib style has light text on a dark background."""
     return sum(to_rgb(matplotlib.rcParams["text.color"])) > 1.5
 
 
 def draw_histogram(
     layers: Sequence[str], counts: np.ndarray, title: str, lower: float = 0.0, upper: float = 1.0
 ) -> Figure:
-    """Draw depth against gate value: a row a layer, its colour the share of the layer's gates.
+    """Draw depth against gate value, one row per layer, colored by the share of the layer's gates.
 
     Args:
-        layers: names of the layers, first to last.
-        counts: (L, B) over equal bins on [lower, upper].
-        title: heading.
-        lower: lower end of the bins.
-        upper: upper end of the bins.
+        layers: Names of the L layers, first to last.
+        counts: Counts in B equal bins on [lower, upper], (L, B).
+        title: Title of the figure.
+        lower: Lower end of the bins.
+        upper: Upper end of the bins.
     """
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(7.5, 1.4 + 0.26 * len(layers)), layout="constrained")
@@ -36,19 +36,19 @@ def draw_histogram(
         aspect="auto",
         extent=(lower, upper, len(layers), 0),
         cmap="magma" if is_dark() else "magma_r",
-        # The square root: a layer whose gates spread over all values stays visible beside one
-        # whose gates sit in two bins.
+        # The square root keeps a layer with widely spread gates visible beside one whose gates
+        # are all in two bins.
         norm=PowerNorm(0.5, vmin=0),
         interpolation="nearest",
     )
     axes.set_yticks(np.arange(len(layers)) + 0.5, layers, fontsize=8)
     axes.set_yticks(np.arange(1, len(layers)), minor=True)
-    axes.grid(visible=False)  # what a style may have drawn
+    axes.grid(visible=False)  # some styles draw one
     gap = matplotlib.rcParams["axes.facecolor"]
     axes.grid(visible=True, which="minor", axis="y", color=gap, linewidth=1.5)
     axes.tick_params(axis="y", which="both", length=0)
     axes.tick_params(axis="x", labelsize=8)
-    axes.set_xlabel("gate value (0: the channel is shut, 1: it passes unchanged)", fontsize=9)
+    axes.set_xlabel("gate value (0: channel suppressed, 1: channel unchanged)", fontsize=9)
     axes.set_title(title, fontsize=10)
     bar = figure.colorbar(image, format=PercentFormatter(1, decimals=0))
     bar.set_label("share of the layer's gates", fontsize=9)
@@ -59,13 +59,13 @@ def draw_histogram(
 def draw_epochs(
     layers: Sequence[str], epochs: Sequence[float], means: np.ndarray, title: str
 ) -> Figure:
-    """Draw depth against epochs: a row a layer, a column a validation, its colour the mean gate.
+    """Draw depth against epochs, one row per layer, colored by the layer's mean gate.
 
     Args:
-        layers: names of the layers, first to last, L of them.
-        epochs: trained before each validation, E of them; fractions too.
-        means: (E, L), the layers' mean gates; NaN is left blank.
-        title: heading.
+        layers: Names of the L layers, first to last.
+        epochs: Epochs trained before each of the E validations; may be fractions.
+        means: Mean gates, (E, L). NaN is left blank.
+        title: Title of the figure.
     """
     count = len(epochs)
     figure = Figure(figsize=(7.5, 1.4 + 0.26 * len(layers)), layout="constrained")

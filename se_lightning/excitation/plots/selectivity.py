@@ -1,4 +1,4 @@
-"""How far the gates tell classes apart: by depth, and over epochs."""
+"""Plots of class selectivity, by depth and over epochs."""
 
 from collections.abc import Sequence
 
@@ -14,16 +14,16 @@ from se_lightning.excitation.plots.histogram import is_dark
 
 __all__ = ["draw_selectivity", "draw_selectivity_epochs"]
 
-_MEANING = "share of the gates' variance that lies between classes"
+_MEANING = "share of the gate variance that is between classes"
 
 
 def draw_selectivity(layers: Sequence[str], values: np.ndarray, title: str) -> Figure:
-    """Draw a bar a layer, the first on top.
+    """Draw one bar per layer, the first layer on top.
 
     Args:
-        layers: names of the layers, first to last.
-        values: (L,) fractions; NaN, where there is nothing to tell apart, has no bar.
-        title: heading.
+        layers: Names of the L layers, first to last.
+        values: Selectivity of each layer, (L,), in [0, 1]. NaN draws no bar.
+        title: Title of the figure.
     """
     values = np.asarray(values, dtype=float)
     figure = Figure(figsize=(7.5, 1.3 + 0.26 * len(layers)), layout="constrained")
@@ -35,7 +35,7 @@ def draw_selectivity(layers: Sequence[str], values: np.ndarray, title: str) -> F
     axes.barh(places, np.nan_to_num(values), height=0.7)
     for place, value in zip(places, values, strict=True):
         text = f" {value:.3f}" if np.isfinite(value) else " n/a"
-        # Beside the bar; of a long one, in it.
+        # The number goes beside a short bar and inside a long one.
         inside = value > 0.9
         color = matplotlib.rcParams["axes.facecolor" if inside else "text.color"]
         axes.text(
@@ -60,22 +60,22 @@ def draw_selectivity(layers: Sequence[str], values: np.ndarray, title: str) -> F
 def draw_selectivity_epochs(
     layers: Sequence[str], epochs: Sequence[float], values: np.ndarray, title: str
 ) -> Figure:
-    """Draw a curve a layer over epochs, its colour the layer's depth.
+    """Draw one curve per layer over the epochs, colored by depth.
 
     Args:
-        layers: names of the layers, first to last, L of them.
-        epochs: trained before each validation, E of them; fractions too.
-        values: (E, L) fractions; NaN leaves a gap.
-        title: heading.
+        layers: Names of the L layers, first to last.
+        epochs: Epochs trained before each of the E validations; may be fractions.
+        values: Selectivity, (E, L), in [0, 1]. NaN leaves a gap.
+        title: Title of the figure.
     """
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    colours = _depths()
+    colors = _depths()
     last = max(len(layers) - 1, 1)
     marker = "." if len(epochs) <= 30 else None
     for layer, curve in enumerate(np.asarray(values, dtype=float).T):
         axes.plot(
-            epochs, curve, color=colours(layer / last), lw=1.3, marker=marker, label=layers[layer]
+            epochs, curve, color=colors(layer / last), lw=1.3, marker=marker, label=layers[layer]
         )
     axes.grid(visible=True, alpha=0.3)
     axes.set_ylim(0, 1)
@@ -85,16 +85,16 @@ def draw_selectivity_epochs(
     axes.set_xlabel("epochs trained", fontsize=9)
     axes.set_ylabel(_MEANING, fontsize=9)
     axes.set_title(title, fontsize=10)
-    scale = ScalarMappable(Normalize(0, last), colours)
+    scale = ScalarMappable(Normalize(0, last), colors)
     named = evenly(len(layers), 10)
     bar = figure.colorbar(scale, ax=axes)
     bar.set_ticks(named, labels=[layers[layer] for layer in named], fontsize=8)
-    bar.ax.invert_yaxis()  # the first on top, as in the other pictures
+    bar.ax.invert_yaxis()  # first layer on top, as in the other figures
     return figure
 
 
 def _depths() -> LinearSegmentedColormap:
-    """Return colours which all stand out from the background."""
+    """Return a colormap whose colors all contrast with the background."""
     low, high = (0.3, 1.0) if is_dark() else (0.0, 0.85)
     part = matplotlib.colormaps["viridis"](np.linspace(low, high, 64))
     return LinearSegmentedColormap.from_list("depth", part)

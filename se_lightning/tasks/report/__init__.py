@@ -1,1 +1,1 @@
-"""The HTML report of `task=analyze`."""
+"""The HTML report on a network's gates."""

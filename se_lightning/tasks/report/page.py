@@ -1,4 +1,4 @@
-"""One HTML file that needs no other: figures drawn for light and dark, and tables."""
+"""A self-contained HTML page with figures for light and dark mode, and tables."""
 
 import base64
 import html
@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 __all__ = ["Picture", "Section", "draw_both", "page", "picture_html", "table_html"]
 
-# The colours of the page, which the figures have too.
+# Colors of the page and the figures.
 LIGHT = {"page": "#ffffff", "text": "#1b1f24", "faint": "#5b6570", "line": "#d8dee4"}
 DARK = {"page": "#14171a", "text": "#e4e8ec", "faint": "#9aa4ae", "line": "#363d44"}
-# A figure's inch in CSS pixels: letters of 8 points are then 13 pixels high. Drawn half as fine
-# again, for screens that have finer pixels than CSS.
+# CSS pixels per inch of a figure (8 points are 13 pixels); PNG pixels per CSS pixel, for screens
+# with a high resolution.
 INCH, FINENESS = 120, 1.5
 
 
@@ -28,7 +28,7 @@ class Picture(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the page; ``content`` is HTML, the rest text."""
+    """A section of the page; ``content`` is HTML, the rest plain text."""
 
     title: str
     text: str
@@ -36,22 +36,15 @@ class Section(NamedTuple):
 
 
 def draw_both(draw: Callable[[], Figure]) -> Picture:
-    """Draw a figure twice, for light and for dark."""
+    """Draw a figure in light and dark mode."""
     files = []
-    for style, colours in (("default", LIGHT), ("dark_background", DARK)):
-        own = {
-            **dict.fromkeys(
-                ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"),
-                colours["page"],
-            ),
-            **dict.fromkeys(
-                ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"),
-                colours["text"],
-            ),
-            "axes.edgecolor": colours["faint"],
-            "legend.edgecolor": colours["line"],
-            "grid.color": colours["faint"],
-        }
+    for style, colors in (("default", LIGHT), ("dark_background", DARK)):
+        backgrounds = ("figure", "axes", "savefig", "legend")
+        texts = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+        own = {f"{name}.facecolor": colors["page"] for name in backgrounds}
+        own |= dict.fromkeys(texts, colors["text"])
+        own |= dict.fromkeys(("axes.edgecolor", "grid.color"), colors["faint"])
+        own["legend.edgecolor"] = colors["line"]
         with matplotlib.style.context([style, own]):
             figure = draw()
             file = io.BytesIO()
@@ -61,7 +54,7 @@ def draw_both(draw: Callable[[], Figure]) -> Picture:
 
 
 def picture_html(picture: Picture, name: str) -> str:
-    """Return the HTML of a figure, the file in it, by the reader's preference of light or dark."""
+    """Return the HTML of an embedded figure, shown in light or dark mode as the reader prefers."""
     light, dark = (f"data:image/png;base64,{base64.b64encode(x).decode()}" for x in picture[:2])
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
@@ -76,13 +69,13 @@ def table_html(
     texts: Sequence[int] = (0,),
     total: Sequence[str] | None = None,
 ) -> str:
-    """Return the HTML of a table in a box that scrolls, should it be too wide.
+    """Return the HTML of a table, in a box that scrolls if it is too wide.
 
     Args:
-        header: of the columns.
-        rows: as many cells each.
-        texts: columns which are no numbers, and so aligned to the left.
-        total: a last row that stands out.
+        header: Column names.
+        rows: Cells of each row.
+        texts: Text columns, which are aligned to the left.
+        total: Last row, with emphasis.
     """
 
     def line(cells: Sequence[str], tag: str) -> str:
@@ -101,12 +94,12 @@ def table_html(
 
 
 def page(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> str:
-    """Return the whole file: a heading, facts, and the sections.
+    """Return the whole page: heading, facts and sections.
 
     Args:
-        title: of the page.
-        facts: by name.
-        sections: in order.
+        title: Title of the page.
+        facts: Facts by name.
+        sections: Sections in order.
     """
     listed = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(fact)}</dd></div>"
@@ -128,8 +121,8 @@ def page(title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> s
 
 def _style() -> str:
     light, dark = (
-        "".join(f"--{name}: {colour}; " for name, colour in colours.items())
-        for colours in (LIGHT, DARK)
+        "".join(f"--{name}: {color}; " for name, color in colors.items())
+        for colors in (LIGHT, DARK)
     )
     return f"""
 :root {{ color-scheme: light dark; {light}}}

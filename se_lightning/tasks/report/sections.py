@@ -1,4 +1,4 @@
-"""The parts of the report on a network's gates: what is drawn or listed, and how to read it."""
+"""Sections of the report on a network's gates: figures, health and cost."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,7 +22,7 @@ __all__ = ["Drawing", "cost", "figures", "health"]
 
 
 class Drawing(NamedTuple):
-    """A figure not drawn yet, since it is drawn for light and for dark."""
+    """A figure to be drawn twice, in light and dark mode."""
 
     name: str
     title: str
@@ -34,8 +34,8 @@ def figures(summary: ExcitationSummary, chosen: Mapping[int, str]) -> list[Drawi
     """Return the figures.
 
     Args:
-        summary: of a split.
-        chosen: names of the classes drawn, by label.
+        summary: Statistics of a split.
+        chosen: Names of the classes to draw, by label.
     """
     images, classes = int(summary.samples.sum(axis=0).max()), len(summary.classes)
     of = f"{images:,} images of {classes} classes"
@@ -44,23 +44,23 @@ def figures(summary: ExcitationSummary, chosen: Mapping[int, str]) -> list[Drawi
         Drawing(
             "curves",
             "Mean gates of classes (the paper's Figure 6)",
-            "Each panel is a layer, a point on a curve the mean gate of one channel. Where the "
-            "classes' curves lie on each other, the layer does not tell them apart.",
+            "Each panel is a layer; each point on a curve is the mean gate of one channel. Where "
+            "the curves of the classes coincide, the gates do not depend on the class.",
             partial(draw_curves, summary, chosen),
         ),
         Drawing(
             "spread",
             "Spread within a class (the paper's Figure 7)",
-            "The band is one standard deviation to either side of the class's mean. Where bands "
-            "are wider than their distance, images of a class differ more than the classes do.",
+            "The band is one standard deviation on either side of the mean of a class. Where the "
+            "bands overlap, images of one class differ more than the classes do.",
             partial(draw_spread, summary, chosen),
         ),
         Drawing(
             "selectivity",
             "Selectivity by depth",
-            "The share of the gates' variance that lies between classes: 0, they do not tell "
-            "classes apart; 1, they depend on the class alone. Gates that know nothing of the "
-            f"classes would have about {(classes - 1) / images:.3f} on these images.",
+            "The share of the gate variance that is between classes: 0 if the gates do not depend "
+            "on the class, 1 if they depend on the class alone. Gates that are independent of the "
+            f"class would have about {(classes - 1) / images:.3f} on these images.",
             partial(draw_selectivity, summary.layers, summary.selectivity(), f"Selectivity, {of}"),
         ),
     ]
@@ -70,22 +70,22 @@ def _histogram(summary: ExcitationSummary, title: str) -> Drawing:
     bins = len(summary.edges) - 1
     counts, (lower, upper) = summary.histogram(), summary.edges[[0, -1]].tolist()
     text = (
-        "A row is a layer, the first on top; the colour says how many of its gates have the value "
-        "below. A row that is one narrow spot depends little on image and channel."
+        "Each row is a layer, the first on top; the color is the share of its gates with a value. "
+        "The gates of a layer with one narrow spot hardly depend on image and channel."
     )
     lost = int(counts[:, bins:].sum())
     if lost:
-        text += f" {lost:,} values are NaN or lie outside, and are not drawn."
+        text += f" {lost:,} values are NaN or out of range and not shown."
     draw = partial(draw_histogram, summary.layers, counts[:, :bins], title, lower, upper)
     return Drawing("histogram", "Histograms by depth", text, draw)
 
 
 def health(reports: Sequence[GateReport]) -> Section:
-    """Return the doctor's table."""
+    """Return the table of the gates' condition."""
     header = ["layer", "mean", "constant", "from 1", "from 0", "dead units", "rank", "findings"]
     rows = []
     for report in reports:
-        cells = ["-"] * 6  # of a gate that is never called
+        cells = ["-"] * 6  # for a gate that was never executed
         if report.samples:
             cells = [
                 f"{report.mean:.3f}",
@@ -98,16 +98,16 @@ def health(reports: Sequence[GateReport]) -> Section:
         findings = "; ".join(each.text for each in report.findings) or "-"
         rows.append([report.layer, *cells, findings])
     text = (
-        "What ails a gate, if anything. Constant: the channels that are the same for every image. "
-        "From 1 and from 0: how far the farthest channel is; near 0, the gate is an identity, or "
-        "shut. Dead units: hidden ones that are 0 for every image. Rank: in how many directions "
-        "the gate moves."
+        "Problems of the gates, if any. Constant: share of channels with the same gate for every "
+        "image. From 1 and from 0: largest distance of a channel; near 0, the gate is an identity "
+        "or shut. Dead units: hidden units that are 0 for every image. Rank: effective number of "
+        "directions in which the gate varies."
     )
     return Section("Health", text, table_html(header, rows, texts=(0, len(header) - 1)))
 
 
 def cost(costs: Sequence[ExcitationCost]) -> Section:
-    """Return what each block costs, and all together."""
+    """Return the table of each block's cost, and the total."""
     header = ["layer", "C", "hidden", "parameters", "share", "multiply-adds", "rescaling", "share"]
     rows = [
         [
@@ -128,8 +128,8 @@ def cost(costs: Sequence[ExcitationCost]) -> Section:
     total = ["all", "", "", f"{parameters:,}", f"{of_parameters:.2%}"]
     total += [f"{adds:,}", f"{rescaling:,}", f"{of_operations:.2%}"]
     text = (
-        "What each gate takes for one image, and its share in the whole network's parameters and "
-        "operations. Multiply-adds are those of its layers; rescaling, the additions of its "
-        "squeeze and the products with its input."
+        "Cost of each gate for one image, and its share of the network's parameters and "
+        "operations. Multiply-adds: in its layers. Rescaling: additions of the squeeze and "
+        "multiplications with the input."
     )
     return Section("Cost", text, table_html(header, rows, total=total))

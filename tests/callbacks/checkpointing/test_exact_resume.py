@@ -1,4 +1,4 @@
-"""A fit that is cut anywhere and resumed is the unbroken one: weights, optimizer, curves."""
+"""An interrupted and resumed fit equals an uninterrupted one, bit for bit."""
 
 import os
 import signal
@@ -18,11 +18,11 @@ from se_lightning.models import SqueezeExcitation
 from se_lightning.modules.optim import cosine
 from se_lightning.ranks import Interrupted
 
-BATCHES = 7  # of 54 training images, 8 a batch; the last has 6
+BATCHES = 7  # 54 training images in batches of 8; the last has 6
 
 
 class Cut(BaseException):
-    """Not an Exception: nothing may catch it, as nothing catches SIGKILL."""
+    """Not an Exception, so that nothing catches it, as with SIGKILL."""
 
 
 class CutAt(pl.Callback):
@@ -128,14 +128,14 @@ CONFIGURATIONS = {
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_a_fit_that_is_cut_and_resumed_is_the_unbroken_one(name, tmp_path):
+def test_an_interrupted_and_resumed_fit_equals_an_uninterrupted_one(name, tmp_path):
     options = CONFIGURATIONS[name]
     whole = tmp_path / "whole"
     expected = everything(whole, fit(whole, **options))
     for cut in (9,) if name == "workers" else (3, 8, 14):
         folder = tmp_path / str(cut)
         assert fit(folder, cut=cut, **options) is None
-        if cut == 3:  # a second time
+        if cut == 3:  # interrupt it a second time
             assert fit(folder, cut=7, resume=True, **options) is None
         assert_same(everything(folder, fit(folder, resume=True, **options)), expected, f"{cut}")
 
@@ -149,7 +149,7 @@ class Signal(pl.Callback):
             os.kill(os.getpid(), self.number)
 
 
-def test_sigterm_saves_where_no_gradient_is_accumulated_and_ends_the_run(tmp_path):
+def test_sigterm_saves_when_no_gradients_are_accumulated_and_stops_the_run(tmp_path):
     options = {"accumulate_grad_batches": 3, "every": None}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     expected = everything(whole, fit(whole, **options))
@@ -157,13 +157,13 @@ def test_sigterm_saves_where_no_gradient_is_accumulated_and_ends_the_run(tmp_pat
     with pytest.raises(Interrupted, match="143") as ended:
         fit(cut, more=[Signal(8, signal.SIGTERM)], **options)  # the second of epoch 1
     assert ended.value.code == 128 + signal.SIGTERM
-    assert "saved at step 4; resume=" in ended.value.message  # 3 steps in epoch 0
+    assert "saved at step 4; continue with resume=" in ended.value.message  # 3 in epoch 0
     assert signal.getsignal(signal.SIGTERM) == before
     assert torch.load(cut / "checkpoints" / "last.ckpt")["FakeDataModule"]["batch"] == 3
     assert_same(everything(cut, fit(cut, resume=True, **options)), expected)
 
 
-def test_a_second_sigterm_ends_the_run_at_once_but_not_the_same_one_sent_twice(monkeypatch):
+def test_a_second_sigterm_stops_the_run_at_once_but_not_a_duplicate_of_the_first(monkeypatch):
     saving = LastCheckpoint()
     clock = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -179,7 +179,7 @@ def test_minutes_are_counted_from_the_last_save(tmp_path, monkeypatch):
     monkeypatch.setattr(
         LastCheckpoint, "_save", lambda self, t: (steps.append(t.global_step), real(self, t))
     )
-    clock = iter(range(0, 10_000, 30))  # a call is half a minute
+    clock = iter(range(0, 10_000, 30))  # each call advances it by half a minute
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     saving = LastCheckpoint(str(tmp_path), every_minutes=1.2)
     trainer = pl.Trainer(
@@ -187,7 +187,7 @@ def test_minutes_are_counted_from_the_last_save(tmp_path, monkeypatch):
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(network(), FakeDataModule(size=54, image_size=12, batch_size=8))
-    assert steps == [3, 6, 7]  # 1.5 minutes each, and the epoch's end
+    assert steps == [3, 6, 7]  # every 1.5 minutes, and at the end of the epoch
 
 
 @pytest.mark.parametrize(
@@ -203,17 +203,17 @@ def test_intervals_are_checked(argument, message):
         LastCheckpoint(**argument)
 
 
-def test_a_checkpoint_within_an_epoch_is_for_as_many_processes_and_as_large_batches(tmp_path):
+def test_a_checkpoint_within_an_epoch_requires_the_same_batch_size(tmp_path):
     assert fit(tmp_path, cut=3) is None
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt")["FakeDataModule"]
     assert state == {"epoch": 0, "batch": 2, "world_size": 1, "batch_size": 8}
     other = FakeDataModule(size=54, batch_size=4)
     with pytest.raises(pl.utilities.exceptions.MisconfigurationException, match="batch_size=8"):
         other.load_state_dict(state)
-    other.load_state_dict(state | {"batch": 0})  # between two epochs they may be others
+    other.load_state_dict(state | {"batch": 0})  # between epochs it may differ
 
 
-def test_a_fit_in_another_thread_leaves_signals_alone(tmp_path):
+def test_a_fit_in_another_thread_does_not_handle_signals(tmp_path):
     fitted = []
     thread = threading.Thread(target=lambda: fitted.append(fit(tmp_path, max_epochs=1)))
     before = signal.getsignal(signal.SIGTERM)
@@ -224,7 +224,7 @@ def test_a_fit_in_another_thread_leaves_signals_alone(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [{}, {"max_epochs": -1, "max_steps": 21}])
-def test_a_fit_that_was_cut_after_its_last_save_has_nothing_left_but_its_figures(tmp_path, limit):
+def test_a_fit_interrupted_after_its_last_save_only_restores_its_metrics(tmp_path, limit):
     trainer, _ = fit(tmp_path, **limit)
     rows = (tmp_path / "metrics.csv").read_bytes()
     again, _ = fit(tmp_path, resume=True, **limit)

@@ -47,7 +47,7 @@ def quiet(folder, *callbacks, **options):
 
 
 class Captures(SEResNetModule):
-    """Keeps, by hooks of its own, each gate of each validation batch, and its labels."""
+    """Records the gates and labels of each validation batch with separate hooks."""
 
     def __init__(self, **options):
         super().__init__(20, ratio=4, in_channels=1, **options)
@@ -90,7 +90,7 @@ def check(summary, model):
     "mode",
     ["eager", "bf16", "compiled", pytest.param("compiled module", marks=pytest.mark.slow)],
 )
-def test_a_validation_equals_the_gates_captured_by_hand_in_the_same_mode(tmp_path, mode):
+def test_a_summary_equals_the_gates_recorded_by_hand_in_the_same_mode(tmp_path, mode):
     torch._dynamo.reset()
     model, keep = Captures(), Keep(0, 7)
     if mode == "compiled":
@@ -104,7 +104,7 @@ def test_a_validation_equals_the_gates_captured_by_hand_in_the_same_mode(tmp_pat
     torch._dynamo.reset()
 
 
-def test_a_second_validation_does_not_leak_into_the_first(tmp_path):
+def test_validations_do_not_affect_each_other(tmp_path):
     model, keep = Captures(), Keep(0)
     fitted = quiet(tmp_path, keep, max_epochs=2, limit_train_batches=2)
     fitted.fit(model, datamodule=DigitsDataModule(eval_batch_size=90))
@@ -117,7 +117,7 @@ def test_a_second_validation_does_not_leak_into_the_first(tmp_path):
     check(keep.summary, model)
 
 
-def test_nothing_is_recorded_in_training_and_of_the_sanity_check(tmp_path, monkeypatch):
+def test_nothing_is_recorded_in_training_or_in_the_sanity_check(tmp_path, monkeypatch):
     added = []
     update = ExcitationStatistics.update
     monkeypatch.setattr(
@@ -135,10 +135,10 @@ def test_nothing_is_recorded_in_training_and_of_the_sanity_check(tmp_path, monke
     model = Looks(20, ratio=4, in_channels=1)
     fitted = quiet(tmp_path, Keep(), max_epochs=2, limit_train_batches=3)
     fitted.fit(model, datamodule=DigitsDataModule(eval_batch_size=90))
-    assert added == [1] * 2 * 2  # two batches, two epochs, once a gate; the sanity check has two
+    assert added == [1] * 2 * 2  # one call per gate in two batches of two epochs
 
 
-def test_several_callbacks_share_one_engine(tmp_path, monkeypatch):
+def test_callbacks_share_one_recorder(tmp_path, monkeypatch):
     made = []
     init = ExcitationStatistics.__init__
     monkeypatch.setattr(
@@ -164,30 +164,30 @@ def test_several_callbacks_share_one_engine(tmp_path, monkeypatch):
         (({"a": 1}, "b"), None),
     ],
 )
-def test_labels_are_found_in_the_usual_batches(batch, labels):
+def test_labels_are_found_in_common_kinds_of_batches(batch, labels):
     found = labels_of(batch)
     assert (None if found is None else found.tolist()) == labels
 
 
-class NeverCalled(nn.Module):
+class NeverExecuted(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = se_resnet20(ratio=4, in_channels=1)
-        self.se = SqueezeExcitation(16, 4)  # as in a known port: registered, not in forward
+        self.se = SqueezeExcitation(16, 4)  # as in a known port: registered, but not in forward
 
     def forward(self, x):
         return self.net(x)
 
 
-def test_a_gate_that_is_never_called_is_told(tmp_path, caplog):
-    model = ImageClassifier(NeverCalled(), 10)
+def test_a_gate_that_is_never_executed_gives_a_warning(tmp_path, caplog):
+    model = ImageClassifier(NeverExecuted(), 10)
     quiet(tmp_path, Keep()).validate(model, DigitsDataModule(), verbose=False)
-    assert "Not one gate of backbone.se was seen" in caplog.text
+    assert "No gates recorded for backbone.se" in caplog.text
 
 
 @pytest.mark.parametrize("doctor", [False, True])
-def test_what_the_figures_leave_out_is_told_once_by_whoever_examines(tmp_path, caplog, doctor):
-    """NaN that comes in the second epoch; the doctor says it in its own words."""
+def test_nan_gates_give_one_warning_also_with_a_doctor(tmp_path, caplog, doctor):
+    """The NaN appear in the second epoch. A gate doctor replaces the recorder's warning."""
 
     class Breaks(SEResNetModule):
         def on_validation_epoch_start(self):
@@ -198,15 +198,15 @@ def test_what_the_figures_leave_out_is_told_once_by_whoever_examines(tmp_path, c
     model = Breaks(20, ratio=4, in_channels=1)
     fitted = quiet(tmp_path, *callbacks, max_epochs=3, limit_train_batches=1)
     fitted.fit(model, datamodule=DigitsDataModule(eval_batch_size=90))
-    told = [record.getMessage() for record in caplog.records]
-    warnings = [text for text in told if "layer2.0.se: 5760 gates are NaN" in text]
+    messages = [record.getMessage() for record in caplog.records]
+    warnings = [text for text in messages if "layer2.0.se: 5760 gates are NaN" in text]
     assert len(warnings) == 1
-    assert ("look for a learning rate" in warnings[0]) == doctor
+    assert ("check for a learning rate" in warnings[0]) == doctor
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("size", [22, 23, 24, 2])
-def test_what_a_distributed_sampler_repeats_is_left_out(size, shuffle):
+def test_padding_of_a_distributed_sampler_is_left_out(size, shuffle):
     seen = []
     for rank in range(3):
         sampler = DistributedSampler(range(size), 3, rank, shuffle=shuffle)
@@ -252,7 +252,7 @@ if __name__ == "__main__":
     root, folder, devices = sys.argv[1], sys.argv[2], int(sys.argv[3])
 
     class Check(Keep):
-        # In the ranks: a fork's memory is its own.
+        # Checked within the ranks, since forks do not share memory.
         def setup(self, trainer, pl_module, stage):
             super().setup(trainer, pl_module, stage)
             self.seen, self.labels = {}, []
@@ -323,7 +323,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("devices", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_sample_counts_once_on_uneven_shards(tmp_path, idx_root, devices):
-    """23 samples; ours are dealt out without repetition, a foreign loader's with."""
+    """23 samples; our datamodule shards without padding, a foreign loader with padding."""
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     command = [sys.executable, str(script), str(idx_root), str(tmp_path), str(devices)]

@@ -26,7 +26,7 @@ def trainer(folder, *callbacks, **options):
 
 
 def small(num_classes=10):
-    """Return a network of one gate of 5 channels, and of images of 2 channels."""
+    """Return a network for images of 2 channels, with one gate of 5 channels."""
     net = nn.Sequential(
         nn.Conv2d(2, 5, 1), SqueezeExcitation(5, 1), nn.Flatten(), nn.Linear(5 * 16, num_classes)
     )
@@ -44,7 +44,7 @@ def arrays(folder):
         return dict(file)
 
 
-def test_the_file_holds_means_and_deviations_as_by_hand(tmp_path, gates_by_hand):
+def test_the_file_has_means_and_deviations_as_by_hand(tmp_path, gates_by_hand):
     model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule(eval_batch_size=50)
     fitted = trainer(tmp_path, ExcitationCurves(), max_epochs=2, limit_train_batches=4)
     fitted.fit(model, data)
@@ -75,7 +75,7 @@ def test_the_file_holds_means_and_deviations_as_by_hand(tmp_path, gates_by_hand)
         assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_pictures_are_drawn_every_n_epochs_and_once_at_the_end(tmp_path):
+def test_plots_are_drawn_every_n_epochs_and_once_at_the_end(tmp_path):
     drawn = []
 
     class Spy(ExcitationCurves):
@@ -91,7 +91,7 @@ def test_pictures_are_drawn_every_n_epochs_and_once_at_the_end(tmp_path):
         drawn.clear()
 
 
-def test_the_papers_classes_are_those_of_a_thousand(tmp_path, caplog):
+def test_the_papers_classes_are_drawn_if_there_are_1000(tmp_path, caplog):
     labels = [1, 254, 404, 5, 254]  # no cliff
     curves = ExcitationCurves()
     fitted = trainer(tmp_path, curves, max_epochs=2, num_sanity_val_steps=0)
@@ -100,12 +100,12 @@ def test_the_papers_classes_are_those_of_a_thousand(tmp_path, caplog):
     assert arrays(tmp_path)["names"].tolist() == ["goldfish", "pug", "plane", "cliff"]
     assert arrays(tmp_path)["samples"].tolist() == [1, 2, 1, 0]
     assert np.isnan(arrays(tmp_path)["means"][3]).all()
-    (told,) = [record for record in caplog.records if record.name == HOME]  # once, of two epochs
-    assert "has no sample of cliff:" in told.getMessage()
-    assert told.levelno == logging.WARNING
+    (warning,) = [record for record in caplog.records if record.name == HOME]  # once in two epochs
+    assert "has no samples of cliff," in warning.getMessage()
+    assert warning.levelno == logging.WARNING
 
 
-def test_batches_without_labels_still_have_the_curve_of_all_samples(tmp_path, caplog):
+def test_batches_without_labels_have_the_curve_of_all_samples(tmp_path, caplog):
     class Bare(ImageClassifier):
         def validation_step(self, batch, batch_idx):
             self(batch[0])
@@ -113,11 +113,11 @@ def test_batches_without_labels_still_have_the_curve_of_all_samples(tmp_path, ca
     model = Bare(small().backbone, 10)
     images = DataLoader(TensorDataset(torch.randn(6, 2, 4, 4)), batch_size=6)
     trainer(tmp_path, ExcitationCurves()).validate(model, images, verbose=False)
-    assert "has no sample of 0, 1, 2, 3" in caplog.text
+    assert "has no samples of 0, 1, 2, 3" in caplog.text
     assert np.isfinite(arrays(tmp_path)["mean_of_all"]).all()
 
 
-def test_classes_go_by_name_and_layers_too(tmp_path):
+def test_classes_and_layers_can_be_given_by_name(tmp_path):
     curves = ExcitationCurves(["7", 2], layers=["backbone.layer3.1.se"], channels=4)
     model = SEResNetModule(20, ratio=4, in_channels=1)
     trainer(tmp_path, curves).validate(model, DigitsDataModule(), verbose=False)
@@ -131,18 +131,18 @@ def test_classes_go_by_name_and_layers_too(tmp_path):
     [
         ({"channels": 0}, "`channels` .=0. must be at least 1"),
         ({"every_n_epochs": 0}, "`every_n_epochs` .=0. must be at least 1"),
-        ({"classes": [10]}, "there is no class 10"),
-        ({"classes": ["cat"]}, "there is no class 'cat'"),
-        ({"layers": ["layer3.1.se"]}, "near it: backbone.layer3.1.se"),
+        ({"classes": [10]}, "no class 10"),
+        ({"classes": ["cat"]}, "no class 'cat'"),
+        ({"layers": ["layer3.1.se"]}, "Closest names: backbone.layer3.1.se"),
     ],
 )
-def test_what_does_not_exist_is_refused_before_the_first_step(tmp_path, options, message):
+def test_invalid_arguments_are_refused_before_the_first_step(tmp_path, options, message):
     model = SEResNetModule(20, ratio=4, in_channels=1)
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, ExcitationCurves(**options), max_epochs=1).fit(model, DigitsDataModule())
 
 
-def test_beside_other_callbacks_each_has_its_own(tmp_path):
+def test_it_works_beside_other_callbacks(tmp_path):
     callbacks = [
         ExcitationCurves([3], every_n_epochs=2),
         ExcitationCurves([8]),
@@ -155,7 +155,7 @@ def test_beside_other_callbacks_each_has_its_own(tmp_path):
     assert arrays(tmp_path)["labels"].tolist() == [8]  # the last to save
 
 
-def test_a_net_without_gates_trains(tmp_path):
+def test_a_network_without_gates_trains(tmp_path):
     model = SEResNetModule(20, gate="none", in_channels=1)
     fitted = trainer(tmp_path, ExcitationCurves(layers=["x"]), max_epochs=1, limit_train_batches=1)
     fitted.fit(model, DigitsDataModule())

@@ -26,7 +26,7 @@ def trainer(folder, *callbacks, **options):
 
 
 def gates_by_hand(model, data):
-    """Capture every gate of a separate forward pass over the validation set."""
+    """Return every gate of a separate forward pass over the validation set."""
     gates = {}
     with torch.no_grad():
         for path, module in model.named_modules():
@@ -45,7 +45,7 @@ def arrays(folder, name="histogram"):
         return dict(file)
 
 
-def test_wandbs_file_holds_the_histograms_that_histc_counts_by_hand(tmp_path, wandb_history):
+def test_wandb_histograms_equal_histc(tmp_path, wandb_history):
     model = SEResNetModule(20, ratio=4, in_channels=1)
     data = DigitsDataModule(batch_size=64, eval_batch_size=50)
     logger = GracefulWandbLogger(save_dir=str(tmp_path))
@@ -73,7 +73,7 @@ def test_wandbs_file_holds_the_histograms_that_histc_counts_by_hand(tmp_path, wa
     assert any("excitation/histogram._type" in row for row in wandb_history(tmp_path))
 
 
-def test_the_file_holds_all_epochs_as_counted_by_hand(tmp_path):
+def test_the_file_has_all_epochs_as_counted_by_hand(tmp_path):
     model = SEResNetModule(20, ratio=4, in_channels=1)
     data = DigitsDataModule(eval_batch_size=90)
     fitted = trainer(tmp_path, ExcitationHistogram(32), max_epochs=2, limit_train_batches=2)
@@ -100,7 +100,7 @@ def test_a_single_epoch_has_no_heat_map(tmp_path):
     assert not (tmp_path / "excitation" / "epochs.png").exists()
 
 
-def test_a_resumed_run_has_the_history_of_an_unbroken_one(tmp_path):
+def test_a_resumed_run_has_the_history_of_an_uninterrupted_one(tmp_path):
     def run(folder, epochs, ckpt_path=None):
         torch.manual_seed(0)
         model = SEResNetModule(20, ratio=4, in_channels=1)
@@ -123,7 +123,7 @@ def test_a_resumed_run_has_the_history_of_an_unbroken_one(tmp_path):
     assert whole["epochs"].tolist() == [1, 2, 3]
 
 
-def test_a_run_resumed_with_other_bins_begins_its_history_anew_and_says_so(tmp_path, caplog):
+def test_a_run_resumed_with_other_bins_discards_the_history(tmp_path, caplog):
     saving = ModelCheckpoint(tmp_path, save_last=True, monitor=None)
     data, model = DigitsDataModule(), SEResNetModule(20, ratio=4, in_channels=1)
     trainer(tmp_path, ExcitationHistogram(8), saving, limit_train_batches=1).fit(model, data)
@@ -131,12 +131,12 @@ def test_a_run_resumed_with_other_bins_begins_its_history_anew_and_says_so(tmp_p
     more = trainer(tmp_path, other, saving, max_epochs=2, limit_train_batches=1)
     with caplog.at_level("INFO"):
         more.fit(model, data, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
-    assert "had other edges: its history is dropped" in caplog.text
+    assert "Discarding earlier validations, which had other edges" in caplog.text
     assert arrays(tmp_path)["epochs"].tolist() == [2]
     assert arrays(tmp_path)["counts"].shape == (1, 9, 18)
 
 
-def test_a_new_fit_begins_an_empty_history(tmp_path):
+def test_a_new_fit_starts_with_an_empty_history(tmp_path):
     callback = ExcitationHistogram()
     for _ in range(2):
         fitted = trainer(tmp_path, callback, max_epochs=2, limit_train_batches=1)
@@ -144,7 +144,7 @@ def test_a_new_fit_begins_an_empty_history(tmp_path):
         assert arrays(tmp_path)["epochs"].tolist() == [1, 2]
 
 
-def test_a_trainer_that_trains_on_goes_on_with_its_history(tmp_path):
+def test_a_trainer_that_continues_training_keeps_its_history(tmp_path):
     model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule()
     fitted = trainer(tmp_path, ExcitationHistogram(), limit_train_batches=1)
     fitted.fit(model, data)
@@ -153,7 +153,7 @@ def test_a_trainer_that_trains_on_goes_on_with_its_history(tmp_path):
     assert arrays(tmp_path)["epochs"].tolist() == [1, 2]
 
 
-def test_a_validation_and_a_fit_keep_apart(tmp_path):
+def test_a_validation_does_not_add_to_the_history_of_a_fit(tmp_path):
     callback = ExcitationHistogram()
     saving = ModelCheckpoint(tmp_path, filename="{epoch}", monitor=None, save_top_k=-1)
     model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule()
@@ -173,12 +173,12 @@ def test_a_validation_and_a_fit_keep_apart(tmp_path):
 
     last, first = validated(None), validated(tmp_path / "epoch=0.ckpt")
     assert last["epochs"].tolist() == [2]
-    assert np.isnan(first["epochs"]).tolist() == [True]  # nobody knows
+    assert np.isnan(first["epochs"]).tolist() == [True]  # unknown
     np.testing.assert_array_equal(first["counts"][0], arrays(tmp_path)["counts"][0])
     np.testing.assert_array_equal(last["counts"][0], arrays(tmp_path)["counts"][1])
 
 
-def test_validations_within_an_epoch_are_parts_of_it(tmp_path):
+def test_validations_within_an_epoch_have_fractional_epochs(tmp_path):
     fitted = trainer(
         tmp_path, ExcitationHistogram(), max_epochs=2, limit_train_batches=4, val_check_interval=2
     )
@@ -187,7 +187,7 @@ def test_validations_within_an_epoch_are_parts_of_it(tmp_path):
     assert arrays(tmp_path)["steps"].tolist() == [2, 4, 6, 8]
 
 
-def test_the_picture_says_which_weights_it_shows(tmp_path, monkeypatch):
+def test_the_title_identifies_the_weights(tmp_path, monkeypatch):
     titles = []
 
     def draw(layers, counts, title, lower, upper):
@@ -233,7 +233,7 @@ def test_nothing_is_counted_in_training_or_in_the_sanity_check(tmp_path):
     assert 0 < counted[0] < counted[1]
 
 
-def test_a_second_epoch_forgets_the_first(tmp_path):
+def test_counts_are_reset_in_each_epoch(tmp_path):
     model = SEResNetModule(20, ratio=4, in_channels=1)
     fitted = trainer(tmp_path, ExcitationHistogram(), max_epochs=3, limit_train_batches=1)
     fitted.fit(model, datamodule=DigitsDataModule())
@@ -241,14 +241,14 @@ def test_a_second_epoch_forgets_the_first(tmp_path):
     assert totals.tolist() == [180 * 3 * (16 + 32 + 64)] * 3
 
 
-def test_hooks_are_gone_after_the_run(tmp_path):
+def test_hooks_are_removed_after_the_run(tmp_path):
     model = SEResNetModule(20, ratio=4, in_channels=1)
     fitted = trainer(tmp_path, ExcitationHistogram(), limit_train_batches=1)
     fitted.fit(model, datamodule=DigitsDataModule())
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_a_run_after_one_that_broke_counts_once(tmp_path):
+def test_a_run_after_a_failed_one_counts_once(tmp_path):
     class Breaks(SEResNetModule):
         broken = True
 
@@ -265,7 +265,7 @@ def test_a_run_after_one_that_broke_counts_once(tmp_path):
     assert totals.tolist() == [180 * 3 * (16 + 32 + 64)]
 
 
-def test_it_sees_timms_gates_in_any_lightning_module(tmp_path):
+def test_gates_of_timm_are_recorded_in_any_lightning_module(tmp_path):
     net = timm.create_model("seresnet18", num_classes=10, in_chans=1)
     callback = ExcitationHistogram()
     fitted = trainer(tmp_path, callback, limit_val_batches=1)
@@ -283,7 +283,7 @@ def test_a_single_gate_is_enough(tmp_path, caplog):
     assert "NaN" not in caplog.text
 
 
-def test_a_net_without_gates_is_told_and_trains(tmp_path, caplog):
+def test_a_network_without_gates_gives_a_message_and_trains(tmp_path, caplog):
     model = SEResNetModule(20, gate="none", in_channels=1)
     callback = ExcitationHistogram()
     with caplog.at_level("INFO"):
@@ -293,7 +293,7 @@ def test_a_net_without_gates_is_told_and_trains(tmp_path, caplog):
     assert not (tmp_path / "excitation").exists()
 
 
-def test_nan_gates_are_told(tmp_path, caplog):
+def test_nan_gates_give_a_warning(tmp_path, caplog):
     model = SEResNetModule(20, ratio=4, in_channels=1)
     model.backbone.layer2[0].se.fc2.bias.data.fill_(float("nan"))
     trainer(tmp_path, ExcitationHistogram()).validate(model, DigitsDataModule(), verbose=False)
@@ -334,7 +334,7 @@ if __name__ == "__main__":
     )
     (val,) = trainer.validate(model, data, verbose=False)
     (test,) = trainer.test(model, data, verbose=False)
-    few = MNISTDataModule("mnist", root, val_size=1)  # rank 1 has none
+    few = MNISTDataModule("mnist", root, val_size=1)  # none on rank 1
     (one,) = trainer.validate(model, few, verbose=False)
     if trainer.is_global_zero:
         result = {"world": trainer.world_size, "val": val, "test": test, "one": one}
@@ -346,7 +346,7 @@ if __name__ == "__main__":
 
 
 def test_two_ranks_count_what_one_process_counts(tmp_path, idx_root):
-    """101 test and 21 validation images: neither divides among ranks; no sample is padded."""
+    """101 test and 21 validation images, both odd; no sample is padded."""
     script = tmp_path / "ranks.py"
     script.write_text(RANKS)
     found = {}
@@ -357,7 +357,7 @@ def test_two_ranks_count_what_one_process_counts(tmp_path, idx_root):
     one, two = found[1], found[2]
     assert (one["world"], two["world"]) == (1, 2)
     assert np.sum(one["bins"]) == 21 * 3 * (16 + 32 + 64)
-    # A gate next to an edge may fall to its other side: batches differ, and so does rounding.
+    # Batches and so rounding differ: a gate at the edge of a bin may fall on its other side.
     assert np.abs(np.subtract(one["bins"], two["bins"])).sum() <= 4
     assert np.sum(one["bins"]) == np.sum(two["bins"])
     assert np.sum(one["bins of one"]) == np.sum(two["bins of one"]) == 3 * (16 + 32 + 64)
@@ -368,17 +368,17 @@ def test_two_ranks_count_what_one_process_counts(tmp_path, idx_root):
             assert two[split][name] == pytest.approx(value, abs=tolerance)
 
 
-def test_gates_that_enlarge_are_counted_up_to_two(tmp_path, caplog):
+def test_gates_above_1_are_counted_up_to_2(tmp_path, caplog):
     model = SEResNetModule(20, ratio=4, in_channels=1, gate_activation="double-sigmoid")
     fitted = trainer(
         tmp_path, ExcitationHistogram(bins=4), limit_train_batches=1, limit_val_batches=1
     )
-    torch.nn.init.constant_(model.backbone.layer1[0].se.fc2.bias, 40.0)  # a gate of exactly 2
+    torch.nn.init.constant_(model.backbone.layer1[0].se.fc2.bias, 40.0)  # exactly 2
     fitted.validate(model, datamodule=DigitsDataModule(batch_size=8))
     found = arrays(tmp_path, "histogram_validate")
     np.testing.assert_array_equal(found["edges"], [0, 0.5, 1, 1.5, 2])
     (counts,) = found["counts"]
     assert counts[0].tolist() == [0, 0, 0, counts[0].sum(), 0, 0]
-    assert counts[1].tolist() == [0, 0, counts[1].sum(), 0, 0, 0]  # of exactly 1
+    assert counts[1].tolist() == [0, 0, counts[1].sum(), 0, 0, 0]  # exactly 1
     assert "outside" not in caplog.text
     assert (tmp_path / "excitation" / "histogram.png").exists()

@@ -34,7 +34,7 @@ def loader(labels):
 
 
 def eta_squared(captured, classes):
-    """Return by path the share of variance between classes, of gates captured by hand."""
+    """Return the share of variance between classes by path, from gates recorded by hand."""
     gates, labels = captured
     here = np.isin(labels, classes)
     of, found = labels[here], {}
@@ -54,8 +54,8 @@ def arrays(folder, name="selectivity"):
     ("classes", "labels"),
     [(100, range(10)), ("all", range(10)), ([1, "7", 3], [1, 7, 3]), (3, [0, 4, 9])],
 )
-def test_the_file_holds_eta_squared_as_by_hand(tmp_path, classes, labels, gates_by_hand):
-    torch.manual_seed(0)  # else now and then all hidden units of a layer are dead: 0 / 0
+def test_the_file_has_eta_squared_as_by_hand(tmp_path, classes, labels, gates_by_hand):
+    torch.manual_seed(0)  # with other seeds, all hidden units of a layer may be dead: 0 / 0
     model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule(eval_batch_size=50)
     fitted = trainer(tmp_path, ClassSelectivity(classes), max_epochs=2, limit_train_batches=4)
     fitted.fit(model, data)
@@ -71,7 +71,7 @@ def test_the_file_holds_eta_squared_as_by_hand(tmp_path, classes, labels, gates_
         assert (tmp_path / "excitation" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_classes_kept_for_another_callback_are_no_part_of_it(tmp_path):
+def test_classes_recorded_for_another_callback_do_not_count(tmp_path):
     model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule()
     alone = tmp_path / "alone"
     trainer(alone, ClassSelectivity([2, 5])).validate(model, data, verbose=False)
@@ -87,17 +87,19 @@ def test_classes_kept_for_another_callback_are_no_part_of_it(tmp_path):
 
 
 @pytest.mark.parametrize(("classes", "count"), [(100, 10), ("all", 10), (2, 2), ([4, 5, 6], 3)])
-def test_it_says_once_what_memory_it_takes(tmp_path, caplog, classes, count):
+def test_the_memory_is_logged_once(tmp_path, caplog, classes, count):
     model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule()
     fitted = trainer(tmp_path, ClassSelectivity(classes), max_epochs=2, limit_train_batches=1)
     with caplog.at_level("INFO", logger=HOME):
         fitted.fit(model, data)
-    (told,) = [record.getMessage() for record in caplog.records if record.name == HOME]
+    (message,) = [record.getMessage() for record in caplog.records if record.name == HOME]
     size = (count + 1) * 3 * (16 + 32 + 64) * 16 / 1e6
-    assert told == f"Class selectivity: {count} classes, {size:.1f} MB of statistics on the device."
+    assert (
+        message == f"Class selectivity: {count} classes, {size:.1f} MB of statistics on the device."
+    )
 
 
-def test_the_memory_it_tells_is_that_of_the_engine(tmp_path):
+def test_the_logged_memory_is_that_of_the_statistics(tmp_path):
     sizes = {}
     for count in (2, 8):
         callback = ClassSelectivity(count)
@@ -108,11 +110,11 @@ def test_the_memory_it_tells_is_that_of_the_engine(tmp_path):
 
         model = type("Module", (Spy, ImageClassifier), {})(small().backbone, 10)
         trainer(tmp_path, callback).validate(model, loader([0, 1]), verbose=False)
-    # Beside 16 bytes a channel and class there are the samples of each class and layer.
+    # 16 bytes per channel and class, and 8 for the number of samples per class and layer.
     assert sizes[8] - sizes[2] == 6 * (5 * 16 + 8)
 
 
-def test_gates_that_never_vary_are_undefined_and_no_warning(tmp_path, recwarn):
+def test_gates_that_never_vary_have_nan_and_give_no_warning(tmp_path, recwarn):
     model = SEResNetModule(20, ratio=4, in_channels=1)
     for module in model.modules():
         if isinstance(module, SqueezeExcitation):
@@ -124,16 +126,16 @@ def test_gates_that_never_vary_are_undefined_and_no_warning(tmp_path, recwarn):
     assert (tmp_path / "excitation" / "selectivity.png").exists()
 
 
-def test_a_single_class_among_the_samples_is_told_once(tmp_path, caplog):
+def test_samples_of_a_single_class_give_one_warning(tmp_path, caplog):
     fitted = trainer(tmp_path, ClassSelectivity(), max_epochs=2, num_sanity_val_steps=0)
     fitted.fit(small(), loader([1, 2]), loader([3] * 5))
-    told = [record.getMessage() for record in caplog.records if record.name == HOME]
-    assert [each for each in told if "validation batches have 1." in each] == told[-1:]
+    messages = [record.getMessage() for record in caplog.records if record.name == HOME]
+    assert [each for each in messages if "validation batches have 1." in each] == messages[-1:]
     assert np.isnan(arrays(tmp_path)["values"]).all()
 
 
 class Foreign(LightningModule):
-    """Somebody's module: no datamodule, and nobody knows how many classes there are."""
+    """A foreign module without a datamodule; the number of classes is unknown."""
 
     def __init__(self):
         super().__init__()
@@ -149,24 +151,24 @@ class Foreign(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_a_foreign_run_without_a_number_of_classes_goes_on_without(tmp_path, caplog):
+def test_a_foreign_run_without_num_classes_trains_without_selectivity(tmp_path, caplog):
     fitted = trainer(tmp_path, ClassSelectivity(), max_epochs=1)
     with caplog.at_level("INFO", logger=HOME):
         fitted.fit(Foreign(), loader([0, 1, 2, 3] * 2), loader([0, 1, 2, 3]))
-    (told,) = [record.getMessage() for record in caplog.records if record.name == HOME]
-    assert told.startswith("No class selectivity: neither the module nor the datamodule")
+    (message,) = [record.getMessage() for record in caplog.records if record.name == HOME]
+    assert message.startswith("No class selectivity, since neither the module nor the datamodule")
     assert not (tmp_path / "excitation").exists()
 
 
-def test_a_foreign_run_with_labels_given_has_it(tmp_path):
+def test_a_foreign_run_with_given_labels_has_selectivity(tmp_path):
     fitted = trainer(tmp_path, ClassSelectivity([0, 3]), max_epochs=1)
     fitted.fit(Foreign(), loader([0, 1, 2, 3] * 2), loader([0, 1, 2, 3] * 3))
     assert np.isfinite(arrays(tmp_path)["values"]).all()
 
 
-def test_all_of_an_unknown_number_is_refused(tmp_path):
+def test_all_classes_of_an_unknown_number_are_refused(tmp_path):
     fitted = trainer(tmp_path, ClassSelectivity("all"), max_epochs=1)
-    with pytest.raises(ValueError, match=r"`classes` \(=all\): neither"):
+    with pytest.raises(ValueError, match=r"`classes` \(=all\) needs a module"):
         fitted.fit(Foreign(), loader([0, 1]), loader([0, 1]))
 
 
@@ -177,13 +179,13 @@ def test_fewer_than_two_classes_are_refused(classes):
 
 
 def test_a_class_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no class 12"):
+    with pytest.raises(ValueError, match="no class 12"):
         trainer(tmp_path, ClassSelectivity([1, 12])).validate(
             SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule(), verbose=False
         )
 
 
-def test_a_resumed_run_has_the_history_of_an_unbroken_one(tmp_path):
+def test_a_resumed_run_has_the_history_of_an_uninterrupted_one(tmp_path):
     saving = ModelCheckpoint(tmp_path, save_last=True, monitor=None)
     train, val = loader([0, 1, 2, 3] * 2), loader([0, 1, 2, 3] * 3)
     model = small()
@@ -197,7 +199,7 @@ def test_a_resumed_run_has_the_history_of_an_unbroken_one(tmp_path):
     np.testing.assert_array_equal(arrays(tmp_path)["values"][:2], first["values"])
 
 
-def test_a_net_without_gates_trains(tmp_path, caplog):
+def test_a_network_without_gates_trains(tmp_path, caplog):
     model = SEResNetModule(20, gate="none", in_channels=1)
     fitted = trainer(tmp_path, ClassSelectivity(), max_epochs=1, limit_train_batches=1)
     with caplog.at_level("INFO", logger=HOME):

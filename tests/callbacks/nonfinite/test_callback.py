@@ -23,7 +23,7 @@ BATCH = 32
 
 
 class Spoilt(Dataset):
-    """The batches of another, in which an image is NaN: that of a sample, in an epoch."""
+    """The batches of another data set, with NaN in the images of some samples in one epoch."""
 
     def __init__(self, batches, samples, epoch):
         self.batches, self.samples, self.epoch = batches, samples, epoch
@@ -55,7 +55,7 @@ def digits(samples=(), epoch=0, **options):
 
 
 def order(epoch, seed=3):
-    """Return the samples of each batch, by the rule of the documentation."""
+    """Return the samples of each batch, by the documented rule."""
     data = digits()
     data.setup()
     size = len(data.labels("train"))
@@ -87,7 +87,7 @@ def finite(state):
     return all(bool(value.isfinite().all()) for value in state.values())
 
 
-def test_a_nan_image_is_found_by_epoch_and_sample_before_it_spoils_a_weight(tmp_path):
+def test_a_nan_image_is_reported_with_its_sample_before_any_weight_changes(tmp_path):
     batches = order(epoch=1)
     sample = batches[3][17]
     saver = ModelCheckpoint(tmp_path, filename="good", save_last=True)
@@ -119,7 +119,7 @@ def test_a_nan_image_is_found_by_epoch_and_sample_before_it_spoils_a_weight(tmp_
     assert finite(saved["state_dict"])
 
 
-def test_a_nan_weight_is_named_and_its_layer_too(tmp_path):
+def test_a_nan_weight_is_reported_with_its_layer(tmp_path):
     model = network()
     with torch.no_grad():
         model.backbone.layer2[1].conv1.weight[0, 0, 0, 0] = math.nan
@@ -132,14 +132,14 @@ def test_a_nan_weight_is_named_and_its_layer_too(tmp_path):
 
 
 class Infinite(ImageClassifier):
-    """Its loss is infinite in a step, with the gradients that it had."""
+    """Its loss is infinite in one step, with finite gradients."""
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
         return loss + (math.inf if batch_idx == 2 else 0)
 
 
-def test_an_infinite_loss_stops_though_its_gradients_are_finite(tmp_path):
+def test_an_infinite_loss_with_finite_gradients_stops_the_run(tmp_path):
     torch.manual_seed(0)
     model = Infinite(se_resnet20(num_classes=10, in_channels=1, ratio=4), 10)
     with pytest.raises(NonFiniteError, match=r"The loss is inf at step 2 \(epoch 0, batch 2\)"):
@@ -148,7 +148,7 @@ def test_an_infinite_loss_stops_though_its_gradients_are_finite(tmp_path):
     assert record["parameters"] == []
 
 
-def test_a_bad_gradient_of_a_finite_loss_names_its_layer(tmp_path):
+def test_a_bad_gradient_of_a_finite_loss_is_reported_with_its_layer(tmp_path):
     model = network()
     calls = []
 
@@ -157,7 +157,7 @@ def test_a_bad_gradient_of_a_finite_loss_names_its_layer(tmp_path):
         return gradient * (math.inf if len(calls) == 3 else 1)
 
     model.backbone.layer3[0].conv2.weight.register_hook(spoil)
-    match = r"The loss is finite, gradients are not, at step 2 .* those of backbone.layer3.0.conv2"
+    match = r"The loss is finite, but gradients are not at step 2 .*: backbone.layer3.0.conv2"
     with pytest.raises(NonFiniteError, match=match):
         trainer(tmp_path, NonFinite()).fit(model, datamodule=digits())
     (record,) = records(tmp_path)
@@ -173,7 +173,7 @@ def test_gradients_whose_squares_overflow_are_finite(tmp_path):
 
 
 def by_hand(batches, left_out):
-    """Train in plain PyTorch, two batches a step, on all steps but those left out."""
+    """Train in plain PyTorch with two batches per step, leaving out some steps."""
     model = network()
     backbone = model.backbone.train()
     optimizer = torch.optim.AdamW(backbone.parameters(), lr=1e-3, weight_decay=0.1)
@@ -190,7 +190,7 @@ def by_hand(batches, left_out):
 
 
 def test_a_skipped_step_leaves_no_trace_in_weights_optimizer_and_statistics(tmp_path):
-    """The oracle never sees its batches, good ones of the same step neither."""
+    """The oracle gets none of the batches of that step, not even the good ones."""
     model = network()
     callback = NonFinite("skip")
     options = {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0, "limit_train_batches": 8}
@@ -230,7 +230,7 @@ def test_skips_are_counted_logged_and_saved(tmp_path):
     assert again.skipped == 2
 
 
-def test_as_many_bad_steps_in_a_row_as_patience_stop_the_run(tmp_path):
+def test_a_number_of_bad_steps_in_a_row_stops_the_run(tmp_path):
     batches = order(epoch=0)
     bad = [batches[number][0] for number in (0, 2, 3, 4)]
     callback = NonFinite("skip", patience=3)
@@ -240,7 +240,7 @@ def test_as_many_bad_steps_in_a_row_as_patience_stop_the_run(tmp_path):
 
 
 class Late(NonFinite):
-    """As on a GPU: it reads now and then."""
+    """Reads every few steps, as on a GPU."""
 
     def on_train_start(self, trainer, pl_module):
         super().on_train_start(trainer, pl_module)
@@ -249,7 +249,7 @@ class Late(NonFinite):
 
 
 class Waits(TorchDispatchMode):
-    """Counts what a GPU would have to be waited for: values that Python or the CPU gets."""
+    """Counts operations that would synchronize with a GPU: values read by Python or the CPU."""
 
     count = 0
 
@@ -275,7 +275,7 @@ class Counted(Late):
         self.waits.append(mode.count)
 
 
-def test_a_step_waits_for_no_device_but_every_so_many(tmp_path):
+def test_only_every_nth_step_synchronizes_with_the_device(tmp_path):
     callback = Counted()
     fitted = trainer(tmp_path, callback, log_every_n_steps=3)
     fitted.fit(network(), datamodule=digits())
@@ -285,8 +285,8 @@ def test_a_step_waits_for_no_device_but_every_so_many(tmp_path):
 
 
 @pytest.mark.gpu
-def test_a_step_waits_for_no_gpu():
-    """Torch itself counts: an error at whatever waits."""
+def test_a_step_does_not_synchronize_with_the_gpu():
+    """Torch raises an error on any synchronization."""
     model = network().cuda()
     watch = Watch(model, torch.device("cuda"))
     for _ in range(2):
@@ -304,7 +304,7 @@ def test_a_step_waits_for_no_gpu():
     assert (found.step, found.gradients) == (2, ["backbone.fc.weight"])
 
 
-def test_what_is_read_late_is_told_of_the_right_step_and_never_saved(tmp_path):
+def test_a_late_read_reports_the_right_step_and_nothing_bad_is_saved(tmp_path):
     batches = order(epoch=0)
     sample = batches[3][0]
     saver = ModelCheckpoint(
@@ -320,7 +320,7 @@ def test_what_is_read_late_is_told_of_the_right_step_and_never_saved(tmp_path):
         assert finite(torch.load(path, weights_only=True)["state_dict"])
 
 
-def test_nothing_is_saved_on_the_way_out(tmp_path):
+def test_nothing_is_saved_when_the_run_stops(tmp_path):
     saver = ModelCheckpoint(tmp_path, save_on_exception=True, filename="bad")
     with pytest.raises(NonFiniteError):
         trainer(tmp_path, NonFinite(), saver).fit(
@@ -329,7 +329,7 @@ def test_nothing_is_saved_on_the_way_out(tmp_path):
     assert not list(tmp_path.glob("*.ckpt"))
 
 
-def test_validation_reads_first(tmp_path):
+def test_results_are_read_before_a_validation(tmp_path):
     class Validates(Callback):
         started = False
 
@@ -343,7 +343,7 @@ def test_validation_reads_first(tmp_path):
 
 
 @pytest.mark.parametrize("spoilt", ["gradients", "loss"])
-def test_in_fp16_infinite_gradients_are_the_scalers_business(tmp_path, spoilt):
+def test_in_fp16_infinite_gradients_are_left_to_the_loss_scaler(tmp_path, spoilt):
     torch.manual_seed(0)
     images = torch.randn(32, 1, 4, 4)
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 10))
@@ -366,7 +366,7 @@ def test_in_fp16_infinite_gradients_are_the_scalers_business(tmp_path, spoilt):
             fitted.fit(ImageClassifier(net, 10), loader)
         return
     fitted.fit(ImageClassifier(net, 10), loader)
-    assert scaler.get_scale() == 4.0  # it has skipped one
+    assert scaler.get_scale() == 4.0  # halved after one skipped step
     assert finite(net.state_dict())
 
 
@@ -374,7 +374,7 @@ def test_samples_of_a_foreign_loader_are_null(tmp_path):
     images = torch.randn(64, 1, 32, 32)
     images[50, 0, 3, 3] = math.nan
     loader = DataLoader(TensorDataset(images, torch.arange(64) % 10), batch_size=32)
-    with pytest.raises(NonFiniteError, match="number 18 of the batch"):
+    with pytest.raises(NonFiniteError, match="sample 18 of the batch"):
         trainer(tmp_path, NonFinite()).fit(network(), loader)
     (record,) = records(tmp_path)
     assert record["ranks"][0]["samples"] is None
@@ -414,7 +414,7 @@ def spoiler(folder, rank, batch):
     return f"+callbacks.spoiler={node}"
 
 
-def test_on_the_command_line_it_is_one_message(tmp_path, told, short, monkeypatch):
+def test_the_command_line_prints_one_message(tmp_path, told, short, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     code, error = told(*short, spoiler(tmp_path, 0, 1), "lr_scheduler=constant")
     assert code == 1
@@ -424,7 +424,7 @@ def test_on_the_command_line_it_is_one_message(tmp_path, told, short, monkeypatc
     assert len(json.loads(path.read_text())) == 1
 
 
-def test_on_nonfinite_skip_is_all_it_takes(tmp_path, told, short, monkeypatch, result):
+def test_on_nonfinite_skip_sets_the_action(tmp_path, told, short, monkeypatch, result):
     monkeypatch.syspath_prepend(tmp_path)
     arguments = (spoiler(tmp_path, 0, 1), "on_nonfinite=skip", "lr_scheduler=constant")
     code, error = told(*short, *arguments)

@@ -168,7 +168,7 @@ def test_slurms_signal_saves_and_requeues_and_the_restart_ends_as_if_nothing_had
     command += stopping(4, signal.SIGUSR1)
     cut = cli(*command, env=slurm, check=False)
     assert cut.returncode == 128 + signal.SIGUSR1, cut.stderr[-2000:]
-    assert "se_lightning: SIGUSR1: saved at step 5; resume=" in cut.stderr
+    assert "se_lightning: SIGUSR1: saved at step 5; continue with resume=" in cut.stderr
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
     (folder,) = (tmp_path / "outputs").iterdir()
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"

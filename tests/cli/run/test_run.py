@@ -54,7 +54,7 @@ def test_a_run_leaves_what_it_promises_and_its_checkpoint_is_tested_alike(
     ]
     for noise in ("Tip:", "LeafSpec", "TPU", "FutureWarning", "many workers", "anonymous"):
         assert noise not in done.stdout + done.stderr
-    assert done.stdout.count("W&B: offline (no account: `wandb login`)") == 1
+    assert done.stdout.count("W&B: offline (no account; run `wandb login`)") == 1
     with (run_dir / "metrics.csv").open() as file:
         assert any(row["test/acc1"] for row in csv.DictReader(file))
     rows = wandb_history(run_dir)

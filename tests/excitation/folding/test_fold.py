@@ -28,7 +28,7 @@ class Constant(nn.Module):
 
 
 def stuck(model, sign=False):
-    """Make every gate a constant of its own, and every norm one that has seen something."""
+    """Make every gate a different constant, and give every norm nontrivial statistics."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(size):
@@ -65,18 +65,18 @@ PLACEMENTS = {"standard": 0, "pre": 0, "post": 6, "identity": 7}
 @pytest.mark.parametrize(("placement", "scales"), PLACEMENTS.items())
 @pytest.mark.parametrize("name", ["se_resnet20", "se_preact_resnet20"])
 @pytest.mark.parametrize("sign", [False, True])
-def test_residual_networks_put_out_the_same_in_every_placement(name, placement, scales, sign):
+def test_outputs_are_unchanged_in_every_placement(name, placement, scales, sign):
     model = create_model(name, num_classes=10, in_channels=3, placement=placement, ratio=4)
     actions, _ = check(model, sign=sign)
-    # On a sum that a later block reads too nobody can take a constant, nor before a ReLU a
-    # negative one.
+    # No layer can absorb a constant on a sum that later blocks read too, or a negative one before
+    # a ReLU.
     if not sign:
         assert actions.count("scale") == scales
     assert "kept" not in actions
 
 
 @pytest.mark.parametrize("name", ["se_resnet50", "se_preact_resnet50"])
-def test_an_inner_gate_goes_too(name):
+def test_inner_gates_are_folded(name):
     model = create_model(name, num_classes=5, in_channels=3, placement="inner")
     actions, _ = check(model)
     assert set(actions) == {"identity"}
@@ -96,7 +96,7 @@ def test_an_inner_gate_goes_too(name):
         ("se_simple", 32, False),
     ],
 )
-def test_other_families_put_out_the_same(name, size, sign):
+def test_outputs_of_other_families_are_unchanged(name, size, sign):
     model = create_model(name, num_classes=10, in_channels=3)
     size = getattr(model, "image_size", None) or size
     actions, _ = check(model, size, sign=sign)
@@ -116,19 +116,19 @@ def test_other_families_put_out_the_same(name, size, sign):
         ("se_shake_shake26_2x96d", 32),
     ],
 )
-def test_large_families_put_out_the_same(name, size):
+def test_outputs_of_large_families_are_unchanged(name, size):
     actions, _ = check(create_model(name, num_classes=10, in_channels=3), size)
     assert "kept" not in actions
 
 
-def test_gates_of_others_put_out_the_same():
+def test_outputs_of_timms_and_torchvisions_networks_are_unchanged():
     for model in (
         timm.create_model("seresnet18", num_classes=5),
         torchvision.models.mobilenet_v3_small(num_classes=5),
     ):
         actions, _ = check(model, 64)
         assert set(actions) == {"identity"}
-    actions, _ = check(timm.create_model("rexnet_100", num_classes=5), 64)  # not traced
+    actions, _ = check(timm.create_model("rexnet_100", num_classes=5), 64)  # cannot be traced
     assert set(actions) == {"scale"}
 
 
@@ -141,13 +141,13 @@ def test_inserted_gates_are_folded_and_can_still_be_removed(where):
     assert set(remove_excitation(model).state_dict()) == keys
 
 
-def test_a_scale_in_place_of_an_inserted_gate_is_still_called():
+def test_a_scale_that_replaces_an_inserted_gate_is_executed():
     model = add_excitation(timm.create_model("convnext_atto", num_classes=5), "stages")
     actions, _ = check(model, 64)
     assert set(actions) == {"scale"}
 
 
-def test_a_gate_of_one_is_taken_out_and_the_weights_stay():
+def test_a_gate_of_1_is_removed_without_changing_the_weights():
     torch.manual_seed(0)
     options = {"num_classes": 3, "in_channels": 3, "ratio": 4}
     model = create_model("se_resnet20", gate_activation="double-sigmoid", **options)
@@ -159,7 +159,7 @@ def test_a_gate_of_one_is_taken_out_and_the_weights_stay():
     assert type(model.layer1[0].se) is nn.Identity
 
 
-def test_the_constant_is_found_where_the_report_says():
+def test_the_constant_is_folded_into_the_reported_layer():
     torch.manual_seed(0)
     model = stuck(create_model("se_resnet20", num_classes=3, in_channels=3, ratio=4))
     value, norm = model.layer1[0].se.gate.value.clone(), model.layer1[0].bn2
@@ -172,7 +172,7 @@ def test_the_constant_is_found_where_the_report_says():
     torch.testing.assert_close(norm.bias.detach(), bias * value)
 
 
-def test_only_gates_within_the_tolerance_go_and_the_nearest_is_known():
+def test_only_gates_within_the_tolerance_are_folded():
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3), SqueezeExcitation(4, 1), nn.Conv2d(4, 4, 3), SqueezeExcitation(4, 1)
@@ -194,7 +194,7 @@ def test_only_gates_within_the_tolerance_go_and_the_nearest_is_known():
     assert set(fold_gates(net, images.split(20), tolerance).folded) == {str(near)}
 
 
-def test_what_others_read_or_run_twice_takes_no_constant():
+def test_layers_that_are_read_elsewhere_or_run_twice_absorb_no_constant():
     class Reads(nn.Module):
         def __init__(self):
             super().__init__()
@@ -211,23 +211,23 @@ def test_what_others_read_or_run_twice_takes_no_constant():
     for kind in (Reads, Twice):
         actions, report = check(kind(), 8)
         assert actions == ["scale"]
-        assert "no layer beside it" in report.gates[0].reason
+        assert "no adjacent layer" in report.gates[0].reason
 
 
-def test_grouped_convolutions_and_flattened_dense_layers_take_it_too():
+def test_grouped_convolutions_and_linear_layers_absorb_constants():
     for tail in (
         [nn.Conv2d(8, 6, 3, groups=2)],
         [nn.MaxPool2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 9, 4)],
         [nn.AvgPool2d(2), nn.BatchNorm2d(8)],
     ):
-        # A SiLU lets no factor through to what is before it.
+        # A SiLU does not commute with a scale, so that the layers before it cannot absorb one.
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), SqueezeExcitation(8, 2), *tail)
         actions, report = check(net, 8)
         assert actions == ["identity"]
         assert report.gates[0].into == (str(len(net) - 1),)
 
 
-def test_after_a_norm_has_taken_it_training_goes_on_the_same():
+def test_training_continues_from_the_same_function_after_folding_into_a_norm():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), SqueezeExcitation(4, 2), nn.BatchNorm2d(4))
     stuck(net)
@@ -241,7 +241,7 @@ def test_after_a_norm_has_taken_it_training_goes_on_the_same():
     torch.testing.assert_close(scaled, norm.detach() * weight + bias, rtol=1e-3, atol=1e-4)
 
 
-def test_merged_gates_unused_ones_and_nan_are_left_alone_and_named():
+def test_merged_unused_and_nan_gates_are_kept_and_reported():
     actions, report = check(nn.Sequential(nn.Conv2d(3, 4, 1), ConcurrentExcitation(4, 2)), 8)
     assert actions == ["kept", "kept"]
     assert "merged with another gate" in report.gates[0].reason
@@ -256,26 +256,26 @@ def test_merged_gates_unused_ones_and_nan_are_left_alone_and_named():
             return self.used(x)
 
     report = fold_gates(Idle().eval(), [torch.randn(2, 3, 4, 4)])
-    assert [gate.reason for gate in report.gates] == ["left alone: it is never called, or NaN"] * 2
+    assert [gate.reason for gate in report.gates] == ["kept: never executed, or NaN"] * 2
     assert report.nearest is None
 
 
-def test_a_spatial_gate_that_is_constant_everywhere_is_one_number():
+def test_a_constant_spatial_gate_is_folded():
     actions, _ = check(create_model("se_resnet20", num_classes=3, in_channels=3, gate="spatial"))
     assert set(actions) == {"identity"}
 
 
-def test_another_network_repeats_the_folds_and_takes_the_weights():
+def test_another_network_repeats_the_folds_and_loads_the_weights():
     def fresh():
         return create_model("se_resnet20", num_classes=3, in_channels=3, placement="post", ratio=4)
 
     model = fresh()
     check(model)
-    told = folded(model)
-    assert set(told.values()) == {"identity", "scale"}
+    folds = folded(model)
+    assert set(folds.values()) == {"identity", "scale"}
     other = fresh().eval()
-    repeat_folds(other, told)
-    repeat_folds(other, told)  # once more changes nothing
+    repeat_folds(other, folds)
+    repeat_folds(other, folds)  # idempotent
     other.load_state_dict(model.state_dict())
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(other(images), model(images))
@@ -284,9 +284,9 @@ def test_another_network_repeats_the_folds_and_takes_the_weights():
         repeat_folds(other, {"layer9.se": "scale"})
 
 
-def test_mistakes_are_named():
+def test_invalid_arguments_are_refused():
     net = nn.Sequential(SqueezeExcitation(3, 1))
     with pytest.raises(ValueError, match=r"`tolerance` \(=-1\)"):
         fold_gates(net, [torch.zeros(1, 3, 2, 2)], -1)
-    with pytest.raises(ValueError, match="`batches` must hold an image"):
+    with pytest.raises(ValueError, match="`batches` must contain at least one image"):
         fold_gates(net, [])

@@ -7,7 +7,7 @@ from matplotlib.colors import to_rgba
 from se_lightning.excitation import draw_epochs, draw_histogram
 
 
-def test_the_picture_shows_each_layers_share():
+def test_the_colors_are_the_share_of_each_layer():
     counts = np.array([[3, 1], [0, 0]])
     figure = draw_histogram(["first", "second"], counts, "title")
     axes = figure.axes[0]
@@ -16,14 +16,14 @@ def test_the_picture_shows_each_layers_share():
     assert axes.get_title() == "title"
 
 
-def test_the_bins_lie_between_the_ends():
+def test_the_axis_covers_the_range_of_the_bins():
     axes = draw_histogram(["first"], np.ones((1, 8)), "title", -1, 1).axes[0]
     assert axes.images[0].get_extent() == [-1, 1, 1, 0]
     assert draw_histogram(["first"], np.ones((1, 8)), "").axes[0].get_xlim() == (0, 1)
 
 
 @pytest.mark.parametrize("style", ["default", "dark_background"])
-def test_where_no_gate_is_the_histogram_is_as_light_or_dark_as_its_background(style):
+def test_empty_bins_match_the_background(style):
     with matplotlib.style.context(style):
         image = draw_histogram(["first"], np.array([[0, 9]]), "title").axes[0].images[0]
         background = np.mean(to_rgba(matplotlib.rcParams["axes.facecolor"])[:3])
@@ -32,7 +32,7 @@ def test_where_no_gate_is_the_histogram_is_as_light_or_dark_as_its_background(st
     assert abs(all_gates - background) > 0.7
 
 
-def test_the_heat_map_has_a_row_a_layer_and_a_column_a_validation():
+def test_the_heat_map_has_one_row_per_layer_and_one_column_per_validation():
     means = np.array([[0.5, 0.25], [0.5, 0.75], [np.nan, 1.0]])
     axes = draw_epochs(["first", "second"], [1, 2.5, 3], means, "title").axes[0]
     shown = axes.images[0].get_array()
@@ -43,7 +43,7 @@ def test_the_heat_map_has_a_row_a_layer_and_a_column_a_validation():
 
 
 @pytest.mark.parametrize("count", [1, 16, 17, 300])
-def test_the_heat_maps_epochs_are_not_crowded(count):
+def test_the_heat_map_labels_at_most_16_epochs(count):
     means = np.full((count, 50), 0.5)
     axes = draw_epochs([f"layer{k}" for k in range(50)], range(count), means, "").axes[0]
     ticks = axes.get_xticks()
@@ -53,5 +53,5 @@ def test_the_heat_maps_epochs_are_not_crowded(count):
 
 def test_means_that_are_all_nan_are_drawn_blank(tmp_path):
     figure = draw_epochs(["first"], [1, 2], np.full((2, 1), np.nan), "title")
-    figure.savefig(tmp_path / "epochs.png")  # a warning would be an error
+    figure.savefig(tmp_path / "epochs.png")  # warnings are errors
     assert figure.axes[0].images[0].get_array().mask.all()

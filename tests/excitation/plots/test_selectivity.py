@@ -9,7 +9,7 @@ from se_lightning.excitation import draw_selectivity, draw_selectivity_epochs
 LAYERS = ["first", "second", "third"]
 
 
-def test_a_bar_a_layer_the_first_on_top(tmp_path):
+def test_there_is_one_bar_per_layer_with_the_first_on_top(tmp_path):
     values = np.array([0.25, np.nan, 0.95])
     figure = draw_selectivity(LAYERS, values, "title")
     axes = figure.axes[0]
@@ -23,7 +23,7 @@ def test_a_bar_a_layer_the_first_on_top(tmp_path):
     figure.savefig(tmp_path / "selectivity.png")
 
 
-def test_a_curve_a_layer_over_epochs(tmp_path):
+def test_there_is_one_curve_per_layer_over_epochs(tmp_path):
     values = np.array([[0.1, 0.2, np.nan], [0.2, 0.4, np.nan]])
     figure = draw_selectivity_epochs(LAYERS, [1, 2], values, "title")
     axes = figure.axes[0]
@@ -37,22 +37,22 @@ def test_a_curve_a_layer_over_epochs(tmp_path):
 
 
 @pytest.mark.parametrize("style", ["default", "dark_background"])
-def test_colour_tells_depth_and_stands_out(style):
+def test_colors_encode_depth_and_contrast_with_the_background(style):
     values = np.zeros((2, 50))
     names = [f"layer{k}" for k in range(50)]
     with matplotlib.style.context(style):
         figure = draw_selectivity_epochs(names, [1, 2], values, "title")
         background = np.array(to_rgb(matplotlib.rcParams["axes.facecolor"]))
-    colours = np.array([to_rgb(line.get_color()) for line in figure.axes[0].get_lines()])
-    assert len(np.unique(colours, axis=0)) == 50
-    assert np.abs(colours - background).max(axis=1).min() > 0.4
-    green = colours[:, 1]  # of viridis it grows with depth
+    colors = np.array([to_rgb(line.get_color()) for line in figure.axes[0].get_lines()])
+    assert len(np.unique(colors, axis=0)) == 50
+    assert np.abs(colors - background).max(axis=1).min() > 0.4
+    green = colors[:, 1]  # increases along viridis
     assert (np.diff(green) > 0).all()
     assert len(figure.axes[1].get_yticks()) == 10
 
 
 @pytest.mark.parametrize("epochs", [[0.25, 0.5, 0.75], [3]])
-def test_parts_of_epochs_and_a_single_layer_are_drawn(epochs, tmp_path):
+def test_fractions_of_epochs_and_a_single_layer_are_drawn(epochs, tmp_path):
     figure = draw_selectivity_epochs(["only"], epochs, np.full((len(epochs), 1), 0.5), "title")
     figure.savefig(tmp_path / "epochs.png")
     assert figure.axes[0].get_lines()[0].get_xdata().tolist() == epochs
