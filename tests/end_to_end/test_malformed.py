@@ -127,7 +127,7 @@ NODES = {
     "model._target_=nope.Nope": "No module named 'nope'",
     "model._target_=se_lightning.Nope": "Nope",
     "model._target_=os.getcwd": "model: TypeError: posix.getcwd() takes no keyword arguments",
-    "data._target_=builtins.dict": "`data._target_` (='builtins.dict') returns a dict, but must return a Light",
+    "data._target_=builtins.dict": "`data._target_` (='builtins.dict') returns a dict, but must",
     "trainer._target_=builtins.dict": "`trainer._target_` (='builtins.dict') returns a dict",
     "optimizer._target_=torch.optim.Adam": "got an unexpected keyword argument 'momentum': ~opt",
     "optimizer._target_=torch.nn.Linear": "got an unexpected keyword argument 'lr'",
