@@ -137,11 +137,6 @@ class Command:
         """The overrides that are not about Hydra itself."""
         return [o for o in self.overrides if not _is_at(key_of(o), ("hydra",))]
 
-    @property
-    def choices(self) -> list[str]:
-        """The overrides that choose one option of a group."""
-        return [o for o in self.overrides if key_of(o) in GROUPS and "," not in o]
-
     def value(self, key: str) -> str | None:
         """Return the last value given for a key as text; None without one."""
         values = [value_of(override) for override in self.overrides if key_of(override) == key]

@@ -6,7 +6,7 @@ import re
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from se_lightning.cli.command import Command
+from se_lightning.cli.command import GROUPS, Command, key_of
 
 __all__ = ["hint", "reworded"]
 
@@ -14,8 +14,7 @@ __all__ = ["hint", "reworded"]
 def reworded(error: Exception) -> Exception:
     """Replace an error that Hydra did not expect while composing by one about the config."""
     if isinstance(error, RecursionError):
-        return ValueError("A config includes itself, or is nested too deeply: check its `defaults` "
-                          "and its ${...}.")  # fmt: skip
+        return ValueError("A config includes itself: check its `defaults` and its ${...}.")
     if isinstance(error, TypeError):
         return ValueError(f"Hydra can't compose a config from these arguments: {error}")
     return error
@@ -31,9 +30,9 @@ def hint(error: Exception, command: Command) -> str:
 
 def _nearest_key(missing: str, command: Command) -> str:
     """Return the nearest key of the chosen options, or else the keys of the group."""
-    shipped = Command(overrides=tuple(command.choices))
+    choices = [o for o in command.overrides if key_of(o) in GROUPS and "," not in o]
     try:
-        composed = shipped.compose()
+        composed = Command().compose(choices)
     except HydraException:
         return ""  # an option from a config folder of the user's
     group, _, key = missing.rpartition(".")

@@ -11,7 +11,7 @@ import shutil
 import socket
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -29,29 +29,12 @@ _HYDRA = ".hydra"
 _LOCK = ".lock"
 _CONSOLE = "console.txt"
 _CHECKPOINTS = "checkpoints"
-
-
-class _Entry(NamedTuple):
-    before_training: bool
-    rewritten: bool  # by a restart in the same folder
-
-
 # Every name in a run folder; a test compares them with real runs. `{job}.log` is Hydra's log.
-_ENTRIES = {
-    _HYDRA: _Entry(before_training=True, rewritten=False),
-    _LOCK: _Entry(before_training=True, rewritten=False),
-    _CONSOLE: _Entry(before_training=True, rewritten=False),
-    "{job}.log": _Entry(before_training=True, rewritten=False),
-    "hparams.yaml": _Entry(before_training=True, rewritten=True),
-    RESULT: _Entry(before_training=True, rewritten=True),
-    "metrics.csv": _Entry(before_training=False, rewritten=True),
-    "nonfinite.json": _Entry(before_training=False, rewritten=True),
-    "wandb_id": _Entry(before_training=False, rewritten=True),
-    "wandb": _Entry(before_training=False, rewritten=False),
-    _CHECKPOINTS: _Entry(before_training=False, rewritten=False),
-    "excitation": _Entry(before_training=False, rewritten=False),
-    "bad_files.txt": _Entry(before_training=False, rewritten=False),
-}
+_SETUP = {_HYDRA, _LOCK, _CONSOLE, "{job}.log", "hparams.yaml", RESULT}
+_TRAINING = {"metrics.csv", "nonfinite.json", "wandb_id", "wandb", _CHECKPOINTS, "excitation"}
+_TRAINING |= {"bad_files.txt"}
+# Those that a restart in the same folder writes again.
+_REWRITTEN = ("hparams.yaml", RESULT, "metrics.csv", "nonfinite.json", "wandb_id")
 
 _claims: dict[Path, "FileLock"] = {}
 
@@ -177,20 +160,18 @@ class RunFolder:
 
         Files of the user's are left, and the folder with them.
         """
-        if any(
-            (self.path / n).exists() for n, entry in _ENTRIES.items() if not entry.before_training
-        ):
+        if any((self.path / name).exists() for name in _TRAINING):
             return
-        for name in _ENTRIES:
-            _remove(self.path / name.format(job=job_name))
+        shutil.rmtree(self.path / _HYDRA, ignore_errors=True)
+        for name in _SETUP - {_HYDRA}:
+            (self.path / name.format(job=job_name)).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty
             self.path.rmdir()
 
     def prepare_restart(self) -> None:
         """Remove what a restart in the same folder writes again."""
-        for name, entry in _ENTRIES.items():
-            if entry.rewritten:
-                _remove(self.path / name)
+        for name in _REWRITTEN:
+            (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # missing, or not empty
             self.checkpoints.rmdir()
 
@@ -209,13 +190,6 @@ def temporary_folder() -> Path:
     folder = tempfile.mkdtemp(prefix="se_lightning-rank-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _release(folder: Path) -> None:

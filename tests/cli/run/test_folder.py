@@ -42,7 +42,7 @@ def test_a_run_writes_no_name_that_the_folder_does_not_know(cli, short, tmp_path
     """A name that is missing would survive a restart, or hide that a run has started."""
     cli(*short, "hydra.run.dir=run", env={"WANDB_MODE": "offline"})
     cli("task=test", "ckpt_path=run/checkpoints/best.ckpt", "hydra.run.dir=test", *short)
-    known = {name.format(job="se_lightning") for name in folders._ENTRIES}
+    known = {name.format(job="se_lightning") for name in folders._SETUP | folders._TRAINING}
     found = {path.name for name in ("run", "test") for path in (tmp_path / name).iterdir()}
     assert found - known == set()
     assert {".hydra", "checkpoints", "wandb", "wandb_id", "result.json"} <= found
