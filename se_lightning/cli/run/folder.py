@@ -5,21 +5,19 @@ Nothing here imports torch, since folders are checked before Hydra composes the 
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import socket
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TextIO, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from se_lightning.atomic import write_text
 from se_lightning.cli.run.result import RunResult
-
-if TYPE_CHECKING:
-    from filelock import FileLock
 
 __all__ = ["MULTIRUN", "RESULT", "RunFolder", "jobs_in", "temporary_folder"]
 
@@ -36,7 +34,7 @@ _TRAINING |= {"bad_files.txt"}
 # Those that a restart in the same folder writes again.
 _REWRITTEN = ("hparams.yaml", RESULT, "metrics.csv", "nonfinite.json", "wandb_id")
 
-_claims: dict[Path, "FileLock"] = {}
+_claims: dict[Path, TextIO] = {}
 
 
 class RunFolder:
@@ -136,23 +134,32 @@ class RunFolder:
         Raises:
             ValueError: If another process holds the lock.
         """
-        from filelock import FileLock, Timeout  # not needed by --help
-
         folder = self.path.absolute()
         if folder in _claims:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / _LOCK, blocking=False, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            holder = (folder / _LOCK).read_text().strip() or "just starting"
-            raise ValueError(
-                f"{folder} is in use by another run ({holder}). Wait until it ends, or choose "
-                f"another folder with {key}=DIR."
-            ) from None
-        (folder / _LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-        _claims[folder] = lock
+        while True:
+            file = (folder / _LOCK).open("a+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "just starting"
+                file.close()
+                raise ValueError(
+                    f"{folder} is in use by another run ({holder}). Wait until it ends, or choose "
+                    f"another folder with {key}=DIR."
+                ) from None
+            except OSError:
+                break  # a file system without locks
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(file.fileno()).st_ino == (folder / _LOCK).stat().st_ino:
+                    break
+            file.close()  # the lock of a run that has just ended and removed the file
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        _claims[folder] = file
         atexit.register(_release, folder)
 
     def discard_unused(self, job_name: str) -> None:
@@ -193,11 +200,10 @@ def temporary_folder() -> Path:
 
 
 def _release(folder: Path) -> None:
-    lock = _claims.pop(folder, None)
-    if lock is None:
+    file = _claims.pop(folder, None)
+    if file is None:
         return
-    # Before the release, so that the file cannot be another process's lock already.
     (folder / _LOCK).unlink(missing_ok=True)
-    lock.release()
+    file.close()
     with contextlib.suppress(OSError):  # not empty: it holds a run
         folder.rmdir()
