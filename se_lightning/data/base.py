@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from pytorch_lightning import LightningDataModule, Trainer
@@ -17,7 +17,25 @@ from se_lightning.data.transforms.color import ColorJitter
 from se_lightning.data.transforms.on_device import Erasing, Finish, Mixing
 from se_lightning.data.transforms.per_image import SampleTransforms
 
-__all__ = ["ImageDataModule", "cores", "next_batch"]
+__all__ = ["ImageDataModule", "ImageOptions", "cores", "next_batch"]
+
+
+class ImageOptions(TypedDict, total=False):
+    """The options of every datamodule; see :class:`ImageDataModule`."""
+
+    batch_size: int
+    eval_batch_size: int
+    seed: int
+    rotation: float
+    pixel_jitter: int
+    color_jitter: float | Sequence[float]
+    rand_augment: int | None
+    trivial_augment: bool
+    random_erasing: float
+    cutout: int
+    mixup: float
+    cutmix: float
+    repeats: int
 
 
 def cores() -> int:
@@ -75,10 +93,10 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        batch_size: int,
-        eval_batch_size: int,
-        num_workers: int | None,
-        seed: int,
+        batch_size: int = 128,
+        eval_batch_size: int = 512,
+        num_workers: int | None = None,
+        seed: int = 0,
         rotation: float = 0.0,
         pixel_jitter: int = 0,
         color_jitter: float | Sequence[float] = 0.0,

@@ -6,8 +6,11 @@ from typing import Unpack
 import numpy as np
 
 from se_lightning.data.in_memory.cifar_files import download_cifar, find_cifar, read_cifar
-from se_lightning.data.in_memory.datamodule import InMemoryDataModule, cut_validation
-from se_lightning.data.transforms.per_image import Augmentation
+from se_lightning.data.in_memory.datamodule import (
+    InMemoryDataModule,
+    InMemoryOptions,
+    cut_validation,
+)
 
 __all__ = ["CIFARDataModule"]
 
@@ -53,13 +56,7 @@ class CIFARDataModule(InMemoryDataModule):
         download: fetch what is missing from the authors' site.
         val_size: training images that are set aside for validation.
         split_seed: of that cut.
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
-        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
-        flip: mirror training images at random.
-        num_workers: worker processes; 0 is fastest, since a batch is one gather.
-        seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+        **options: see :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`.
 
     Raises:
         ValueError: naming the argument that does not fit, or the damaged file.
@@ -81,13 +78,7 @@ class CIFARDataModule(InMemoryDataModule):
         download: bool = False,
         val_size: int = 5000,
         split_seed: int = 0,
-        batch_size: int = 128,
-        eval_batch_size: int = 512,
-        crop_padding: int = 4,
-        flip: bool = True,
-        num_workers: int = 0,
-        seed: int = 0,
-        **augmentation: Unpack[Augmentation],
+        **options: Unpack[InMemoryOptions],
     ) -> None:
         if name not in _NAMES:
             raise ValueError(f"`name` (={name!r}) must be one of {', '.join(_NAMES)}.")
@@ -96,15 +87,8 @@ class CIFARDataModule(InMemoryDataModule):
                 f"`labels` (={labels!r}) must be one of {', '.join(_NAMES[name])} for {name}; "
                 "coarse are the superclasses of cifar100."
             )
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            crop_padding=crop_padding,
-            flip=flip,
-            num_workers=num_workers,
-            seed=seed,
-            **augmentation,
-        )
+        defaults = InMemoryOptions(crop_padding=4, flip=True)
+        super().__init__(**(defaults | options))
         self.set = name
         self.root = Path(root)
         self.kind = labels

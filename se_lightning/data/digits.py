@@ -8,8 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.nn import functional as F
 
-from se_lightning.data.in_memory.datamodule import InMemoryDataModule
-from se_lightning.data.transforms.per_image import Augmentation
+from se_lightning.data.in_memory.datamodule import InMemoryDataModule, InMemoryOptions
 
 __all__ = ["DigitsDataModule"]
 
@@ -21,13 +20,7 @@ class DigitsDataModule(InMemoryDataModule):
     It does not depend on ``seed``.
 
     Args:
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
-        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
-        flip: mirror training images at random (not for digits).
-        num_workers: worker processes; 0 is fastest, since a batch is one gather.
-        seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+        **options: see :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`.
 
     Example:
         >>> data = DigitsDataModule(batch_size=64)
@@ -44,26 +37,9 @@ class DigitsDataModule(InMemoryDataModule):
     std = 0.3234
     class_names = tuple("0123456789")
 
-    def __init__(
-        self,
-        *,
-        batch_size: int = 64,
-        eval_batch_size: int = 256,
-        crop_padding: int = 4,
-        flip: bool = False,
-        num_workers: int = 0,
-        seed: int = 0,
-        **augmentation: Unpack[Augmentation],
-    ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            crop_padding=crop_padding,
-            flip=flip,
-            num_workers=num_workers,
-            seed=seed,
-            **augmentation,
-        )
+    def __init__(self, **options: Unpack[InMemoryOptions]) -> None:
+        defaults = InMemoryOptions(batch_size=64, eval_batch_size=256, crop_padding=4)
+        super().__init__(**(defaults | options))
 
     def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # noqa: D102
         small, labels = load_digits(return_X_y=True)

@@ -5,8 +5,7 @@ from typing import Unpack
 import numpy as np
 
 from se_lightning.arguments import positive_integer
-from se_lightning.data.in_memory.datamodule import InMemoryDataModule
-from se_lightning.data.transforms.per_image import Augmentation
+from se_lightning.data.in_memory.datamodule import InMemoryDataModule, InMemoryOptions
 
 __all__ = ["FakeDataModule"]
 
@@ -19,13 +18,7 @@ class FakeDataModule(InMemoryDataModule):
         num_classes: K.
         in_channels: channels of the images.
         image_size: side of the images, pixels.
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
-        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
-        flip: mirror training images at random.
-        num_workers: worker processes; 0 is fastest, since a batch is one gather.
-        seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+        **options: see :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -47,26 +40,13 @@ class FakeDataModule(InMemoryDataModule):
         num_classes: int = 10,
         in_channels: int = 3,
         image_size: int = 32,
-        batch_size: int = 8,
-        eval_batch_size: int = 8,
-        crop_padding: int = 0,
-        flip: bool = False,
-        num_workers: int = 0,
-        seed: int = 0,
-        **augmentation: Unpack[Augmentation],
+        **options: Unpack[InMemoryOptions],
     ) -> None:
         shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
         for name, value in {"size": size, **shape}.items():
             positive_integer(name, value)
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            crop_padding=crop_padding,
-            flip=flip,
-            num_workers=num_workers,
-            seed=seed,
-            **augmentation,
-        )
+        defaults = InMemoryOptions(batch_size=8, eval_batch_size=8)
+        super().__init__(**(defaults | options))
         self.size = size
         self.in_channels = in_channels
         self.image_size = image_size

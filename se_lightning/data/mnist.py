@@ -5,9 +5,12 @@ from typing import Unpack
 
 import numpy as np
 
-from se_lightning.data.in_memory.datamodule import InMemoryDataModule, cut_validation
+from se_lightning.data.in_memory.datamodule import (
+    InMemoryDataModule,
+    InMemoryOptions,
+    cut_validation,
+)
 from se_lightning.data.in_memory.idx import read_idx
-from se_lightning.data.transforms.per_image import Augmentation
 
 __all__ = ["MNISTDataModule"]
 
@@ -62,13 +65,7 @@ class MNISTDataModule(InMemoryDataModule):
         download: fetch what is missing, through torchvision.
         val_size: training images that are set aside for validation.
         split_seed: of that cut.
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
-        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
-        flip: mirror training images at random; right for Fashion-MNIST only.
-        num_workers: worker processes; 0 is fastest, since a batch is one gather.
-        seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+        **options: see :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`.
 
     Raises:
         ValueError: naming the argument that does not fit, or the damaged file.
@@ -85,25 +82,12 @@ class MNISTDataModule(InMemoryDataModule):
         download: bool = False,
         val_size: int = 5000,
         split_seed: int = 0,
-        batch_size: int = 128,
-        eval_batch_size: int = 512,
-        crop_padding: int = 2,
-        flip: bool = False,
-        num_workers: int = 0,
-        seed: int = 0,
-        **augmentation: Unpack[Augmentation],
+        **options: Unpack[InMemoryOptions],
     ) -> None:
         if name not in _SETS:
             raise ValueError(f"`name` (={name!r}) must be one of {', '.join(_SETS)}.")
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            crop_padding=crop_padding,
-            flip=flip,
-            num_workers=num_workers,
-            seed=seed,
-            **augmentation,
-        )
+        defaults = InMemoryOptions(crop_padding=2)
+        super().__init__(**(defaults | options))
         self.folder, self.mean, self.std, self.class_names = _SETS[name]
         self.root = Path(root)
         self.download = download

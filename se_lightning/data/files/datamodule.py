@@ -10,19 +10,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from se_lightning.arguments import positive_integer
-from se_lightning.data.base import ImageDataModule
+from se_lightning.data.base import ImageDataModule, ImageOptions
 from se_lightning.data.files.crops import CenterCrop, RandomResizedCrop
 from se_lightning.data.files.dataset import BadFiles, FileBatch, FileLoader, ImageFiles
 from se_lightning.data.files.decode import check_interpolation
 from se_lightning.data.files.sources import Source
 from se_lightning.data.samplers import EvalBatches, TrainBatches
 from se_lightning.data.transforms.on_device import Finish
-from se_lightning.data.transforms.per_image import Augmentation
 
 __all__ = ["FileDataModule", "FileOptions"]
 
 
-class FileOptions(Augmentation, total=False):
+class FileOptions(ImageOptions, total=False):
     """The options that every datamodule of image files takes."""
 
     image_size: int
@@ -33,10 +32,7 @@ class FileOptions(Augmentation, total=False):
     flip: bool
     interpolation: str
     on_error: str
-    batch_size: int
-    eval_batch_size: int
     num_workers: int | None
-    seed: int
 
 
 class FileDataModule(ImageDataModule):
@@ -58,11 +54,9 @@ class FileDataModule(ImageDataModule):
         interpolation: ``"bilinear"`` or ``"bicubic"``.
         on_error: ``"stop"`` at the first file that cannot be read, or ``"skip"`` such files and
             list them in ``bad_files.txt`` of the run at the end of the epoch.
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
         num_workers: worker processes of a rank; None is a core each, 8 at most.
-        seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+        **options: see :class:`se_lightning.data.base.ImageDataModule`; here ``batch_size`` is 32
+            and ``eval_batch_size`` 128 by default.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -84,19 +78,11 @@ class FileDataModule(ImageDataModule):
         flip: bool = True,
         interpolation: str = "bilinear",
         on_error: str = "stop",
-        batch_size: int = 32,
-        eval_batch_size: int = 128,
         num_workers: int | None = None,
-        seed: int = 0,
-        **augmentation: Unpack[Augmentation],
+        **options: Unpack[ImageOptions],
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            **augmentation,
-        )
+        options = ImageOptions(batch_size=32, eval_batch_size=128) | options
+        super().__init__(num_workers=num_workers, **options)
         check_interpolation(interpolation)
         positive_integer("image_size", image_size)
         self.image_size = image_size
@@ -109,7 +95,7 @@ class FileDataModule(ImageDataModule):
             area=crop_area,
             aspect=crop_aspect,
             flip=flip,
-            seed=seed,
+            seed=self.seed,
             **look,
         )
         self._bad_files = BadFiles(on_error)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from se_lightning.data.base import ImageDataModule
+from se_lightning.data.base import ImageDataModule, ImageOptions
 from se_lightning.data.samplers import Batch
 from se_lightning.data.transforms.on_device import Finish
-from se_lightning.data.transforms.per_image import Augmentation, CropFlip
+from se_lightning.data.transforms.per_image import CropFlip
 
-__all__ = ["InMemoryDataModule", "InMemoryImages", "cut_validation"]
+__all__ = ["InMemoryDataModule", "InMemoryImages", "InMemoryOptions", "cut_validation"]
 
 Step = Callable[[Tensor, int, np.ndarray], Tensor]
 
@@ -49,20 +49,25 @@ class InMemoryImages(Dataset):
         return self.finish(images, self.labels.index_select(0, indices), epoch, keys)
 
 
+class InMemoryOptions(ImageOptions, total=False):
+    """The options of every datamodule of small images; see :class:`InMemoryDataModule`."""
+
+    crop_padding: int
+    flip: bool
+    num_workers: int
+
+
 class InMemoryDataModule(ImageDataModule):
     """What the small data sets share: loaders over tensors in memory, on the GPU if there is one.
 
     A subclass names its images and says, in :meth:`load`, where the three splits come from.
 
     Args:
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
         crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
         flip: mirror training images at random.
         num_workers: worker processes; 0 is fastest, since a batch is one gather, but for
             ``rotation``, ``rand_augment`` and ``trivial_augment``.
-        seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+        **options: see :class:`se_lightning.data.base.ImageDataModule`.
 
     Raises:
         ValueError: naming the argument that does not fit.
@@ -73,22 +78,13 @@ class InMemoryDataModule(ImageDataModule):
     def __init__(
         self,
         *,
-        batch_size: int,
-        eval_batch_size: int,
-        crop_padding: int,
-        flip: bool,
-        num_workers: int,
-        seed: int,
-        **augmentation: Unpack[Augmentation],
+        crop_padding: int = 0,
+        flip: bool = False,
+        num_workers: int = 0,
+        **options: Unpack[ImageOptions],
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            **augmentation,
-        )
-        self.crop_flip = CropFlip(padding=crop_padding, flip=flip, seed=seed)
+        super().__init__(num_workers=num_workers, **options)
+        self.crop_flip = CropFlip(padding=crop_padding, flip=flip, seed=self.seed)
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
 
     def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:

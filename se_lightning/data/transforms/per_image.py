@@ -4,9 +4,6 @@ What happens to a sample depends on nothing else: not on the batch it lies in, t
 number of workers.
 """
 
-from collections.abc import Sequence
-from typing import TypedDict
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,22 +12,7 @@ from torchvision.transforms import v2
 
 from se_lightning.data.transforms.sample_rng import sample_seeds, uniform
 
-__all__ = ["Augmentation", "CropFlip", "SampleTransforms", "crop_flip"]
-
-
-class Augmentation(TypedDict, total=False):
-    """The options that every datamodule takes; each is off by default."""
-
-    rotation: float
-    pixel_jitter: int
-    color_jitter: float | Sequence[float]
-    rand_augment: int | None
-    trivial_augment: bool
-    random_erasing: float
-    cutout: int
-    mixup: float
-    cutmix: float
-    repeats: int
+__all__ = ["CropFlip", "SampleTransforms", "crop_flip"]
 
 
 def check_number(name: str, value: object, low: float, high: float, unit: str) -> None:

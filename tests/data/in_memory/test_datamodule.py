@@ -1,11 +1,19 @@
 import itertools
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 
-from se_lightning import DigitsDataModule, FakeDataModule, SEResNetModule
+from se_lightning import (
+    CIFARDataModule,
+    DigitsDataModule,
+    FakeDataModule,
+    MNISTDataModule,
+    SEResNetModule,
+)
+from se_lightning.data.in_memory.datamodule import InMemoryOptions
 
 
 def batches(workers, epoch):
@@ -47,6 +55,25 @@ def test_a_subclass_must_say_where_its_images_come_from():
     )
     with pytest.raises(TypeError, match="must define `load`"):
         data.setup()
+
+
+@pytest.mark.parametrize(
+    ("kind", "defaults"),
+    [
+        (DigitsDataModule, (64, 256, 4, False)),
+        (MNISTDataModule, (128, 512, 2, False)),
+        (CIFARDataModule, (128, 512, 4, True)),
+        (FakeDataModule, (8, 8, 0, False)),
+    ],
+)
+def test_every_option_is_a_hyper_parameter_and_has_the_default_of_its_class(kind, defaults):
+    saved = kind().hparams
+    assert set(get_type_hints(InMemoryOptions)) <= set(saved)
+    names = ("batch_size", "eval_batch_size", "crop_padding", "flip")
+    assert tuple(saved[name] for name in names) == defaults
+    assert kind(**{**saved, "batch_size": 3}).hparams == {**saved, "batch_size": 3}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'crop'"):
+        kind(crop=4)
 
 
 EVERYTHING = {
