@@ -125,7 +125,8 @@ def _measure(
     settings = [(version, count) for version in theirs for count in workers]
     rates = {setting: _rate(loader(*setting), seconds / 2) for setting in settings}
     best = max(rates, key=lambda setting: rates[setting])
-    loaders = _Finished(ours), loader(*best)
+    ours.setup("fit")
+    loaders = _Images(ours.train_dataloader()), loader(*best)
     for each in loaders:
         _rate(each, 0)  # starts the workers, fills the caches
     turns = [[_rate(each, seconds) for each in loaders] for _ in range(rounds)]
@@ -142,19 +143,6 @@ def _measure(
         max(named, key=lambda name: named[name]),
         named,
     )
-
-
-class _Finished:
-    """The training images of a datamodule, as Lightning hands them to the network."""
-
-    def __init__(self, data: ImageDataModule) -> None:
-        data.setup("fit")
-        self.data, self.loader = data, data.train_dataloader()
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        _leave_cores_to(self.loader.num_workers)
-        for batch in self.loader:
-            yield self.data.on_after_batch_transfer(batch, 0)[0]
 
 
 class _Images:

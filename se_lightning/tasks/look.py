@@ -73,8 +73,7 @@ def _first_images(data: ImageDataModule, count: int, epoch: int) -> tuple[Tensor
     """Return an epoch's first images, as uint8 again, and their labels."""
     size = data.batch_size
     batches = islice(data.train_dataloader(epoch=epoch), math.ceil(count / size))
-    finished = [data.on_after_batch_transfer(batch, 0) for batch in batches]
-    pixels, labels = (torch.cat(parts)[:count] for parts in zip(*finished, strict=True))
+    pixels, labels = (torch.cat(parts)[:count] for parts in zip(*batches, strict=True))
     mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (data.mean, data.std))
     return (pixels * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8), labels
 

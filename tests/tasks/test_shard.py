@@ -12,8 +12,7 @@ def batches(root, workers, **start):
         str(root), image_size=32, batch_size=5, num_workers=workers, rotation=10, mixup=0.2
     )
     data.setup()
-    loader = data.train_dataloader(**start)
-    return [data.on_after_batch_transfer(batch, 0) for batch in loader], data
+    return list(data.train_dataloader(**start)), data
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,22 +1,19 @@
 """What data sets of image files share: views, loaders, files that are bad."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from se_lightning.arguments import positive_integer
 from se_lightning.data.base import ImageDataModule, ImageOptions
 from se_lightning.data.files.crops import CenterCrop, RandomResizedCrop
-from se_lightning.data.files.dataset import BadFiles, FileBatch, FileLoader, ImageFiles
+from se_lightning.data.files.dataset import BadFiles, FileLoader, ImageFiles
 from se_lightning.data.files.decode import check_interpolation
 from se_lightning.data.files.sources import Source
 from se_lightning.data.samplers import EvalBatches, TrainBatches
-from se_lightning.data.transforms.on_device import Finish
 
 __all__ = ["FileDataModule", "FileOptions"]
 
@@ -38,9 +35,7 @@ class FileOptions(ImageOptions, total=False):
 class FileDataModule(ImageDataModule):
     """What data sets of image files share.
 
-    A subclass says, in :meth:`find`, where the files are. Workers hand over bytes;
-    :meth:`on_after_batch_transfer`, which Lightning calls, makes them what the network sees, on
-    its device.
+    A subclass returns its files in :meth:`find`.
 
     Args:
         image_size: side of the images that the network sees, pixels.
@@ -124,35 +119,14 @@ class FileDataModule(ImageDataModule):
 
     def dataset(self, split: str, *, augmented: bool) -> ImageFiles:
         """Return ``train``, ``val`` or ``test``; an item of it, by (epoch, keys), is a batch."""
+        finish = self.finish(augmented=augmented)
         if augmented:
-            return ImageFiles(self.source(split), self._train_view, self.transforms)
-        return ImageFiles(self.source(split), self._eval_view)
+            return ImageFiles(self.source(split), self._train_view, finish, self.transforms)
+        return ImageFiles(self.source(split), self._eval_view, finish)
 
     def labels(self, split: str) -> np.ndarray:
         """Return the labels (N,) of ``train``, ``val`` or ``test``."""
         return self.source(split).labels
-
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Move images and labels; what the augmentation draws from stays on the CPU."""
-        if not isinstance(batch, FileBatch):
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return batch._replace(
-            images=batch.images.to(device, non_blocking=True),
-            labels=batch.labels.to(device, non_blocking=True),
-        )
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Return (B, 3, H, W) float32 and labels (B,) or, mixed, (B, K)."""
-        if not isinstance(batch, FileBatch):
-            return batch
-        finish = self._finishes[batch.augmented]
-        return finish(batch.images, batch.labels, batch.epoch, batch.keys, batch.first)
-
-    @cached_property
-    def _finishes(self) -> dict[bool, Finish]:
-        return {augmented: self.finish(augmented=augmented) for augmented in (False, True)}
 
     def _loader(self, dataset: Dataset, order: TrainBatches | EvalBatches) -> DataLoader:
         assert isinstance(dataset, ImageFiles)

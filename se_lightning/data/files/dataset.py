@@ -3,9 +3,8 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -14,34 +13,13 @@ from se_lightning.data.files.crops import CenterCrop, RandomResizedCrop
 from se_lightning.data.files.decode import BadImage
 from se_lightning.data.files.sources import Source
 from se_lightning.data.samplers import Batch
+from se_lightning.data.transforms.on_device import Finish, ImageBatch
 from se_lightning.data.transforms.per_image import SampleTransforms
 
-__all__ = ["BadFiles", "FileBatch", "FileLoader", "ImageFiles"]
+__all__ = ["BadFiles", "FileLoader", "ImageFiles"]
 
 log = logging.getLogger(__name__)
 BAD_FILES = "bad_files.txt"
-
-
-class FileBatch(NamedTuple):
-    """What a worker hands over: a quarter of the bytes that floats would be.
-
-    Attributes:
-        images: (B, 3, H, W) uint8, channels last in memory.
-        labels: (B,) int64.
-        augmented: whether it is to train on.
-        epoch: from 0.
-        keys: (B,) the samples, which stay on the CPU.
-        first: sample of the batch, bad or not; None where there is none.
-        bad: name of and reason for each file that could not be read.
-    """
-
-    images: Tensor
-    labels: Tensor
-    augmented: bool
-    epoch: int
-    keys: np.ndarray
-    first: int | None
-    bad: list[tuple[str, str]]
 
 
 class ImageFiles(Dataset):
@@ -57,14 +35,15 @@ class ImageFiles(Dataset):
         self,
         source: Source,
         view: RandomResizedCrop | CenterCrop,
+        finish: Finish,
         transforms: SampleTransforms | None = None,
     ) -> None:
-        self.source, self.view, self.transforms = source, view, transforms
+        self.source, self.view, self.finish, self.transforms = source, view, finish, transforms
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, batch: Batch) -> FileBatch:
+    def __getitem__(self, batch: Batch) -> ImageBatch:
         epoch, keys = batch
         pixels: list[Tensor] = []
         good: list[int] = []
@@ -80,11 +59,10 @@ class ImageFiles(Dataset):
                 bad.append((name, str(error).removeprefix(f"{name} cannot be read: ").rstrip(".")))
         first, keys = (int(keys[0]) if len(keys) else None), keys[good]
         images = self._stack(pixels, self.view.side(epoch))
-        augmented = self.transforms is not None
         if self.transforms is not None:
             images = self.transforms(images, epoch, keys)
         labels = self.source.labels[keys % len(self)]
-        return FileBatch(images, labels, augmented, epoch, keys, first, bad)
+        return ImageBatch(images, labels, self.finish, epoch, keys, first, bad)
 
     def _stack(self, pixels: list[Tensor], side: int) -> Tensor:
         """Make a batch of images (H, W, 3); in a worker, where the main process reads it."""
@@ -110,7 +88,7 @@ class BadFiles:
         self._new: dict[str, str] = {}
         self._known: set[str] = set()
 
-    def take(self, batch: FileBatch, *, train: bool) -> None:
+    def take(self, batch: ImageBatch, *, train: bool) -> None:
         """Note a batch's bad files.
 
         Raises:
@@ -147,10 +125,6 @@ class BadFiles:
         self._new = {}
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
 class FileLoader(DataLoader):
     """A DataLoader that says, at the end of its epoch, which files were bad.
 
@@ -164,15 +138,14 @@ class FileLoader(DataLoader):
     def __init__(
         self, dataset: ImageFiles, *, bad_files: BadFiles, folder: Path, **options: Any
     ) -> None:
-        super().__init__(dataset, collate_fn=_as_it_is, **options)
+        super().__init__(dataset, **options)
         self.bad_files, self.folder = bad_files, folder
 
-    def __iter__(self) -> Iterator[FileBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]
         train = self.dataset.transforms is not None  # type: ignore[attr-defined]
         try:
             for batch in super().__iter__():
                 self.bad_files.take(batch, train=train)
-                # On the way an array: each tensor would come through shared memory of its own.
-                yield batch._replace(labels=torch.from_numpy(batch.labels))
+                yield batch
         finally:
             self.bad_files.write(self.folder)

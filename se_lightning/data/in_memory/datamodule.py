@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from se_lightning.data.base import ImageDataModule, ImageOptions
 from se_lightning.data.samplers import Batch
-from se_lightning.data.transforms.on_device import Finish
+from se_lightning.data.transforms.on_device import Finish, ImageBatch
 from se_lightning.data.transforms.per_image import CropFlip
 
 __all__ = ["InMemoryDataModule", "InMemoryImages", "InMemoryOptions", "cut_validation"]
@@ -24,11 +24,11 @@ class InMemoryImages(Dataset):
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
-        finish: makes bytes what the network sees.
+        finish: turns bytes into the network's input.
         steps: what is done to training batches before, on the bytes.
 
     Shape:
-        ``self[epoch, keys]`` is ((B, C, H, W) float32, (B,) int64).
+        ``self[epoch, keys]`` unpacks to ((B, C, H, W) float32, (B,) int64).
     """
 
     def __init__(
@@ -40,13 +40,14 @@ class InMemoryImages(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, batch: Batch) -> ImageBatch:
         epoch, keys = batch
         indices = torch.from_numpy(keys % len(self)).to(self.images.device, non_blocking=True)
         images = self.images.index_select(0, indices)  # 14 times as fast as images[indices]
         for step in self.steps:
             images = step(images, epoch, keys)
-        return self.finish(images, self.labels.index_select(0, indices), epoch, keys)
+        labels = self.labels.index_select(0, indices)
+        return ImageBatch(images, labels, self.finish, epoch, keys)
 
 
 class InMemoryOptions(ImageOptions, total=False):

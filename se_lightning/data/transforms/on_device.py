@@ -1,6 +1,8 @@
-"""What is done to a whole batch last, on the device: colour, normalisation, erasing, mixing."""
+"""A batch of bytes, and the last transforms, which run on its device as a whole batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from se_lightning.data.transforms.color import ColorJitter
 from se_lightning.data.transforms.per_image import check_number, check_pixels
 from se_lightning.data.transforms.sample_rng import sample_seeds, uniform
 
-__all__ = ["Erasing", "Finish", "Mixing", "erase"]
+__all__ = ["Erasing", "Finish", "ImageBatch", "Mixing", "erase"]
 
 _ATTEMPTS = 10  # torchvision's, for a box that fits into the image
 
@@ -137,16 +139,27 @@ class Mixing:
         return images, labels
 
 
+@lru_cache(maxsize=64)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return what turns bytes into normalized floats: per channel, a factor and a summand."""
+    means, stds = (torch.tensor(x, dtype=torch.float32, device="cpu") for x in (mean, std))
+    return (1 / (255 * stds)).to(device), (-means / stds).to(device)
+
+
 class Finish:
-    """Turn a batch of bytes into what the network sees.
+    """Turn a batch of bytes into the network's input: color jitter, normalization, erasing, mixing.
+
+    It holds plain numbers only, so that it is cheap to send along with a worker's batch.
 
     Args:
-        mean: of each channel, or one for all, in [0, 1].
-        std: in the same unit.
-        color: jitters it first.
-        erasing: takes parts of it, after the normalisation, so that what is left is the mean.
-        mixing: is last.
-        num_classes: K, for the mixing's labels.
+        mean: Mean of each channel, or one for all, in [0, 1].
+        std: Standard deviation, in the same unit.
+        color: Applied before the normalization.
+        erasing: Applied after the normalization, so that erased pixels have the mean.
+        mixing: Applied last.
+        num_classes: K, for mixed labels.
     """
 
     def __init__(
@@ -159,8 +172,7 @@ class Finish:
         mixing: Mixing | None = None,
         num_classes: int = 0,
     ) -> None:
-        means, stds = torch.tensor(mean).view(-1), torch.tensor(std).view(-1)
-        self._scale, self._shift = 1 / (255 * stds), -means / stds
+        self.mean, self.std = (tuple(np.ravel(x).tolist()) for x in (mean, std))
         self.color, self.erasing, self.mixing = color, erasing, mixing
         self.num_classes = num_classes
 
@@ -177,13 +189,10 @@ class Finish:
         Args:
             images: (N, C, H, W) uint8.
             labels: (N,) int64.
-            epoch: from 0.
-            keys: (N,) the samples.
-            first: sample of the batch, where that one is bad and left out.
+            epoch: Epoch, from 0.
+            keys: (N,) keys of the samples.
+            first: Key of the batch's first sample, if that may be missing from ``keys``.
         """
-        if self._shift.device != images.device:
-            self._shift = self._shift.to(images.device)
-            self._scale = self._scale.to(images.device)
         if self.color:
             images = self.color(images.float().div_(255), epoch, keys).mul_(255)
         images = self._normalized(images)
@@ -197,10 +206,67 @@ class Finish:
     def _normalized(self, images: Tensor) -> Tensor:
         """Return float32 in the same memory format, from uint8 or float."""
         n, c, h, w = images.shape
-        shift, scale = self._shift.expand(c), self._scale.expand(c)
+        scale, shift = (x.expand(c) for x in _scale_and_shift(self.mean, self.std, images.device))
         if images.stride(1) == 1 and c > 1:
-            # Channels last: whole rows at once, or a loop of 3 would be the innermost.
+            # Channels last: whole rows at once, or the innermost loop would have 3 steps.
             rows = images.permute(0, 2, 3, 1).reshape(n, h, w * c)
             shift, scale = shift.repeat(w), scale.repeat(w)
             return rows.float().mul_(scale).add_(shift).view(n, h, w, c).permute(0, 3, 1, 2)
         return images.float().mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
+
+
+@dataclass
+class ImageBatch:
+    """A pair of images and labels that stays bytes until it is used.
+
+    ``images, labels = batch`` finishes the batch on the device it is on. ``batch.to(device)``
+    moves the bytes first, a quarter of the floats, and returns the finished pair. Lightning and
+    Fabric call ``to`` themselves, with or without the datamodule.
+
+    Attributes:
+        images: (B, C, H, W) uint8.
+        labels: (B,) int64.
+        finish: Makes the finished pair.
+        epoch: Epoch, from 0.
+        keys: (B,) keys of the samples; they stay on the CPU.
+        first: Key of the first sample, readable or not; None if the batch is empty.
+        bad: Name and reason of each file that could not be read.
+        like: Empty tensor of the dtype of the finished images. Lightning's precision plugins
+            convert floating-point tensors before the transfer, and so reach it.
+    """
+
+    images: Tensor
+    labels: Tensor | np.ndarray
+    finish: Finish
+    epoch: int
+    keys: np.ndarray
+    first: int | None = None
+    bad: Sequence[tuple[str, str]] = ()
+    like: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float32))
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the finished images (B, C, H, W) and labels (B,) or, mixed, (B, K)."""
+        # A copy to the CPU has to be waited for.
+        non_blocking = non_blocking and torch.device(device).type == "cuda"
+        images = self.images.to(device, non_blocking=non_blocking)
+        labels = torch.as_tensor(self.labels).to(device, non_blocking=non_blocking)
+        images, labels = self.finish(images, labels, self.epoch, self.keys, self.first)
+        mixed = labels.is_floating_point()
+        return images.to(self.like.dtype), labels.to(self.like.dtype) if mixed else labels
+
+    def pin_memory(self) -> "ImageBatch":
+        """Return the batch with its images in page-locked memory; DataLoader calls it."""
+        return replace(self, images=self.images.pin_memory())
+
+    @cached_property
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        return self.to(self.images.device)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._pair)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._pair[index]
+
+    def __len__(self) -> int:
+        return 2
