@@ -1,7 +1,7 @@
 """A batch of bytes, and the last transforms, which run on its device as a whole batch."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -141,11 +141,20 @@ class Mixing:
 
 @lru_cache(maxsize=64)
 def _scale_and_shift(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], shape: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return what turns bytes into normalized floats: per channel, a factor and a summand."""
+    """Return factor and summand that normalize bytes: one of each per channel, repeated in rows.
+
+    Args:
+        mean: Mean of each channel, or one for all, in [0, 1].
+        std: Standard deviation, in the same unit.
+        shape: Number of channels, and number of repetitions.
+        device: Device of the result.
+    """
     means, stds = (torch.tensor(x, dtype=torch.float32, device="cpu") for x in (mean, std))
-    return (1 / (255 * stds)).to(device), (-means / stds).to(device)
+    channels, times = shape
+    scale, shift = (x.expand(channels).repeat(times) for x in (1 / (255 * stds), -means / stds))
+    return scale.to(device), shift.to(device)
 
 
 class Finish:
@@ -206,13 +215,16 @@ class Finish:
     def _normalized(self, images: Tensor) -> Tensor:
         """Return float32 in the same memory format, from uint8 or float."""
         n, c, h, w = images.shape
-        scale, shift = (x.expand(c) for x in _scale_and_shift(self.mean, self.std, images.device))
         if images.stride(1) == 1 and c > 1:
             # Channels last: whole rows at once, or the innermost loop would have 3 steps.
+            scale, shift = _scale_and_shift(self.mean, self.std, (c, w), images.device)
             rows = images.permute(0, 2, 3, 1).reshape(n, h, w * c)
-            shift, scale = shift.repeat(w), scale.repeat(w)
             return rows.float().mul_(scale).add_(shift).view(n, h, w, c).permute(0, 3, 1, 2)
+        scale, shift = _scale_and_shift(self.mean, self.std, (c, 1), images.device)
         return images.float().mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
+
+
+_FLOAT32 = torch.empty(0, dtype=torch.float32)
 
 
 @dataclass
@@ -242,7 +254,7 @@ class ImageBatch:
     keys: np.ndarray
     first: int | None = None
     bad: Sequence[tuple[str, str]] = ()
-    like: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float32))
+    like: Tensor = _FLOAT32
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> tuple[Tensor, Tensor]:
         """Return the finished images (B, C, H, W) and labels (B,) or, mixed, (B, K)."""
@@ -251,8 +263,10 @@ class ImageBatch:
         images = self.images.to(device, non_blocking=non_blocking)
         labels = torch.as_tensor(self.labels).to(device, non_blocking=non_blocking)
         images, labels = self.finish(images, labels, self.epoch, self.keys, self.first)
-        mixed = labels.is_floating_point()
-        return images.to(self.like.dtype), labels.to(self.like.dtype) if mixed else labels
+        if self.like.dtype != images.dtype:
+            images = images.to(self.like.dtype)
+            labels = labels.to(self.like.dtype) if labels.is_floating_point() else labels
+        return images, labels
 
     def pin_memory(self) -> "ImageBatch":
         """Return the batch with its images in page-locked memory; DataLoader calls it."""
