@@ -260,11 +260,12 @@ def datamodule_from(checkpoint: dict[str, Any], **changes: Any) -> LightningData
         ValueError: if it was trained on something else.
     """
     name = checkpoint["se_lightning"].get("datamodule")
-    if not isinstance(name, str) or name not in data.__all__:
+    kind = data.find_datamodule(name) if isinstance(name, str) else None
+    if kind is None:
         raise ValueError(f"The checkpoint was trained on {name}: name a data set with data=...")
     hyper_parameters = checkpoint.get(LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
     try:
-        return getattr(data, name)(**{**hyper_parameters, **changes})
+        return kind(**{**hyper_parameters, **changes})
     except TypeError as error:
         raise ValueError(
             f"The checkpoint does not rebuild its {name}: {error}. Name a data set with data=..."
