@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: real images without a download."""
+"""The handwritten digits of scikit-learn: real images without a download."""
 
 from typing import Unpack
 
@@ -14,13 +14,14 @@ __all__ = ["DigitsDataModule"]
 
 
 class DigitsDataModule(InMemoryDataModule):
-    """1,797 handwritten digits of 43 writers, enlarged from 8x8 to 32x32 pixels.
+    """1,797 handwritten digits by 43 writers, enlarged from 8x8 to 32x32 pixels.
 
-    The split is fixed and stratified: 1,257 for training, 180 for validation, 360 for the test.
-    It does not depend on ``seed``.
+    The split is fixed and stratified: 1,257 training, 180 validation and 360 test images. It does
+    not depend on ``seed``.
 
     Args:
-        **options: see :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`.
+        **options: See :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`; here
+            ``batch_size=64``, ``eval_batch_size=256`` and ``crop_padding=4`` by default.
 
     Example:
         >>> data = DigitsDataModule(batch_size=64)

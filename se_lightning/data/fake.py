@@ -1,4 +1,4 @@
-"""Random images of any shape: for trying a network out, and for timing it."""
+"""Random images of any shape, to try out a network or time it."""
 
 from typing import Unpack
 
@@ -11,17 +11,18 @@ __all__ = ["FakeDataModule"]
 
 
 class FakeDataModule(InMemoryDataModule):
-    """Random pixels with random labels, the same in every run; there is nothing to learn.
+    """Random pixels with random labels, the same in every run.
 
     Args:
-        size: number of training images; validation and test have a quarter of it each.
+        size: Number of training images; validation and test have a quarter each.
         num_classes: K.
-        in_channels: channels of the images.
-        image_size: side of the images, pixels.
-        **options: see :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`.
+        in_channels: Number of channels.
+        image_size: Side of the images, pixels.
+        **options: See :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`; here
+            ``batch_size=8`` and ``eval_batch_size=8`` by default.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> data = FakeDataModule(size=8, image_size=299, batch_size=2)

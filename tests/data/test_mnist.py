@@ -55,16 +55,16 @@ def test_validation_is_cut_from_train_by_its_own_seed(idx_root):
 
 def test_a_missing_file_names_the_folder_and_both_ways_out(idx_root):
     (idx_root / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(FileNotFoundError) as told:
+    with pytest.raises(FileNotFoundError) as caught:
         MNISTDataModule("kmnist", str(idx_root), val_size=20).setup()
     for word in ("t10k-labels-idx1-ubyte", str(idx_root), "data.root", "data.download=true"):
-        assert word in str(told.value)
+        assert word in str(caught.value)
 
 
 def test_a_label_outside_the_classes_is_refused(idx_root):
     path = idx_root / "train-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1] + bytes([11]))
-    with pytest.raises(ValueError, match="label of 11; MNIST has 10 classes"):
+    with pytest.raises(ValueError, match="label 11; MNIST has 10 classes"):
         MNISTDataModule("mnist", str(idx_root), val_size=20).setup()
 
 
@@ -101,10 +101,10 @@ def test_download_goes_through_torchvision_and_its_failure_is_one_message(tmp_pa
 
     monkeypatch.setattr(torchvision.datasets, "KMNIST", fetch)
     data = MNISTDataModule("kmnist", str(tmp_path), download=True)
-    with pytest.raises(FileNotFoundError, match="could not be downloaded") as told:
+    with pytest.raises(FileNotFoundError, match="could not be downloaded") as caught:
         data.prepare_data()
     assert asked == [(str(tmp_path), True)]
-    assert "by hand: train-images-idx3-ubyte" in str(told.value)
+    assert "by hand: train-images-idx3-ubyte" in str(caught.value)
 
 
 def test_a_half_file_of_an_interrupted_download_is_fetched_again(idx_root, tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def test_an_epoch_can_begin_at_any_batch(world_size):
     assert [keys.tolist() for _, keys in jumped] == whole[4:]
     jumped.set_epoch(4)
     assert [keys.tolist() for _, keys in jumped] == epoch_of(order(), epoch=4)
-    with pytest.raises(ValueError, match=rf"`batch` \(={len(whole)}\) must be below the"):
+    with pytest.raises(ValueError, match=rf"`batch` \(={len(whole)}\) must be from 0 to"):
         jumped.start_at(0, len(whole))
 
 

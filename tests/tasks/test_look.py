@@ -59,7 +59,9 @@ def test_no_image_and_no_known_data_are_refused(tmp_path):
     data.setup()
     with pytest.raises(ValueError, match=r"`images` \(=0\)"):
         look(data, folder=str(tmp_path), images=0)
-    with pytest.raises(ValueError, match="task=look knows no int"):
+    with pytest.raises(
+        ValueError, match="task=look supports se_lightning datamodules only, got int"
+    ):
         look(3, folder=str(tmp_path))
 
 
@@ -67,4 +69,4 @@ def test_a_missing_root_says_where(told, tmp_path):
     code, message = told("task=look", "data=image_folder", "data.root=nowhere")
     assert code == 1
     assert "Traceback" not in message
-    assert f"{tmp_path / 'nowhere'} is no folder" in message
+    assert f"{tmp_path / 'nowhere'} is not a folder" in message

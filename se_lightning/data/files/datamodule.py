@@ -1,4 +1,4 @@
-"""What data sets of image files share: views, loaders, files that are bad."""
+"""The base class of data sets of image files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ __all__ = ["FileDataModule", "FileOptions"]
 
 
 class FileOptions(ImageOptions, total=False):
-    """The options that every datamodule of image files takes."""
+    """The options of every datamodule of image files; see :class:`FileDataModule`."""
 
     image_size: int
     eval_resize: int | None
@@ -33,31 +33,31 @@ class FileOptions(ImageOptions, total=False):
 
 
 class FileDataModule(ImageDataModule):
-    """What data sets of image files share.
+    """Base class for image files, which workers decode and hand over as bytes.
 
-    A subclass returns its files in :meth:`find`.
+    A subclass sets ``upright`` and ``class_names``, and returns its files in :meth:`find`.
 
     Args:
-        image_size: side of the images that the network sees, pixels.
-        eval_resize: shorter side that an image is brought to before the middle is cut out in
-            evaluation, pixels; None is 256 / 224 of ``image_size``.
-        crop_area: least and largest share of an image's area that is cut out in training.
-        crop_aspect: least and largest width over height of it.
-        train_sizes: [epoch, pixels] pairs: sides of the training images from those epochs on
+        image_size: Side of the network's input, pixels.
+        eval_resize: Shorter side of an image before the center crop in evaluation, pixels; None
+            for 256 / 224 of ``image_size``.
+        crop_area: Smallest and largest fraction of the image area in a training crop.
+        crop_aspect: Smallest and largest width over height of a training crop.
+        train_sizes: [epoch, pixels] pairs: side of the training images from that epoch on
             (progressive resizing).
-        flip: mirror training images at random.
+        flip: Mirror training images at random.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
-        on_error: ``"stop"`` at the first file that cannot be read, or ``"skip"`` such files and
-            list them in ``bad_files.txt`` of the run at the end of the epoch.
-        num_workers: worker processes of a rank; None is a core each, 8 at most.
-        **options: see :class:`se_lightning.data.base.ImageDataModule`; here ``batch_size`` is 32
-            and ``eval_batch_size`` 128 by default.
+        on_error: ``"stop"`` at the first unreadable file; or ``"skip"`` unreadable files and list
+            them in the run's ``bad_files.txt`` at the end of the epoch.
+        num_workers: Worker processes per rank; None for one per core, up to 8.
+        **options: See :class:`se_lightning.data.base.ImageDataModule`; here ``batch_size=32`` and
+            ``eval_batch_size=128`` by default.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If an option is out of its range.
     """
 
-    # torchvision's, of ImageNet
+    # ImageNet's, as in torchvision.
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
     upright: bool
@@ -101,24 +101,24 @@ class FileDataModule(ImageDataModule):
         raise TypeError(f"{type(self).__name__} must define `find`.")
 
     def source(self, split: str) -> Source:
-        """Return the files of ``train``, ``val`` or ``test``, looked for once."""
+        """Return the files of ``train``, ``val`` or ``test``, from a cache."""
         if split not in self._sources:
             self._sources[split] = self.find(split)
         return self._sources[split]
 
     def prepare_data(self) -> None:
-        """Index the files, which is cached, so that ranks need not; Lightning calls it once."""
+        """Index the files once per node; the other ranks read the cached index."""
         if self.trainer is not None:
             self.setup(self.trainer.state.fn)
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the files that the stage needs, or all of them."""
+        """Find the files that a stage needs; all of them if None."""
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for split in needed.get(stage or "", ("train", "val", "test")):
             self.source(split)
 
     def dataset(self, split: str, *, augmented: bool) -> ImageFiles:
-        """Return ``train``, ``val`` or ``test``; an item of it, by (epoch, keys), is a batch."""
+        """Return the split ``train``, ``val`` or ``test``; its item (epoch, keys) is a batch."""
         finish = self.finish(augmented=augmented)
         if augmented:
             return ImageFiles(self.source(split), self._train_view, finish, self.transforms)

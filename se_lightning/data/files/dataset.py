@@ -1,4 +1,4 @@
-"""Batches of image files: decoded by the workers, handed over as bytes, finished on the device."""
+"""Image files as a data set of batches, and the treatment of unreadable files."""
 
 import logging
 from collections.abc import Iterator
@@ -23,12 +23,16 @@ BAD_FILES = "bad_files.txt"
 
 
 class ImageFiles(Dataset):
-    """Image files by their index; an item is a batch, without those that could not be read.
+    """Image files; an item is a batch of those that can be read.
 
     Args:
-        source: of the files.
-        view: decodes a file and cuts the view out of it.
-        transforms: what is done to each image then; None if they are not to train on.
+        source: Source of the files.
+        view: Decodes and crops a file.
+        finish: Turns bytes into the network's input.
+        transforms: Transforms of each image, for training; None for evaluation.
+
+    Shape:
+        ``self[epoch, keys]`` unpacks to ((B, 3, H, W) float32, (B,) int64).
     """
 
     def __init__(
@@ -65,20 +69,20 @@ class ImageFiles(Dataset):
         return ImageBatch(images, labels, self.finish, epoch, keys, first, bad)
 
     def _stack(self, pixels: list[Tensor], side: int) -> Tensor:
-        """Make a batch of images (H, W, 3); in a worker, where the main process reads it."""
+        """Stack images (H, W, 3), in a worker into memory shared with the main process."""
         empty = torch.empty(0, side, side, 3, dtype=torch.uint8)
         batch = default_collate(pixels) if pixels else empty
         return batch.permute(0, 3, 1, 2)
 
 
 class BadFiles:
-    """The files that could not be read: the first one ends the run, or all of them are listed.
+    """Unreadable files: the first one stops the run, or all of them are listed.
 
     Args:
         on_error: ``"stop"`` or ``"skip"``.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: If ``on_error`` is neither.
     """
 
     def __init__(self, on_error: str) -> None:
@@ -89,19 +93,19 @@ class BadFiles:
         self._known: set[str] = set()
 
     def take(self, batch: ImageBatch, *, train: bool) -> None:
-        """Note a batch's bad files.
+        """Record the bad files of a batch.
 
         Raises:
-            ValueError: naming the first of them, unless they are skipped; and if a batch to train
-                on has nothing else.
+            ValueError: If there are any, unless they are skipped; or if no file of a training
+                batch can be read.
         """
         if not batch.bad:
             return
         name, reason = batch.bad[0]
         if not self.skip:
             raise ValueError(
-                f"{name} cannot be read: {reason}. Mend the file or take it away, or go on without "
-                "such files by data.on_error=skip."
+                f"{name} cannot be read: {reason}. Repair or remove the file, or skip such files "
+                "with data.on_error=skip."
             )
         if train and not len(batch.keys):
             raise ValueError(
@@ -111,28 +115,28 @@ class BadFiles:
         self._new |= {name: reason for name, reason in batch.bad if name not in self._known}
 
     def write(self, folder: Path) -> None:
-        """Add those that are new to ``bad_files.txt``, and say so."""
+        """Append new bad files to ``bad_files.txt``, with a warning."""
         if not self._new:
             return
         path = folder / BAD_FILES
         lines = [f"{name}: {reason}\n" for name, reason in sorted(self._new.items())]
         folder.mkdir(parents=True, exist_ok=True)
-        # Appended in one go: the ranks share the file.
+        # In one write, because the ranks share the file.
         with path.open("a") as file:
             file.write("".join(lines))
-        log.warning("%d files cannot be read and were skipped; %s names them.", len(lines), path)
+        log.warning("%d files cannot be read and were skipped; see %s.", len(lines), path)
         self._known |= set(self._new)
         self._new = {}
 
 
 class FileLoader(DataLoader):
-    """A DataLoader that says, at the end of its epoch, which files were bad.
+    """DataLoader that lists unreadable files at the end of its epoch.
 
     Args:
-        dataset: image files.
-        bad_files: takes note of them.
-        folder: where they are listed.
-        **options: of DataLoader.
+        dataset: Image files.
+        bad_files: Records the unreadable files.
+        folder: Folder of the list.
+        **options: Options of DataLoader.
     """
 
     def __init__(

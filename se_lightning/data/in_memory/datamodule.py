@@ -1,4 +1,4 @@
-"""Small images: the whole set as one tensor in memory, a batch at a time."""
+"""Data sets of small images, each held in memory as one tensor."""
 
 from collections.abc import Callable, Sequence
 from typing import Unpack
@@ -19,13 +19,13 @@ Step = Callable[[Tensor, int, np.ndarray], Tensor]
 
 
 class InMemoryImages(Dataset):
-    """Images as one uint8 tensor; an item is a batch, made where the tensor is.
+    """Images as one uint8 tensor; an item is a batch on the device of the tensor.
 
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
-        finish: turns bytes into the network's input.
-        steps: what is done to training batches before, on the bytes.
+        finish: Turns bytes into the network's input.
+        steps: Transforms of the bytes, applied first.
 
     Shape:
         ``self[epoch, keys]`` unpacks to ((B, C, H, W) float32, (B,) int64).
@@ -59,19 +59,20 @@ class InMemoryOptions(ImageOptions, total=False):
 
 
 class InMemoryDataModule(ImageDataModule):
-    """What the small data sets share: loaders over tensors in memory, on the GPU if there is one.
+    """Base class for small images, which stay in memory, on the GPU if there is one.
 
-    A subclass names its images and says, in :meth:`load`, where the three splits come from.
+    A subclass sets ``image_size``, ``in_channels``, ``mean``, ``std`` and ``class_names``, and
+    returns its three splits in :meth:`load`.
 
     Args:
-        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
-        flip: mirror training images at random.
-        num_workers: worker processes; 0 is fastest, since a batch is one gather, but for
-            ``rotation``, ``rand_augment`` and ``trivial_augment``.
-        **options: see :class:`se_lightning.data.base.ImageDataModule`.
+        crop_padding: Zero padding of the random crop, pixels; 0 for no crop.
+        flip: Mirror training images at random.
+        num_workers: Worker processes. 0 is fastest, except with ``rotation``, ``rand_augment``
+            or ``trivial_augment``.
+        **options: See :class:`se_lightning.data.base.ImageDataModule`.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If an option is out of its range.
     """
 
     in_channels = 1
@@ -102,7 +103,7 @@ class InMemoryDataModule(ImageDataModule):
                 )
 
     def dataset(self, split: str, *, augmented: bool) -> InMemoryImages:
-        """Return ``train``, ``val`` or ``test``; an item of it, by (epoch, keys), is a batch."""
+        """Return the split ``train``, ``val`` or ``test``; its item (epoch, keys) is a batch."""
         images, labels = self._splits[split]
         if self._on_gpu() and not self._workers():
             device = self.trainer.strategy.root_device  # type: ignore[union-attr]
@@ -115,19 +116,19 @@ class InMemoryDataModule(ImageDataModule):
         return self._splits[split][1].cpu().numpy()
 
     def _pin_memory(self) -> bool:
-        return self._on_gpu() and self._workers() > 0  # else batches are made on the device
+        return self._on_gpu() and self._workers() > 0  # else they are on the device
 
 
 def cut_validation(size: int, val_size: int, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of training and validation, each sorted; ``split_seed`` alone decides.
+    """Return the sorted indices of training and validation, which depend on ``split_seed`` only.
 
     Raises:
-        ValueError: if nothing would be left on one side.
+        ValueError: If a split would be empty.
     """
     if not 0 < val_size < size - 1:
         raise ValueError(
-            f"`val_size` (={val_size}) must leave some of the {size} training images on either "
-            "side."
+            f"`val_size` (={val_size}) must be at least 1 and leave at least 2 of the {size} "
+            "images for training."
         )
     order = np.random.default_rng(split_seed).permutation(size)
     return np.sort(order[val_size:]), np.sort(order[:val_size])

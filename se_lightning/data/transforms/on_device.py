@@ -23,7 +23,7 @@ def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
 
     Args:
         images: (N, C, H, W).
-        boxes: (N, 4) whole numbers: top, left, bottom, right; the last two are outside.
+        boxes: (N, 4) whole numbers: top, left, bottom, right; the last two are exclusive.
 
     Example:
         >>> erase(torch.ones(1, 1, 2, 2), np.array([[0, 1, 2, 2]])).tolist()
@@ -39,14 +39,14 @@ def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
 
 
 def erasing_boxes(draws: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return boxes of 2 to 33 % of the area and an aspect ratio of 0.3 to 3.3, log-uniform.
+    """Return boxes of 2 to 33 % of the area and a log-uniform aspect ratio of 0.3 to 3.3.
 
-    The first of 10 attempts that fits; where none does, an empty box.
+    A box is the first of 10 attempts that fits into the image, or empty if none does.
 
     Args:
-        draws: (N, 22) in [0, 1).
-        height: of the images, pixels.
-        width: of the images, pixels.
+        draws: (N, 22) random numbers in [0, 1).
+        height: Height of the images, pixels.
+        width: Width of the images, pixels.
 
     Shape:
         (N, 4): top, left, bottom, right.
@@ -69,13 +69,13 @@ class Erasing:
     """Random erasing (Zhong et al., arXiv:1708.04896) and cutout (arXiv:1708.04552).
 
     Args:
-        random_erasing: probability that an image loses a box.
-        cutout: side of the square that every image loses, pixels; its centre is anywhere, so that
-            a part of it may lie outside.
-        seed: of the run.
+        random_erasing: Probability that a box of an image is erased.
+        cutout: Side of the square erased from every image, pixels. Its center is anywhere in the
+            image, so part of it may be outside.
+        seed: Seed of the run.
 
     Raises:
-        ValueError: naming the option that does not fit.
+        ValueError: If an option is out of its range.
     """
 
     def __init__(self, *, random_erasing: float, cutout: int, seed: int) -> None:
@@ -84,7 +84,7 @@ class Erasing:
         self.random_erasing, self.cutout, self.seed = random_erasing, cutout, seed
 
     def __call__(self, images: Tensor, epoch: int, keys: np.ndarray) -> Tensor:
-        """Erase parts of images (N, C, H, W), the samples ``keys`` (N,), in place."""
+        """Erase parts of images (N, C, H, W) of the samples ``keys`` (N,) in place."""
         height, width = images.shape[-2:]
         if self.random_erasing:
             draws = uniform(self.seed, epoch, keys, "erasing", 2 * _ATTEMPTS + 3)
@@ -99,23 +99,23 @@ class Erasing:
 
 
 class Mixing:
-    """Mixup (Zhang et al., arXiv:1710.09412) and cutmix (arXiv:1905.04899), by torchvision.
+    """Mixup (Zhang et al., arXiv:1710.09412) and cutmix (arXiv:1905.04899), from torchvision.
 
-    With both, a coin decides for each batch. The labels become probabilities (N, K).
+    With both, each batch gets one of them at random. Labels become probabilities (N, K).
 
     Args:
-        mixup: alpha of the beta distribution; 0 for none.
-        cutmix: the same.
-        seed: of the run.
+        mixup: Alpha of the beta distribution; 0 for none.
+        cutmix: The same for cutmix.
+        seed: Seed of the run.
 
     Raises:
-        ValueError: naming the option that does not fit.
+        ValueError: If an alpha is negative or not a number.
     """
 
     def __init__(self, *, mixup: float, cutmix: float, seed: int) -> None:
         check_number("mixup", mixup, 0, float("inf"), "an alpha")
         check_number("cutmix", cutmix, 0, float("inf"), "an alpha")
-        self.mixup, self.cutmix, self.seed = float(mixup), float(cutmix), seed  # torch wants floats
+        self.mixup, self.cutmix, self.seed = float(mixup), float(cutmix), seed  # torch needs floats
 
     def __bool__(self) -> bool:
         return bool(self.mixup or self.cutmix)
@@ -123,7 +123,7 @@ class Mixing:
     def __call__(
         self, images: Tensor, labels: Tensor, num_classes: int, epoch: int, first: int
     ) -> tuple[Tensor, Tensor]:
-        """Mix images (N, C, H, W) of the batch whose first sample is ``first`` with one another."""
+        """Mix the images (N, C, H, W) of the batch that starts with the sample ``first``."""
         kinds = [
             kind(alpha=alpha, num_classes=num_classes)
             for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
@@ -131,7 +131,7 @@ class Mixing:
         ]
         generator = torch.default_generator
         state = generator.get_state()
-        # A sample is in one batch of an epoch only, so that the first one tells the batch.
+        # A sample is in one batch of an epoch only, so the first one identifies the batch.
         seed = sample_seeds(self.seed, epoch, np.array([first]), "mixing")[0]
         generator.manual_seed(int(seed >> np.uint64(1)))
         images, labels = v2.RandomChoice(kinds)(images, labels)

@@ -189,7 +189,7 @@ def test_the_end_of_a_thumbnail_is_not_taken_for_the_end_of_the_image(window):
     ("content", "told"),
     [
         (b"", "^empty file$"),
-        (b"hello, this is no image", r"^not an image \(it begins with b'hello, this '\)$"),
+        (b"hello, this is no image", r"^not an image \(it starts with b'hello, this '\)$"),
         (b"<html><body>404", "^not an image"),
         (JPEG[:200], "truncated JPEG"),
         (JPEG[:2], "truncated JPEG"),
@@ -447,5 +447,5 @@ def test_wrong_arguments_are_named():
 @pytest.mark.parametrize("box", [(0, 0, 376, 1), (-1, 0, 5, 5), (0, 490, 9, 11), (0, 0, 0, 5)])
 def test_a_window_outside_the_image_is_refused(box):
     for content in (JPEG, encoded(picture(), "PNG")):
-        with pytest.raises(ValueError, match="`window` must lie in the image; of 375x500 pixels"):
+        with pytest.raises(ValueError, match="`window` must be inside the image of 375x500 pixels"):
             train_image(content, 8, lambda h, w: box)

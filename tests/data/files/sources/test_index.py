@@ -158,7 +158,7 @@ def test_every_flipped_byte_of_a_cache_file_is_noticed_or_harmless(root, cache):
 def test_a_cache_that_cannot_be_written_is_one_warning(root, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SE_LIGHTNING_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.warns(UserWarning, match="SE_LIGHTNING_CACHE") as told:
+    with pytest.warns(UserWarning, match="SE_LIGHTNING_CACHE") as caught:
         found = listed(root)
     assert found == oracle(root)
     assert len(told) == 1
