@@ -47,14 +47,14 @@ def test_a_mixed_label_names_its_parts():
     assert _caption(torch.tensor([0.3, 0.7, 0.0]), ["cat", "dog", "eel"]) == "0.70 dog\n0.30 cat"
 
 
-def test_grey_images_and_many_classes_are_drawn(tmp_path):
+def test_gray_images_and_many_classes_are_drawn(tmp_path):
     data = FakeDataModule(size=80, in_channels=1, num_classes=80, image_size=8)
     data.setup()
     counts = look(data, folder=str(tmp_path), images=3)
     assert counts == {"train/images": 80, "val/images": 20, "test/images": 20}
 
 
-def test_no_image_and_no_known_data_are_refused(tmp_path):
+def test_zero_images_and_foreign_datamodules_are_refused(tmp_path):
     data = DigitsDataModule()
     data.setup()
     with pytest.raises(ValueError, match=r"`images` \(=0\)"):

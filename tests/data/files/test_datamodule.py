@@ -79,7 +79,7 @@ def test_sizes_grow_with_the_epochs(image_root):
     assert next(iter(data.val_dataloader())).images.shape[-1] == 32
 
 
-def test_bytes_are_handed_over(image_root):
+def test_workers_hand_over_bytes(image_root):
     batch = next(iter(folder(image_root).train_dataloader()))
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (5, 3, 32, 32)
@@ -134,7 +134,7 @@ def test_a_bad_file_does_not_change_how_its_batch_is_mixed(image_root, tmp_path,
     def shares():
         data = folder(image_root, on_error="skip", mixup=1.0, batch_size=24)
         ((_, labels),) = data.train_dataloader()
-        # Mixed with one of its own class, a sample has a share of 1.
+        # A sample mixed with one of the same class has a share of 1.
         return {round(float(share), 5) for share in labels.flatten()} - {0.0, 1.0}
 
     before = shares()
@@ -178,7 +178,7 @@ def test_image_folder_trains_and_skips_in_lightning(image_root, write_jpeg, tmp_
     assert len((tmp_path / "run" / "bad_files.txt").read_text().splitlines()) == 3
 
 
-# ImageNet in its three forms, on 3 classes of it.
+# ImageNet in three forms, with 3 of its classes.
 WNIDS = {"n01443537": 1, "n02110958": 254, "n09246464": 972}
 
 

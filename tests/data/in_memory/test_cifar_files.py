@@ -86,7 +86,7 @@ def python2(value):
 
 
 def batches(name):
-    """Return file: (rows (N, 3072), labels by their kind), the five of CIFAR-10 of any size."""
+    """Return {file: (rows (N, 3072), labels by kind)}."""
     files = [f"data_batch_{i}" for i in range(1, 6)] if name == "cifar10" else ["train"]
     generator = np.random.default_rng(len(files))
     made = {}
@@ -102,7 +102,7 @@ def batches(name):
 
 
 def official(name, form):
-    """Return file: content, in the official format."""
+    """Return {file: content} in the official format."""
     files = {}
     for file, (rows, labels) in batches(name).items():
         if form == "binary":
@@ -135,7 +135,7 @@ def unpacked(root, name, form, files=None):
 
 
 def packed(root, name, form, files=None, prefix=""):
-    """Write an archive as it came: the folder first, the batches in no order."""
+    """Write an archive like the official one: the folder first, the batches unsorted."""
     path = root / f"{name.replace('cifar', 'cifar-')}-{form}.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         folder = tarfile.TarInfo(prefix + FOLDERS[name, form])
@@ -179,7 +179,7 @@ def assert_holds(splits, name):
         ("cifar100", "meta", torchvision.datasets.CIFAR100),
     ],
 )
-def test_our_names_in_python_2s_pickle_are_the_official_file_to_the_byte(name, file, oracle):
+def test_class_names_pickled_by_python_2_equal_the_official_file(name, file, oracle):
     content = official(name, "python")[file]
     assert hashlib.md5(content).hexdigest() == oracle.meta["md5"]
 
@@ -187,7 +187,7 @@ def test_our_names_in_python_2s_pickle_are_the_official_file_to_the_byte(name, f
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("place", ["folder", "itself", "archive", "./archive"])
-def test_each_official_form_holds_what_was_put_in(tmp_path, trust, name, form, place):
+def test_each_official_form_is_read_back(tmp_path, trust, name, form, place):
     if "archive" in place:
         trust(packed(tmp_path, name, form, prefix=place.removesuffix("archive")))
         root = tmp_path
@@ -242,7 +242,7 @@ def test_a_pickle_runs_nothing(tmp_path, protocol, file):
     touched = tmp_path / "touched"
     content = pickle.dumps({"data": Evil(os.system, (f"touch {touched}",))}, protocol)
     pickle.loads(content)
-    assert touched.exists()  # so it would have
+    assert touched.exists()  # the pickle does run code
     touched.unlink()
     folder = unpacked(tmp_path, "cifar100", "python")
     (folder / file).write_bytes(content)
@@ -272,7 +272,7 @@ def test_a_pickle_in_an_archive_runs_nothing(tmp_path, trust):
         (b"cnumpy\nload\n(S'x'\ntR.", r"numpy\.load"),
         (b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93.", r"numpy\.dtype\.__init__"),
         (b"c_codecs\ndecode\n.", r"_codecs\.decode"),
-        # The names that are admitted, put to another use.
+        # Admitted names in another use.
         (b"c_codecs\nencode\n(S'x'\nS'zlib'\ntR.", "cannot be read"),
         (b"cnumpy\nndarray\n(K\x09tR.", "cannot be read"),
         (b"cnumpy\ndtype\n}S'name'\nS'u1'\nsb.", "cannot be read"),
@@ -379,7 +379,7 @@ def test_other_class_names_are_refused(tmp_path, name, form, file, content, what
     assert str(folder / file) in str(caught.value)
 
 
-def test_the_names_may_lack_and_trees_be_short(tmp_path):
+def test_class_names_may_be_missing_and_maple_tree_may_be_maple(tmp_path):
     (unpacked(tmp_path / "a", "cifar10", "python") / "batches.meta").unlink()
     assert_holds(read_cifar(tmp_path / "a", "cifar10", _NAMES["cifar10"]), "cifar10")
     names = unpacked(tmp_path / "b", "cifar100", "binary") / "fine_label_names.txt"
@@ -424,7 +424,7 @@ def test_an_archive_without_a_batch_is_refused(tmp_path, trust):
     assert str(path) in str(caught.value)
 
 
-def test_what_is_missing_is_named_with_both_ways_out(tmp_path, monkeypatch):
+def test_missing_files_are_named_with_both_ways_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError) as caught:
         read_cifar(Path("data"), "cifar10", _NAMES["cifar10"])
@@ -440,7 +440,7 @@ def test_what_is_missing_is_named_with_both_ways_out(tmp_path, monkeypatch):
         assert word in str(caught.value)
 
 
-def test_a_folder_that_is_not_whole_is_named_with_what_lacks(tmp_path):
+def test_an_incomplete_folder_is_named_with_its_missing_files(tmp_path):
     folder = unpacked(tmp_path, "cifar10", "python")
     (folder / "data_batch_3").unlink()
     for root in (tmp_path, folder):
@@ -450,7 +450,7 @@ def test_a_folder_that_is_not_whole_is_named_with_what_lacks(tmp_path):
 
 @pytest.fixture
 def site(monkeypatch):
-    """Serve ``answers``, one a request: (status, bytes promised, content)."""
+    """Serve ``answers``, one per request: (status, bytes promised, content)."""
     answers, asked = [], []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -489,7 +489,7 @@ def test_a_download_is_the_whole_archive(tmp_path, trust, site, name, promise, c
     assert asked == [f"/kriz/{path.name}"]
     assert [file.name for file in root.iterdir()] == [path.name]
     assert_holds(read_cifar(root, name, _NAMES[name]), name)
-    assert capfd.readouterr() == ("", "")  # no bar where there is no terminal
+    assert capfd.readouterr() == ("", "")  # no bar without a terminal
 
 
 def test_a_download_that_fails_leaves_nothing_and_the_next_one_succeeds(tmp_path, trust, site):
@@ -537,7 +537,7 @@ def test_no_network_and_no_folder_are_one_message(tmp_path, monkeypatch):
         download_cifar(tmp_path / "file", "cifar10")
 
 
-def test_on_a_terminal_there_is_a_bar(tmp_path, trust, site, monkeypatch):
+def test_a_terminal_shows_a_bar(tmp_path, trust, site, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True

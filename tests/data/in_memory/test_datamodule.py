@@ -47,7 +47,7 @@ def test_augmentation_is_for_training_only():
     assert torch.equal(once, twice)
 
 
-def test_a_subclass_must_say_where_its_images_come_from():
+def test_a_subclass_must_define_load():
     from se_lightning.data.in_memory.datamodule import InMemoryDataModule
 
     data = InMemoryDataModule(
@@ -121,11 +121,11 @@ def test_two_epochs_and_two_copies_of_a_sample_are_augmented_differently():
     dataset = data.dataset("train", augmented=True)
     seen = [dataset[epoch, np.arange(40) + 40 * copy][0] for epoch in (0, 1) for copy in (0, 1)]
     for one, other in itertools.combinations(seen, 2):
-        # Of 9 * 9 offsets, flipped or not, a few agree by chance.
+        # A few of the 9 * 9 offsets and flips agree by chance.
         assert (one == other).flatten(1).all(1).sum() < 4
 
 
-def test_wrong_repeats_are_refused_by_name():
+def test_invalid_repeats_are_refused_by_name():
     with pytest.raises(ValueError, match=r"`repeats` \(=0\)"):
         DigitsDataModule(repeats=0)
 

@@ -86,7 +86,7 @@ def put_val_tar(root: Path) -> None:
 
 @pytest.fixture(scope="session")
 def devkit(tmp_path_factory) -> Path:
-    """Unpacked: the numbers are the kit's own; some are groups of classes, as in the real one."""
+    """Write the unpacked kit, numbered and with groups of classes as in the real one."""
     folder = tmp_path_factory.mktemp("devkit") / DEVKIT
     order = np.random.default_rng(2).permutation(1000)
     numbers = {wnid: int(order[i]) + 1 for i, wnid in enumerate(imagenet_wnids())}
@@ -146,11 +146,11 @@ def test_the_standard_indices():
     assert list(imagenet_wnids()) == sorted(set(imagenet_wnids()))
     names = imagenet_class_names()
     assert len(names) == len(imagenet_wnids()) == 1000
-    # Of those same ids: torchvision took its names from the set itself.
+    # torchvision took its names from the same ids.
     assert [names[i] for i in known] == ["tench", "goldfish", "pug", "airliner", "cliff"]
 
 
-def test_class_folders_have_standard_labels_though_few_are_there(tmp_path):
+def test_class_folders_have_standard_labels_even_if_some_are_missing(tmp_path):
     put_train(tmp_path)
     put_val(tmp_path)
     with pytest.warns(UserWarning, match="Only 4 of ImageNet's 1000 classes have training images"):
@@ -164,9 +164,7 @@ def test_class_folders_have_standard_labels_though_few_are_there(tmp_path):
 
 @pytest.mark.parametrize("truth", [put_devkit, put_packed_devkit, put_caffe])
 @pytest.mark.parametrize("put_images", [put_flat_val, put_val_tar])
-def test_validation_images_have_the_class_that_the_ground_truth_says(
-    tmp_path, devkit, truth, put_images
-):
+def test_validation_images_have_the_class_of_the_ground_truth(tmp_path, devkit, truth, put_images):
     put_images(tmp_path)
     truth(tmp_path, devkit)
     sources = imagenet_sources(tmp_path, ["val"])
@@ -246,14 +244,14 @@ def test_shards_of_other_classes_are_refused(tmp_path):
         imagenet_sources(tmp_path / "b")
 
 
-def test_no_folder_is_told_with_both_ways_out(tmp_path):
+def test_a_missing_root_is_reported_with_both_ways_out(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"none is not a folder.*image-net\.org.*data\.root="
     ):
         imagenet_sources(tmp_path / "none")
 
 
-def test_another_layout_is_told_with_what_is_there_and_what_should_be(tmp_path):
+def test_an_unknown_layout_is_reported_with_what_was_found_and_expected(tmp_path):
     for name in "abcdefg":
         put(tmp_path / name / "1.jpg")
     with pytest.raises(ValueError, match=r"No train images") as caught:
@@ -298,7 +296,7 @@ def test_ground_truth_of_another_length_is_refused(tmp_path, devkit, truth):
         imagenet_sources(tmp_path, ["val"])
 
 
-def test_an_image_missing_and_one_there_twice_is_noticed(tmp_path, devkit):
+def test_a_missing_and_a_duplicated_image_are_noticed(tmp_path, devkit):
     put_flat_val(tmp_path)
     put_caffe(tmp_path, devkit)
     (tmp_path / "val" / "ILSVRC2012_val_00000005.JPEG").rename(
@@ -308,7 +306,7 @@ def test_an_image_missing_and_one_there_twice_is_noticed(tmp_path, devkit):
         imagenet_sources(tmp_path, ["val"])
 
 
-def test_a_stranger_among_the_validation_images_is_named(tmp_path, devkit):
+def test_an_unknown_validation_image_is_named(tmp_path, devkit):
     put_flat_val(tmp_path)
     put_caffe(tmp_path, devkit)
     put(tmp_path / "val" / "cat.jpg")
@@ -317,7 +315,7 @@ def test_a_stranger_among_the_validation_images_is_named(tmp_path, devkit):
 
 
 @pytest.mark.parametrize("line", ["ILSVRC2012_val_00000001.JPEG 1000", "val_1.JPEG 3", "nonsense"])
-def test_a_ground_truth_that_is_none_is_named(tmp_path, line):
+def test_an_invalid_ground_truth_is_named(tmp_path, line):
     put_flat_val(tmp_path)
     put(tmp_path / "val.txt", line)
     with pytest.raises(ValueError, match="cannot be read from"):
@@ -343,7 +341,7 @@ def test_a_truncated_train_tar_is_named(tmp_path, cut):
     put_train_tar(tmp_path)
     path = tmp_path / "ILSVRC2012_img_train.tar"
     path.write_bytes(path.read_bytes()[: int(len(path.read_bytes()) * cut)])
-    if cut == 0.999:  # the padding at the end: nothing is lost
+    if cut == 0.999:  # only padding is lost
         assert found(imagenet_sources(tmp_path, ["train"])["train"]) == expected_train()
     else:
         with pytest.raises(ValueError, match=r"img_train\.tar is truncated, damaged, or not a tar"):
@@ -365,7 +363,7 @@ def test_a_tar_without_images_is_refused(tmp_path):
         imagenet_sources(tmp_path, ["train"])
 
 
-def test_all_classes_are_no_warning(tmp_path, recwarn):
+def test_all_classes_give_no_warning(tmp_path, recwarn):
     for wnid in imagenet_wnids():
         put(tmp_path / "train" / wnid / "1.JPEG", b"")
     source = imagenet_sources(tmp_path, ["train"])["train"]
