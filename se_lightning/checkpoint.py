@@ -258,11 +258,12 @@ def datamodule_from(checkpoint: dict[str, Any], **changes: Any) -> LightningData
         ValueError: If it was trained on other data, or the datamodule cannot be rebuilt.
     """
     name = checkpoint["se_lightning"].get("datamodule")
-    if not isinstance(name, str) or name not in data.__all__:
+    kind = data.find_datamodule(name) if isinstance(name, str) else None
+    if kind is None:
         raise ValueError(f"The checkpoint was trained on {name}. Choose a data set with data=...")
     hyper_parameters = checkpoint.get(LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
     try:
-        return getattr(data, name)(**{**hyper_parameters, **changes})
+        return kind(**{**hyper_parameters, **changes})
     except TypeError as error:
         raise ValueError(
             f"Cannot rebuild the {name} of the checkpoint: {error}. Choose a data set with data=..."

@@ -1,9 +1,9 @@
-"""What all datamodules share: the order, the ranks, the options of the augmentation."""
+"""The base class of all datamodules: sample order, ranks, and augmentation options."""
 
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from pytorch_lightning import LightningDataModule, Trainer
@@ -17,18 +17,36 @@ from se_lightning.data.transforms.color import ColorJitter
 from se_lightning.data.transforms.on_device import Erasing, Finish, Mixing
 from se_lightning.data.transforms.per_image import SampleTransforms
 
-__all__ = ["ImageDataModule", "cores", "next_batch"]
+__all__ = ["ImageDataModule", "ImageOptions", "cores", "next_batch"]
+
+
+class ImageOptions(TypedDict, total=False):
+    """The options of every datamodule; see :class:`ImageDataModule`."""
+
+    batch_size: int
+    eval_batch_size: int
+    seed: int
+    rotation: float
+    pixel_jitter: int
+    color_jitter: float | Sequence[float]
+    rand_augment: int | None
+    trivial_augment: bool
+    random_erasing: float
+    cutout: int
+    mixup: float
+    cutmix: float
+    repeats: int
 
 
 def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
+    """Return the number of CPU cores available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def next_batch(trainer: Trainer) -> tuple[int, int]:
-    """Return which batch a fit trains on next: the epoch, and the batch in it, both from 0."""
+    """Return the epoch and the batch that a fit trains on next, both counted from 0."""
     epochs: Any = trainer.fit_loop.epoch_progress.current
     if epochs.ready == epochs.processed:  # between two epochs
         return epochs.processed, 0
@@ -40,30 +58,30 @@ def next_batch(trainer: Trainer) -> tuple[int, int]:
 
 
 class ImageDataModule(LightningDataModule):
-    """Loaders whose order depends on (seed, epoch) only, and whose pixels on the sample too.
+    """Base class of the datamodules, with an order that depends on (seed, epoch) alone.
 
-    A subclass names its images and says, in :meth:`dataset`, what a batch of them is, and in
-    :meth:`labels`, what they show.
+    The augmentation of a sample depends on (seed, epoch, sample) alone. A subclass sets the class
+    attributes below and implements :meth:`dataset` and :meth:`labels`. Loaders yield
+    :class:`se_lightning.data.transforms.on_device.ImageBatch`, which unpacks to images and labels.
 
     Args:
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
-        num_workers: worker processes of a rank; None is a core each, 8 at most.
-        seed: of the training order and the augmentation.
-        rotation: degrees, at most, to either side.
-        pixel_jitter: the most that is added to each pixel's channel or taken off, of 255.
-        color_jitter: strength of brightness, contrast and saturation, or a list of theirs and the
-            hue's.
-        rand_augment: magnitude (0 to 30) of RandAugment's two operations; None for none.
-        trivial_augment: one random operation of random strength.
-        random_erasing: probability that an image loses a box.
-        cutout: side of the square that every image loses, pixels.
-        mixup: alpha; 0 for none.
-        cutmix: alpha; 0 for none. With both, a coin decides for each batch.
-        repeats: copies of a sample in an epoch, each with an augmentation of its own.
+        batch_size: Samples per device in training, at least 2.
+        eval_batch_size: Maximum samples per device in validation and test.
+        num_workers: Worker processes per rank; None for one per core, up to 8.
+        seed: Seed of the training order and the augmentation.
+        rotation: Maximum rotation, degrees.
+        pixel_jitter: Maximum change of each pixel and channel, of 255.
+        color_jitter: Strength of brightness, contrast and saturation; or a list of four, with hue.
+        rand_augment: Magnitude (0 to 30) of RandAugment's two operations; None for none.
+        trivial_augment: Apply one random operation of random strength.
+        random_erasing: Probability that a box of an image is erased.
+        cutout: Side of the square erased from every image, pixels.
+        mixup: Alpha; 0 for none.
+        cutmix: Alpha; 0 for none. With both, each batch gets one of them at random.
+        repeats: Copies of a sample in an epoch, each augmented differently.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If an option is out of its range.
     """
 
     image_size: int
@@ -75,10 +93,10 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        batch_size: int,
-        eval_batch_size: int,
-        num_workers: int | None,
-        seed: int,
+        batch_size: int = 128,
+        eval_batch_size: int = 512,
+        num_workers: int | None = None,
+        seed: int = 0,
         rotation: float = 0.0,
         pixel_jitter: int = 0,
         color_jitter: float | Sequence[float] = 0.0,
@@ -100,7 +118,7 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.repeats = repeats
         self._begin = (0, 0)
-        self._resumed: Trainer | None = None  # that began with a checkpoint
+        self._resumed: Trainer | None = None  # the trainer that loaded a checkpoint
         self.transforms = SampleTransforms(
             seed=seed,
             rotation=rotation,
@@ -118,7 +136,7 @@ class ImageDataModule(LightningDataModule):
         return len(self.class_names)
 
     def dataset(self, split: str, *, augmented: bool) -> Dataset:
-        """Return ``train``, ``val`` or ``test``; an item of it, by (epoch, keys), is a batch."""
+        """Return the split ``train``, ``val`` or ``test``; its item (epoch, keys) is a batch."""
         raise TypeError(f"{type(self).__name__} must define `dataset`.")
 
     def labels(self, split: str) -> np.ndarray:
@@ -126,7 +144,7 @@ class ImageDataModule(LightningDataModule):
         raise TypeError(f"{type(self).__name__} must define `labels`.")
 
     def finish(self, *, augmented: bool) -> Finish:
-        """Return the last step, which makes bytes what the network sees."""
+        """Return the step that turns bytes into the network's input."""
         if not augmented:
             return Finish(self.mean, self.std)
         return Finish(
@@ -139,14 +157,14 @@ class ImageDataModule(LightningDataModule):
         )
 
     def train_dataloader(self, epoch: int | None = None, batch: int = 0) -> DataLoader:
-        """Return the training batches, from any one on.
+        """Return the training batches, starting at any of them.
 
         Args:
-            epoch: the first one; None is where the trainer's checkpoint was, else its epoch, or 0.
-            batch: of that epoch, the first one.
+            epoch: First epoch; None for the trainer's, or its checkpoint's, or 0.
+            batch: First batch of that epoch.
 
         Raises:
-            ValueError: if the epoch has no such batch.
+            ValueError: If the epoch has fewer batches.
         """
         dataset = self.dataset("train", augmented=True)
         order = TrainBatches(
@@ -158,35 +176,35 @@ class ImageDataModule(LightningDataModule):
         )
         if epoch is None:
             epoch = 0 if self.trainer is None else self.trainer.current_epoch
-            # Before Lightning has restored its epoch it asks already, for the schedule's length.
+            # Lightning also asks before it has restored its epoch, for the schedule's length.
             if self._resumed is self.trainer and self._begin[0] >= epoch:
                 epoch, batch = self._begin
         order.start_at(epoch, batch)
         return self._loader(dataset, order)
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the training is: a checkpoint's next batch, and on how many processes."""
+        """Return the position in training: the next batch, world size and batch size."""
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return {}
         epoch, batch = next_batch(self.trainer)
         return {"epoch": epoch, "batch": batch, **self._shares()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Begin the next training loader with a checkpoint's next batch.
+        """Start the next training loader at the checkpoint's next batch.
 
         Raises:
-            MisconfigurationException: if it is within an epoch that was cut into other batches.
+            MisconfigurationException: If it is within an epoch of differently sized batches.
         """
-        ours, theirs = self._shares(), {key: state_dict[key] for key in self._shares()}
-        if state_dict["batch"] and ours != theirs:
+        here, saved = self._shares(), {key: state_dict[key] for key in self._shares()}
+        if state_dict["batch"] and here != saved:
             raise MisconfigurationException(
-                f"The checkpoint is within an epoch of {theirs['world_size']} processes with "
-                f"batch_size={theirs['batch_size']}, and this run has {ours['world_size']} with "
-                f"batch_size={ours['batch_size']}: go on with as many, or begin a new run with "
-                "these weights (model.weights=)."
+                f"The checkpoint was saved within an epoch, by {saved['world_size']} processes "
+                f"with batch_size={saved['batch_size']}, but this run has {here['world_size']} "
+                f"with batch_size={here['batch_size']}. Resume with the same numbers, or start a "
+                "new run from these weights (model.weights=)."
             )
         self._begin, self._resumed = (state_dict["epoch"], state_dict["batch"]), self.trainer
-        # Lightning looks at the loader alone, and warns of what has just been seen to.
+        # Lightning sees the loader only, and does not know that it resumes within the epoch.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
 
     def _shares(self) -> dict[str, int]:
@@ -200,7 +218,7 @@ class ImageDataModule(LightningDataModule):
         return self.eval_dataloader("test")
 
     def eval_dataloader(self, split: str) -> DataLoader:
-        """Return the batches of ``train``, ``val`` or ``test``, in order and not augmented."""
+        """Return the batches of ``train``, ``val`` or ``test``, in order, without augmentation."""
         dataset = self.dataset(split, augmented=False)
         size = len(dataset)  # type: ignore[arg-type]
         return self._loader(dataset, EvalBatches(size, self.eval_batch_size, **self._ranks()))
@@ -213,14 +231,13 @@ class ImageDataModule(LightningDataModule):
         overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return {
             "sampler": OneEpoch(order) if overfits else order,
-            "batch_size": None,  # the sampler's items are batches already
+            "batch_size": None,  # the sampler yields whole batches
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": self._pin_memory(),
         }
 
     def _workers(self) -> int:
-        """Return the worker processes of a rank; None is a core each, 8 at most."""
         if self.num_workers is not None:
             return self.num_workers
         ranks = 1 if self.trainer is None else self.trainer.num_devices

@@ -6,12 +6,15 @@ from typing import Unpack
 import numpy as np
 
 from se_lightning.data.in_memory.cifar_files import download_cifar, find_cifar, read_cifar
-from se_lightning.data.in_memory.datamodule import InMemoryDataModule, cut_validation
-from se_lightning.data.transforms.per_image import Augmentation
+from se_lightning.data.in_memory.datamodule import (
+    InMemoryDataModule,
+    InMemoryOptions,
+    cut_validation,
+)
 
 __all__ = ["CIFARDataModule"]
 
-# The names are those of the official files, in their order.
+# Names and order are those of the official files.
 _TEN = "airplane automobile bird cat deer dog frog horse ship truck"
 _HUNDRED = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
@@ -29,7 +32,7 @@ _TWENTY = """
     large_natural_outdoor_scenes large_omnivores_and_herbivores medium_mammals
     non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2
 """
-# name: class names by the kind of label; mean and std of the 50,000 training images in [0, 1].
+# Class names by kind of label; mean and std of the 50,000 training images, in [0, 1].
 _NAMES = {
     "cifar10": {"fine": tuple(_TEN.split())},
     "cifar100": {"fine": tuple(_HUNDRED.split()), "coarse": tuple(_TWENTY.split())},
@@ -39,31 +42,25 @@ _STD = {"cifar10": (0.2470, 0.2435, 0.2616), "cifar100": (0.2673, 0.2564, 0.2762
 
 
 class CIFARDataModule(InMemoryDataModule):
-    """CIFAR-10 or CIFAR-100: 50,000 images for training, 10,000 for the test, 32x32 in colour.
+    """CIFAR-10 or CIFAR-100: 50,000 training and 10,000 test images, 32x32 in color.
 
-    The files are the official ones, for Python or binary, packed or unpacked; nothing is unpacked
-    to disk, and the pickles cannot run anything. The official test set is only tested on;
-    validation is cut from the training set by a generator of its own, so that it is the same
-    for every ``seed``.
+    Reads the official files, pickled or binary, packed or unpacked. Nothing is unpacked to disk,
+    and no code in a pickle is run. Validation images are split off the training set; the split
+    does not depend on ``seed``.
 
     Args:
         name: ``"cifar10"`` or ``"cifar100"``.
-        root: folder of the files: holds a ``.tar.gz`` or the folder in it, or is that folder.
-        labels: ``"fine"``; CIFAR-100 also has ``"coarse"``, its 20 superclasses.
-        download: fetch what is missing from the authors' site.
-        val_size: training images that are set aside for validation.
-        split_seed: of that cut.
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
-        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
-        flip: mirror training images at random.
-        num_workers: worker processes; 0 is fastest, since a batch is one gather.
-        seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+        root: Folder that contains the ``.tar.gz`` or its folder, or that folder itself.
+        labels: ``"fine"``, or for CIFAR-100 ``"coarse"``, the 20 superclasses.
+        download: Download missing files from the authors' site.
+        val_size: Number of training images set aside for validation.
+        split_seed: Seed of that split.
+        **options: See :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`; here
+            ``crop_padding=4`` and ``flip=True`` by default.
 
     Raises:
-        ValueError: naming the argument that does not fit, or the damaged file.
-        FileNotFoundError: naming what is missing and both ways to get it.
+        ValueError: If an argument is out of its range, or a file is damaged.
+        FileNotFoundError: If the files are missing.
 
     Reference:
         Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
@@ -81,13 +78,7 @@ class CIFARDataModule(InMemoryDataModule):
         download: bool = False,
         val_size: int = 5000,
         split_seed: int = 0,
-        batch_size: int = 128,
-        eval_batch_size: int = 512,
-        crop_padding: int = 4,
-        flip: bool = True,
-        num_workers: int = 0,
-        seed: int = 0,
-        **augmentation: Unpack[Augmentation],
+        **options: Unpack[InMemoryOptions],
     ) -> None:
         if name not in _NAMES:
             raise ValueError(f"`name` (={name!r}) must be one of {', '.join(_NAMES)}.")
@@ -96,15 +87,8 @@ class CIFARDataModule(InMemoryDataModule):
                 f"`labels` (={labels!r}) must be one of {', '.join(_NAMES[name])} for {name}; "
                 "coarse are the superclasses of cifar100."
             )
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            crop_padding=crop_padding,
-            flip=flip,
-            num_workers=num_workers,
-            seed=seed,
-            **augmentation,
-        )
+        defaults = InMemoryOptions(crop_padding=4, flip=True)
+        super().__init__(**(defaults | options))
         self.set = name
         self.root = Path(root)
         self.kind = labels
@@ -115,7 +99,7 @@ class CIFARDataModule(InMemoryDataModule):
         self.split_seed = split_seed
 
     def prepare_data(self) -> None:
-        """Download what is missing, if asked; Lightning calls it once a node."""
+        """Download missing files if ``download``; Lightning calls it once per node."""
         if self.download and find_cifar(self.root, self.set) is None:
             download_cifar(self.root, self.set)
 

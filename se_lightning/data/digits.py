@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: real images without a download."""
+"""The handwritten digits of scikit-learn: real images without a download."""
 
 from typing import Unpack
 
@@ -8,26 +8,20 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.nn import functional as F
 
-from se_lightning.data.in_memory.datamodule import InMemoryDataModule
-from se_lightning.data.transforms.per_image import Augmentation
+from se_lightning.data.in_memory.datamodule import InMemoryDataModule, InMemoryOptions
 
 __all__ = ["DigitsDataModule"]
 
 
 class DigitsDataModule(InMemoryDataModule):
-    """1,797 handwritten digits of 43 writers, enlarged from 8x8 to 32x32 pixels.
+    """1,797 handwritten digits by 43 writers, enlarged from 8x8 to 32x32 pixels.
 
-    The split is fixed and stratified: 1,257 for training, 180 for validation, 360 for the test.
-    It does not depend on ``seed``.
+    The split is fixed and stratified: 1,257 training, 180 validation and 360 test images. It does
+    not depend on ``seed``.
 
     Args:
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
-        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
-        flip: mirror training images at random (not for digits).
-        num_workers: worker processes; 0 is fastest, since a batch is one gather.
-        seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+        **options: See :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`; here
+            ``batch_size=64``, ``eval_batch_size=256`` and ``crop_padding=4`` by default.
 
     Example:
         >>> data = DigitsDataModule(batch_size=64)
@@ -44,26 +38,9 @@ class DigitsDataModule(InMemoryDataModule):
     std = 0.3234
     class_names = tuple("0123456789")
 
-    def __init__(
-        self,
-        *,
-        batch_size: int = 64,
-        eval_batch_size: int = 256,
-        crop_padding: int = 4,
-        flip: bool = False,
-        num_workers: int = 0,
-        seed: int = 0,
-        **augmentation: Unpack[Augmentation],
-    ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            crop_padding=crop_padding,
-            flip=flip,
-            num_workers=num_workers,
-            seed=seed,
-            **augmentation,
-        )
+    def __init__(self, **options: Unpack[InMemoryOptions]) -> None:
+        defaults = InMemoryOptions(batch_size=64, eval_batch_size=256, crop_padding=4)
+        super().__init__(**(defaults | options))
 
     def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # noqa: D102
         small, labels = load_digits(return_X_y=True)

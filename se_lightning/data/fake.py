@@ -1,34 +1,28 @@
-"""Random images of any shape: for trying a network out, and for timing it."""
+"""Random images of any shape, to try out a network or time it."""
 
 from typing import Unpack
 
 import numpy as np
 
 from se_lightning.arguments import positive_integer
-from se_lightning.data.in_memory.datamodule import InMemoryDataModule
-from se_lightning.data.transforms.per_image import Augmentation
+from se_lightning.data.in_memory.datamodule import InMemoryDataModule, InMemoryOptions
 
 __all__ = ["FakeDataModule"]
 
 
 class FakeDataModule(InMemoryDataModule):
-    """Random pixels with random labels, the same in every run; there is nothing to learn.
+    """Random pixels with random labels, the same in every run.
 
     Args:
-        size: number of training images; validation and test have a quarter of it each.
+        size: Number of training images; validation and test have a quarter each.
         num_classes: K.
-        in_channels: channels of the images.
-        image_size: side of the images, pixels.
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
-        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
-        flip: mirror training images at random.
-        num_workers: worker processes; 0 is fastest, since a batch is one gather.
-        seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+        in_channels: Number of channels.
+        image_size: Side of the images, pixels.
+        **options: See :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`; here
+            ``batch_size=8`` and ``eval_batch_size=8`` by default.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If an argument is out of its range.
 
     Example:
         >>> data = FakeDataModule(size=8, image_size=299, batch_size=2)
@@ -47,26 +41,13 @@ class FakeDataModule(InMemoryDataModule):
         num_classes: int = 10,
         in_channels: int = 3,
         image_size: int = 32,
-        batch_size: int = 8,
-        eval_batch_size: int = 8,
-        crop_padding: int = 0,
-        flip: bool = False,
-        num_workers: int = 0,
-        seed: int = 0,
-        **augmentation: Unpack[Augmentation],
+        **options: Unpack[InMemoryOptions],
     ) -> None:
         shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
         for name, value in {"size": size, **shape}.items():
             positive_integer(name, value)
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            crop_padding=crop_padding,
-            flip=flip,
-            num_workers=num_workers,
-            seed=seed,
-            **augmentation,
-        )
+        defaults = InMemoryOptions(batch_size=8, eval_batch_size=8)
+        super().__init__(**(defaults | options))
         self.size = size
         self.in_channels = in_channels
         self.image_size = image_size

@@ -1,4 +1,4 @@
-"""Anybody's images: a folder a class."""
+"""Image files in one folder per class."""
 
 from functools import cached_property
 from pathlib import Path
@@ -11,21 +11,21 @@ __all__ = ["ImageFolderDataModule"]
 
 
 class ImageFolderDataModule(FileDataModule):
-    """Anybody's images, a folder a class: ``root/train/<class>/*`` and so on, or one set to cut.
+    """Image files in one folder per class, already in splits or split here.
 
-    See :func:`se_lightning.data.files.sources.folder_sources` for the layouts. Images are turned as
-    their EXIF data say.
+    See :func:`se_lightning.data.files.sources.folder_sources` for the layouts. Images are rotated
+    according to their EXIF orientation.
 
     Args:
-        root: folder of the splits, of the classes, or of shards.
-        val_fraction: of each class, where the cut is made here.
-        test_fraction: of each class, where the cut is made here; 0 tests on validation.
-        split_seed: of that cut.
-        **options: see :class:`se_lightning.data.files.datamodule.FileDataModule`.
+        root: Folder of the splits, of the classes, or of shards.
+        val_fraction: Fraction of each class for validation, if ``root`` has no splits.
+        test_fraction: The same for the test set; 0 to test on the validation set.
+        split_seed: Seed of that split.
+        **options: See :class:`se_lightning.data.files.datamodule.FileDataModule`.
 
     Raises:
-        ValueError: naming the argument that does not fit, or saying what ``root`` has instead.
-        FileNotFoundError: if there is no ``root``.
+        ValueError: If an argument is out of its range, or ``root`` has another layout.
+        FileNotFoundError: If ``root`` does not exist.
     """
 
     upright = True

@@ -1,4 +1,4 @@
-"""ImageNet, in any of the forms that it comes in."""
+"""ImageNet, as folders, original tar files or shards."""
 
 from pathlib import Path
 from typing import Unpack
@@ -10,20 +10,20 @@ __all__ = ["ImageNetDataModule"]
 
 
 class ImageNetDataModule(FileDataModule):
-    """ImageNet (ILSVRC 2012): 1,281,167 images for training, 50,000 for validation, 1000 classes.
+    """ImageNet (ILSVRC 2012): 1,281,167 training and 50,000 validation images of 1000 classes.
 
-    ``root`` holds class folders as torchvision has them, or the original tar files, or shards
-    (``task=shard`` makes them); see :func:`se_lightning.data.files.sources.imagenet_sources`. The
-    test images' labels are not public: the test, too, is on the 50,000, as in the papers. Images
-    are read as torchvision and timm do, whatever orientation their EXIF data give.
+    ``root`` contains class folders as in torchvision, or the original tar files, or shards written
+    by ``task=shard``; see :func:`se_lightning.data.files.sources.imagenet_sources`. The labels of
+    the test images are not public, so the test also uses the 50,000, as in the papers. EXIF
+    orientation is ignored, as in torchvision and timm.
 
     Args:
-        root: folder of the files.
-        **options: see :class:`se_lightning.data.files.datamodule.FileDataModule`.
+        root: Folder of the files.
+        **options: See :class:`se_lightning.data.files.datamodule.FileDataModule`.
 
     Raises:
-        ValueError: naming the argument that does not fit, or saying what ``root`` has instead.
-        FileNotFoundError: if there is no ``root``.
+        ValueError: If an argument is out of its range, or ``root`` has another layout.
+        FileNotFoundError: If ``root`` does not exist.
     """
 
     upright = False

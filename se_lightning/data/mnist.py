@@ -5,14 +5,17 @@ from typing import Unpack
 
 import numpy as np
 
-from se_lightning.data.in_memory.datamodule import InMemoryDataModule, cut_validation
+from se_lightning.data.in_memory.datamodule import (
+    InMemoryDataModule,
+    InMemoryOptions,
+    cut_validation,
+)
 from se_lightning.data.in_memory.idx import read_idx
-from se_lightning.data.transforms.per_image import Augmentation
 
 __all__ = ["MNISTDataModule"]
 
-# name: (class and folder in torchvision, mean, std, class names); mean and std of the 60,000
-# training images in [0, 1], computed.
+# name: (class and folder in torchvision, mean, std, class names). Mean and std were computed on
+# the 60,000 training images, in [0, 1].
 _SETS: dict[str, tuple[str, float, float, tuple[str, ...]]] = {
     "mnist": ("MNIST", 0.1307, 0.3081, tuple("0123456789")),
     "fashion_mnist": (
@@ -49,30 +52,24 @@ _NDIM = {"images": 3, "labels": 1}
 
 
 class MNISTDataModule(InMemoryDataModule):
-    """MNIST, Fashion-MNIST or KMNIST: 60,000 images for training, 10,000 for the test, 28x28.
+    """MNIST, Fashion-MNIST or KMNIST: 60,000 training and 10,000 test images, 28x28 in gray.
 
-    The files are MNIST's four IDX files, raw or .gz, in torchvision's layout
-    (``root/FashionMNIST/raw/``) or straight in ``root``. The official test set is only tested on;
-    validation is cut from the training set by a generator of its own, so that it is the same
-    for every ``seed``.
+    Reads the four IDX files, raw or .gz, in torchvision's layout (``root/FashionMNIST/raw/``) or
+    directly in ``root``. Validation images are split off the training set; the split does not
+    depend on ``seed``.
 
     Args:
         name: ``"mnist"``, ``"fashion_mnist"`` or ``"kmnist"``.
-        root: folder of the files.
-        download: fetch what is missing, through torchvision.
-        val_size: training images that are set aside for validation.
-        split_seed: of that cut.
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
-        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
-        flip: mirror training images at random; right for Fashion-MNIST only.
-        num_workers: worker processes; 0 is fastest, since a batch is one gather.
-        seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+        root: Folder of the files.
+        download: Download missing files with torchvision.
+        val_size: Number of training images set aside for validation.
+        split_seed: Seed of that split.
+        **options: See :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`; here
+            ``crop_padding=2`` by default. ``flip`` is right for Fashion-MNIST only.
 
     Raises:
-        ValueError: naming the argument that does not fit, or the damaged file.
-        FileNotFoundError: naming the missing file and both ways to get it.
+        ValueError: If an argument is out of its range, or a file is damaged.
+        FileNotFoundError: If a file is missing.
     """
 
     image_size = 28
@@ -85,25 +82,12 @@ class MNISTDataModule(InMemoryDataModule):
         download: bool = False,
         val_size: int = 5000,
         split_seed: int = 0,
-        batch_size: int = 128,
-        eval_batch_size: int = 512,
-        crop_padding: int = 2,
-        flip: bool = False,
-        num_workers: int = 0,
-        seed: int = 0,
-        **augmentation: Unpack[Augmentation],
+        **options: Unpack[InMemoryOptions],
     ) -> None:
         if name not in _SETS:
             raise ValueError(f"`name` (={name!r}) must be one of {', '.join(_SETS)}.")
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            crop_padding=crop_padding,
-            flip=flip,
-            num_workers=num_workers,
-            seed=seed,
-            **augmentation,
-        )
+        defaults = InMemoryOptions(crop_padding=2)
+        super().__init__(**(defaults | options))
         self.folder, self.mean, self.std, self.class_names = _SETS[name]
         self.root = Path(root)
         self.download = download
@@ -111,7 +95,7 @@ class MNISTDataModule(InMemoryDataModule):
         self.split_seed = split_seed
 
     def prepare_data(self) -> None:
-        """Download what is missing, if asked; Lightning calls it once a node."""
+        """Download missing files if ``download``; Lightning calls it once per node."""
         if not self.download:
             return
         self._discard_halves()
@@ -137,7 +121,7 @@ class MNISTDataModule(InMemoryDataModule):
         }
 
     def _discard_halves(self) -> None:
-        """Delete what an interrupted download has left in torchvision's folder."""
+        """Delete incomplete files of an interrupted download from torchvision's folder."""
         for (_, part), file in _FILES.items():
             path = self._find(file)
             if path is None or path.parent != self.root / self.folder / "raw":
@@ -161,15 +145,15 @@ class MNISTDataModule(InMemoryDataModule):
                 root = self.root.absolute()
                 raise FileNotFoundError(
                     f"{file}[.gz] of {self.folder} is missing: neither in {root} nor in "
-                    f"{root / self.folder / 'raw'}. Set data.root to the folder that has it, or "
-                    "fetch it with data.download=true."
+                    f"{root / self.folder / 'raw'}. Set data.root to its folder, or download it "
+                    "with data.download=true."
                 )
             arrays.append(read_idx(path, ndim))
             paths.append(path)
         images, labels = arrays
         if len(images) != len(labels):
             raise ValueError(
-                f"{paths[0].name} and {paths[1].name} in {paths[1].parent} do not belong together: "
+                f"{paths[0].name} and {paths[1].name} in {paths[1].parent} do not match: "
                 f"{len(images)} images, {len(labels)} labels."
             )
         size = (self.image_size, self.image_size)
@@ -177,7 +161,7 @@ class MNISTDataModule(InMemoryDataModule):
             raise ValueError(f"{paths[0]} has images of {images.shape[1:]} pixels, not {size}.")
         if len(labels) and labels.max() >= self.num_classes:
             raise ValueError(
-                f"{paths[1]} has a label of {labels.max()}; {self.folder} has {self.num_classes} "
+                f"{paths[1]} has the label {labels.max()}; {self.folder} has {self.num_classes} "
                 f"classes, 0 to {self.num_classes - 1}."
             )
         return images, labels

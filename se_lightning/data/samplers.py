@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of seed and epoch, cut into the batches of a rank."""
+"""Samplers that yield the batches of a rank, as a function of seed and epoch."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ Batch = tuple[int, np.ndarray]
 
 
 class _Size(Dataset):
-    """A data set of which only the length matters."""
+    """A data set with a length and nothing else, for DistributedSampler."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -24,27 +24,25 @@ class _Size(Dataset):
 
 
 class TrainBatches(DistributedSampler):
-    """Batches of a fresh permutation each epoch, disjoint between ranks.
+    """Training batches: a new permutation in each epoch, disjoint between ranks.
 
-    It yields (epoch, keys) for ``DataLoader(dataset, sampler=..., batch_size=None)``; a key is
-    the sample's index plus ``size`` times the number of its copy, which is 0 without repeated
-    augmentation. All ranks get the same number of batches: what does not divide among them waits
-    for another epoch's permutation, and so does a last sample that would be a batch by itself
-    (batch norm cannot learn from one). It is a DistributedSampler so that Lightning leaves it in
-    place and tells it the epoch.
+    Yields (epoch, keys) for ``DataLoader(dataset, sampler=..., batch_size=None)``. A key is the
+    index of a sample, plus ``size`` times the number of its copy if ``repeats`` is above 1. All
+    ranks get the same number of batches. Samples that do not divide among the ranks are left out
+    of the epoch, and so is a last batch of one, which batch norm cannot use. As a
+    DistributedSampler, it is kept by Lightning, which also calls ``set_epoch``.
 
     Args:
-        size: number of samples.
-        batch_size: samples per rank and batch, at least 2.
-        seed: with the epoch, the only source of the order.
-        world_size: number of ranks.
-        rank: this one.
-        repeats: copies of a sample in an epoch, which is not longer for it: it has that much fewer
-            samples. The copies of a sample lie on different ranks, as far as there are so many
-            (repeated augmentation: Hoffer et al., arXiv:1901.09335, as in DeiT's sampler).
+        size: Number of samples.
+        batch_size: Samples per rank and batch, at least 2.
+        seed: Seed of the order, together with the epoch.
+        world_size: Number of ranks.
+        rank: Rank of this process.
+        repeats: Copies of a sample in an epoch of unchanged length, on different ranks where
+            possible (repeated augmentation: Hoffer et al., arXiv:1901.09335, as in DeiT).
 
     Raises:
-        ValueError: if the batches are too small, or the samples too few for this many ranks.
+        ValueError: If ``batch_size`` is below 2, or a rank would have fewer than 2 samples.
 
     Example:
         >>> [len(keys) for _, keys in TrainBatches(9, 4, seed=0)]
@@ -79,13 +77,13 @@ class TrainBatches(DistributedSampler):
             self.share -= 1
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Begin with batch number ``batch`` of an epoch; later epochs are whole.
+        """Start at batch number ``batch`` of an epoch; later epochs are whole.
 
         Raises:
-            ValueError: if the epoch has no such batch.
+            ValueError: If the epoch has fewer batches.
         """
         if not 0 <= batch < len(self):
-            raise ValueError(f"`batch` (={batch}) must be below the {len(self)} of an epoch.")
+            raise ValueError(f"`batch` (={batch}) must be from 0 to {len(self) - 1}.")
         self.first = (epoch, batch)
         self.set_epoch(epoch)
 
@@ -104,18 +102,17 @@ class TrainBatches(DistributedSampler):
 
 
 class EvalBatches(DistributedSampler):
-    """Every sample exactly once, in order, dealt out to the ranks.
+    """Evaluation batches: every sample exactly once, in order, distributed over the ranks.
 
-    Nothing is padded or repeated, so that a figure does not depend on the number of ranks. All
-    ranks get the same number of batches, of sizes that differ by one at the most (an empty one
-    where there are fewer samples than ranks): DDP broadcasts buffers in each forward pass, and a
-    rank that makes fewer of them would leave the others waiting.
+    Nothing is padded or repeated, so that metrics do not depend on the number of ranks. All ranks
+    get the same number of batches, whose sizes differ by at most one (0 if there are fewer samples
+    than ranks): DDP broadcasts buffers in each forward pass and would wait for a missing one.
 
     Args:
-        size: number of samples.
-        batch_size: the most samples per rank and batch.
-        world_size: number of ranks.
-        rank: this one.
+        size: Number of samples.
+        batch_size: Maximum samples per rank and batch.
+        world_size: Number of ranks.
+        rank: Rank of this process.
 
     Example:
         >>> [len(indices) for _, indices in EvalBatches(101, 20, world_size=2, rank=1)]
@@ -138,12 +135,12 @@ class EvalBatches(DistributedSampler):
 
 
 class OneEpoch(SequentialSampler):
-    """The batches of one epoch again and again, for Lightning's ``overfit_batches``.
+    """The same epoch of batches again and again, for Lightning's ``overfit_batches``.
 
-    Lightning would put a SequentialSampler of single samples in the place of any other sampler.
+    Lightning replaces any sampler that is not a SequentialSampler.
 
     Args:
-        batches: those of the epoch.
+        batches: Sampler of the epoch.
     """
 
     def __init__(self, batches: TrainBatches | EvalBatches) -> None:

@@ -1,4 +1,4 @@
-"""How fast images are made ready, beside torchvision with a DataLoader."""
+"""Throughput of the input pipeline, compared with torchvision and a DataLoader."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ from se_lightning.data.base import ImageDataModule, cores
 __all__ = ["benchmark_data", "machine"]
 
 log = logging.getLogger(__name__)
-_BATCH = 128  # of small images; files: the datamodule's own
+_BATCH = 128  # of small images; files use the datamodule's default
 _PHOTOS = 256
 
 
@@ -50,32 +50,32 @@ def benchmark_data(
     seconds: float = 3.0,
     workers: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """Measure images a second of our training pipeline and of torchvision's, with one augmentation.
+    """Compare images per second with torchvision, with the same augmentation.
 
-    Both end with normalised float batches. torchvision's is its data set, its transforms (the
-    faster of both versions) and a DataLoader of the best number of workers, which is tried out
-    first; then both run in turns. Writes ``benchmark_data.json``.
+    Both sides return normalized float batches. torchvision uses its data set, the faster version
+    of its transforms, and a DataLoader with the best number of workers, which is found first. Then
+    both run in turns. Writes ``benchmark_data.json``.
 
     Args:
-        folder: where to.
-        cases: of ``"mnist"``, ``"cifar"`` and ``"jpeg"``.
-        rounds: turns that each has; the ratio is their median.
-        seconds: the least that a turn takes.
-        workers: numbers of workers to try for torchvision; None is 0, half the cores, and all.
+        folder: Folder of the output.
+        cases: Any of ``"mnist"``, ``"cifar"`` and ``"jpeg"``.
+        rounds: Turns of each side; the ratio is the median over them.
+        seconds: Minimum duration of a turn.
+        workers: Numbers of workers to try for torchvision; None for 0, half the cores, and all.
 
     Returns:
         The ratio of each case, as ``ratio/mnist`` and so on.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If a case is unknown, or ``rounds`` is below 1.
     """
-    if unknown := [case for case in cases if case not in _CASES]:
-        raise ValueError(f"`cases` (={list(cases)}) must be of {', '.join(_CASES)}: {unknown[0]}?")
+    if any(case not in _CASES for case in cases):
+        raise ValueError(f"`cases` (={list(cases)}) must be among {', '.join(_CASES)}.")
     if rounds < 1:
         raise ValueError(f"`rounds` (={rounds}) must be at least 1.")
     tried = sorted({0, cores() // 2, cores()}) if workers is None else workers
     results = []
-    log.info("%-34s%10s%13s%9s", "images per second", "ours", "torchvision", "ratio")
+    log.info("%-34s%14s%13s%9s", "images per second", "se_lightning", "torchvision", "ratio")
     with tempfile.TemporaryDirectory() as scratch:
         for case in cases:
             results.append(_measure(case, Path(scratch), tried, rounds, seconds))
@@ -88,12 +88,12 @@ def benchmark_data(
 
 
 def _line(result: _Result) -> str:
-    rates = f"{result.ours:10,.0f}{result.torchvision:13,.0f}{result.ratio:8.1f}x"
+    rates = f"{result.ours:14,.0f}{result.torchvision:13,.0f}{result.ratio:8.1f}x"
     return f"{result.what:34}{rates}  ({result.torchvision_setting})"
 
 
 def machine() -> dict[str, Any]:
-    """Say what was measured on."""
+    """Return the number of cores, the processor and the torch version."""
     return {"cores": cores(), "processor": _processor(), "torch": torch.__version__}
 
 
@@ -121,13 +121,14 @@ def _measure(
             )
         )
 
-    # One at a time, so that no idle workers are about.
+    # One at a time, to have no idle workers.
     settings = [(version, count) for version in theirs for count in workers]
     rates = {setting: _rate(loader(*setting), seconds / 2) for setting in settings}
     best = max(rates, key=lambda setting: rates[setting])
-    loaders = _Finished(ours), loader(*best)
+    ours.setup("fit")
+    loaders = _Images(ours.train_dataloader()), loader(*best)
     for each in loaders:
-        _rate(each, 0)  # starts the workers, fills the caches
+        _rate(each, 0)  # starts the workers and fills the caches
     turns = [[_rate(each, seconds) for each in loaders] for _ in range(rounds)]
     ratios = [mine / its for mine, its in turns]
     mine, its = map(statistics.median, zip(*turns, strict=True))
@@ -144,19 +145,6 @@ def _measure(
     )
 
 
-class _Finished:
-    """The training images of a datamodule, as Lightning hands them to the network."""
-
-    def __init__(self, data: ImageDataModule) -> None:
-        data.setup("fit")
-        self.data, self.loader = data, data.train_dataloader()
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        _leave_cores_to(self.loader.num_workers)
-        for batch in self.loader:
-            yield self.data.on_after_batch_transfer(batch, 0)[0]
-
-
 class _Images:
     """The images of a DataLoader's batches."""
 
@@ -170,12 +158,12 @@ class _Images:
 
 
 def _leave_cores_to(workers: int) -> None:
-    """Compute in the main process with the cores that the workers leave, at least one."""
+    """Limit the threads of the main process to the cores without a worker, at least one."""
     torch.set_num_threads(max(1, cores() - workers))
 
 
 def _rate(batches: Iterable[torch.Tensor], seconds: float) -> float:
-    """Return images per second over whole epochs, as many as fill the time."""
+    """Return images per second over as many whole epochs as fill the time."""
     images, start = 0, time.perf_counter()
     while True:
         images += sum(len(batch) for batch in batches)
@@ -198,7 +186,7 @@ class _PerSample(Dataset):
 
 
 def _versions(*steps: tuple[str, dict[str, Any]], mean: Any, std: Any) -> dict[str, Any]:
-    """Return the same augmentation in torchvision's first and second version of transforms."""
+    """Return the same augmentation in torchvision's transforms v1 and v2."""
     ends = {
         "transforms": [transforms.ToTensor(), transforms.Normalize(mean, std)],
         "transforms.v2": [
@@ -241,7 +229,7 @@ def _jpeg(scratch: Path) -> tuple[str, ImageDataModule, dict[str, Dataset]]:
     for number in range(_PHOTOS):
         path = root / "train" / str(number % 2) / f"{number}.jpg"
         _write_photo(path, number)
-        for copy in range(1, 8):  # an epoch of some seconds
+        for copy in range(1, 8):  # for an epoch of several seconds
             os.link(path, path.with_stem(f"{number}_{copy}"))
     for label in range(2):
         _write_photo(root / "val" / str(label) / "0.jpg", label)
@@ -256,7 +244,7 @@ def _jpeg(scratch: Path) -> tuple[str, ImageDataModule, dict[str, Dataset]]:
 
 
 def _write_photo(path: Path, seed: int) -> None:
-    """Write a 500x375 JPEG of 80 KB on average: a part of one of scikit-learn's photographs."""
+    """Write a 500x375 JPEG of about 80 KB, cropped from a photograph of scikit-learn."""
     photo = load_sample_images().images[seed % 2]
     generator = np.random.default_rng(seed)
     top, left = (generator.integers(0, free + 1) for free in (427 - 375, 640 - 500))

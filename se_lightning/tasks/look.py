@@ -1,4 +1,4 @@
-"""See what the network sees."""
+"""Pictures of the training images, as the network gets them."""
 
 import csv
 import logging
@@ -23,24 +23,25 @@ log = logging.getLogger(__name__)
 def look(
     datamodule: LightningDataModule, *, folder: str, images: int = 64, epoch: int = 0
 ) -> dict[str, float]:
-    """Draw training images as they are augmented, with their labels, and count the classes.
+    """Draw augmented training images with their labels, and count the images of each class.
 
     Writes ``look.png``, ``class_counts.png`` and ``class_counts.csv``.
 
     Args:
-        datamodule: one of this package's.
-        folder: where to.
-        images: how many.
-        epoch: of which the augmentation is.
+        datamodule: Datamodule of se_lightning.
+        folder: Folder of the output.
+        images: Number of images.
+        epoch: Epoch of the augmentation.
 
     Returns:
         The number of images of each split, as ``train/images`` and so on.
 
     Raises:
-        ValueError: if no image is wanted, or it is somebody else's datamodule.
+        ValueError: If ``images`` is below 1, or the datamodule is not from se_lightning.
     """
     if not isinstance(datamodule, ImageDataModule):
-        raise ValueError(f"task=look knows no {type(datamodule).__name__}.")
+        name = type(datamodule).__name__
+        raise ValueError(f"task=look supports se_lightning datamodules only, got {name}.")
     if images < 1:
         raise ValueError(f"`images` (={images}) must be at least 1.")
     pixels, labels = _first_images(datamodule, images, epoch)
@@ -70,11 +71,10 @@ def look(
 
 
 def _first_images(data: ImageDataModule, count: int, epoch: int) -> tuple[Tensor, Tensor]:
-    """Return an epoch's first images, as uint8 again, and their labels."""
+    """Return the first images of an epoch, converted back to uint8, and their labels."""
     size = data.batch_size
     batches = islice(data.train_dataloader(epoch=epoch), math.ceil(count / size))
-    finished = [data.on_after_batch_transfer(batch, 0) for batch in batches]
-    pixels, labels = (torch.cat(parts)[:count] for parts in zip(*finished, strict=True))
+    pixels, labels = (torch.cat(parts)[:count] for parts in zip(*batches, strict=True))
     mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (data.mean, data.std))
     return (pixels * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8), labels
 
@@ -95,7 +95,7 @@ def _draw_sheet(pixels: Tensor, captions: Sequence[str], path: Path) -> None:
     for axes in grid:
         axes.axis("off")
     for axes, image, caption in zip(grid, pixels, captions, strict=False):
-        # One channel is drawn as grey, and what is no picture as its first channel.
+        # 3 channels are drawn in color, else the first one in gray.
         shown = image.permute(1, 2, 0) if len(image) == 3 else image[0]
         axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         axes.set_title(caption, fontsize=7)

@@ -1,4 +1,4 @@
-"""Write a data set as shards, for training across machines."""
+"""Conversion of a data set to shards, for training on several machines."""
 
 from pathlib import Path
 
@@ -13,22 +13,22 @@ __all__ = ["shard"]
 def shard(
     datamodule: LightningDataModule, *, output: str | None = None, shard_mb: int = 300
 ) -> dict[str, float]:
-    """Write the files of all splits into WebDataset tars; go on where an earlier call stopped.
+    """Write the files of all splits to WebDataset tars; resume an interrupted call.
 
     Args:
-        datamodule: one of image files.
-        output: folder of the shards; ``data.root`` of those who read them.
-        shard_mb: the most that a shard has, MB (10^6 bytes).
+        datamodule: Datamodule of image files.
+        output: Folder of the shards, to be used as ``data.root``.
+        shard_mb: Maximum size of a shard, MB (10^6 bytes).
 
     Returns:
-        ``shards``, their number.
+        The number of shards, as ``shards``.
 
     Raises:
-        ValueError: if ``output`` is not given or has other shards, or the data set has no files.
-        OSError: if the disk is full, or a file cannot be read; the same command goes on.
+        ValueError: If ``output`` is missing or has other shards, or the data are not image files.
+        OSError: If the disk is full, or a file cannot be read.
     """
     if not isinstance(datamodule, FileDataModule):
-        raise ValueError("task=shard is for image files: data=imagenet or data=image_folder.")
+        raise ValueError("task=shard needs image files: data=imagenet or data=image_folder.")
     if output is None:
         raise ValueError("task=shard needs the folder to write to: task.output=DIR.")
     sources = {split: datamodule.source(split) for split in ("train", "val", "test")}

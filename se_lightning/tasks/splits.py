@@ -1,4 +1,4 @@
-"""What the tasks that look into a trained network share: its batches of a split."""
+"""Batches of a split, for the tasks that examine a trained network."""
 
 from collections.abc import Iterator
 
@@ -22,21 +22,24 @@ def device_of(model: nn.Module) -> torch.device:
 def split_batches(
     datamodule: LightningDataModule, split: str, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the images and labels of a split, not augmented, each sample once and in order.
+    """Yield images and labels of a split, in order and without augmentation.
 
     Args:
-        datamodule: of this package; of anybody's, ``val`` and ``test``.
+        datamodule: Datamodule; one from outside se_lightning has ``val`` and ``test`` only.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        device: where to.
+        device: Device of the batches.
 
     Raises:
-        ValueError: if there is no such split.
+        ValueError: If ``split`` is unknown, or ``"train"`` of another package's datamodule.
     """
     one_of("split", split, SPLITS)
     if isinstance(datamodule, ImageDataModule):
         loader = datamodule.eval_dataloader(split)
     elif split == "train":
-        raise ValueError(f"`split` (=train): {type(datamodule).__name__} has val and test only.")
+        raise ValueError(
+            f"`split` (='train') must be val or test for {type(datamodule).__name__}, which is not "
+            "an se_lightning datamodule."
+        )
     else:
         loader = getattr(datamodule, f"{split}_dataloader")()
     for batch in loader:
@@ -46,6 +49,6 @@ def split_batches(
 
 
 def class_names(datamodule: LightningDataModule, num_classes: int) -> list[str]:
-    """Return the data's names of the classes, or their labels."""
+    """Return the class names of the data; the labels, if it has none."""
     names = getattr(datamodule, "class_names", None)
     return [str(label) for label in range(num_classes)] if names is None else list(names)

@@ -67,7 +67,7 @@ MISTAKES = [
     (["trainer.accelerator=gpu", "trainer.devices=999"], "999 on GPUs, but this machine has "),
     (["trainer.devices=abc"], "trainer: "),
     (["trainer.precision=7"], "trainer: "),
-    (["data=mnist", "data.root=nowhere"], "Set data.root to the folder that has it, or fetch it"),
+    (["data=mnist", "data.root=nowhere"], "Set data.root to its folder, or download it"),
     (["data.batch_size=1"], "`batch_size` (=1) must be at least 2"),
     (["data.crop_padding=-1"], "`crop_padding` (=-1)"),
     (["callbacks.excitation_histogram.bins=0"], "`bins` (=0)"),

@@ -64,7 +64,7 @@ def test_the_names_are_those_on_the_authors_page():
     assert (ten[0], ten[1], ten[6], ten[9]) == ("airplane", "automobile", "frog", "truck")
 
 
-def test_validation_is_cut_from_train_by_its_own_seed(root):
+def test_validation_is_split_from_train_by_a_separate_seed(root):
     def split(**options):
         return CIFARDataModule(root=root, val_size=10, **options).load()
 
@@ -81,7 +81,7 @@ def test_a_wrong_val_size_is_refused(root, val_size):
         CIFARDataModule(root=root, val_size=val_size).load()
 
 
-def test_an_unknown_set_and_unknown_labels_are_refused_with_those_there_are():
+def test_an_unknown_set_and_unknown_labels_are_refused_with_the_valid_names():
     with pytest.raises(ValueError, match=r"`name` \(='cifar'\) must be one of cifar10, cifar100"):
         CIFARDataModule("cifar")
     with pytest.raises(ValueError, match=r"`labels` \(='coarse'\) must be one of fine for cifar10"):
@@ -90,7 +90,7 @@ def test_an_unknown_set_and_unknown_labels_are_refused_with_those_there_are():
         CIFARDataModule("cifar100", labels="both")
 
 
-def test_only_what_is_missing_is_downloaded_and_only_if_asked(root, tmp_path, monkeypatch):
+def test_missing_files_are_downloaded_only_if_requested(root, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(cifar, "download_cifar", lambda *args: asked.append(args))
     CIFARDataModule(root=root, download=True).prepare_data()

@@ -22,13 +22,13 @@ def test_the_split_is_fixed_stratified_and_whole():
     assert all(np.array_equal(splits[split][1], again[split][1]) for split in splits)
 
 
-def test_images_are_enlarged_and_normalised():
+def test_images_are_enlarged_and_normalized():
     data = DigitsDataModule(crop_padding=0)
     data.setup()
     images, _ = next(iter(data.val_dataloader()))
     assert images.shape == (180, 1, 32, 32)
     raw, _ = data.load()["val"]
-    # An 8x8 cell's middle, between two and two of the larger pixels, has the cell's value.
+    # The center of a 4x4 block of the enlarged image has the value of the original pixel.
     small = torch.from_numpy(load_digits().images / 16 * 255)
     middles = raw.reshape(180, 8, 4, 8, 4)[:, :, 1:3, :, 1:3].mean((2, 4))
     found = [(small - torch.from_numpy(m)).abs().amax((1, 2)).min() for m in middles[:20]]
@@ -40,7 +40,7 @@ def test_images_are_enlarged_and_normalised():
     np.testing.assert_allclose(images[:, 0].numpy(), expected, atol=1e-5)
 
 
-def test_the_face_of_a_datamodule():
+def test_the_public_attributes_of_a_datamodule():
     data = DigitsDataModule()
     assert (data.num_classes, data.in_channels, data.image_size) == (10, 1, 32)
     assert list(data.class_names) == list("0123456789")

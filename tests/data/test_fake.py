@@ -4,7 +4,7 @@ import torch
 from se_lightning import FakeDataModule
 
 
-def test_it_is_what_was_asked_for_and_the_same_in_every_run():
+def test_it_has_the_requested_shape_and_is_the_same_in_every_run():
     def batch(**options):
         data = FakeDataModule(
             size=8, num_classes=5, in_channels=2, image_size=20, batch_size=4, **options

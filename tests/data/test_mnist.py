@@ -41,7 +41,7 @@ def test_torchvisions_layout_reads_what_torchvision_reads(idx_root, tmp_path):
     assert np.array_equal(labels, oracle.targets.numpy())
 
 
-def test_validation_is_cut_from_train_by_its_own_seed(idx_root):
+def test_validation_is_split_from_train_by_a_separate_seed(idx_root):
     def split(**options):
         return MNISTDataModule("mnist", str(idx_root), val_size=20, **options).load()
 
@@ -55,20 +55,20 @@ def test_validation_is_cut_from_train_by_its_own_seed(idx_root):
 
 def test_a_missing_file_names_the_folder_and_both_ways_out(idx_root):
     (idx_root / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(FileNotFoundError) as told:
+    with pytest.raises(FileNotFoundError) as caught:
         MNISTDataModule("kmnist", str(idx_root), val_size=20).setup()
     for word in ("t10k-labels-idx1-ubyte", str(idx_root), "data.root", "data.download=true"):
-        assert word in str(told.value)
+        assert word in str(caught.value)
 
 
 def test_a_label_outside_the_classes_is_refused(idx_root):
     path = idx_root / "train-labels-idx1-ubyte"
     path.write_bytes(path.read_bytes()[:-1] + bytes([11]))
-    with pytest.raises(ValueError, match="label of 11; MNIST has 10 classes"):
+    with pytest.raises(ValueError, match="label 11; MNIST has 10 classes"):
         MNISTDataModule("mnist", str(idx_root), val_size=20).setup()
 
 
-def test_files_that_do_not_belong_together_are_refused(idx_root):
+def test_files_that_do_not_match_are_refused(idx_root):
     shutil.copy(idx_root / "t10k-labels-idx1-ubyte", idx_root / "train-labels-idx1-ubyte")
     with pytest.raises(ValueError, match="120 images, 101 labels"):
         MNISTDataModule("mnist", str(idx_root), val_size=20).setup()
@@ -87,7 +87,7 @@ def test_a_wrong_val_size_is_refused(idx_root, val_size):
         MNISTDataModule("mnist", str(idx_root), val_size=val_size).setup()
 
 
-def test_an_unknown_set_is_refused_with_those_there_are():
+def test_an_unknown_set_is_refused_with_the_valid_names():
     with pytest.raises(ValueError, match="mnist, fashion_mnist, kmnist"):
         MNISTDataModule("emnist")
 
@@ -101,13 +101,15 @@ def test_download_goes_through_torchvision_and_its_failure_is_one_message(tmp_pa
 
     monkeypatch.setattr(torchvision.datasets, "KMNIST", fetch)
     data = MNISTDataModule("kmnist", str(tmp_path), download=True)
-    with pytest.raises(FileNotFoundError, match="could not be downloaded") as told:
+    with pytest.raises(FileNotFoundError, match="could not be downloaded") as caught:
         data.prepare_data()
     assert asked == [(str(tmp_path), True)]
-    assert "by hand: train-images-idx3-ubyte" in str(told.value)
+    assert "by hand: train-images-idx3-ubyte" in str(caught.value)
 
 
-def test_a_half_file_of_an_interrupted_download_is_fetched_again(idx_root, tmp_path, monkeypatch):
+def test_a_truncated_file_of_an_interrupted_download_is_fetched_again(
+    idx_root, tmp_path, monkeypatch
+):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for path in idx_root.iterdir():
@@ -124,13 +126,13 @@ def test_a_half_file_of_an_interrupted_download_is_fetched_again(idx_root, tmp_p
     monkeypatch.setattr("torchvision.datasets.MNIST", download)
     data = MNISTDataModule("mnist", str(tmp_path), download=True, val_size=20)
     data.prepare_data()
-    data.prepare_data()  # all is there now
+    data.prepare_data()  # all files exist now
     data.setup()
     assert asked == [str(tmp_path)]
     assert len(data.labels("test")) == 101
 
 
-def test_nothing_is_downloaded_that_is_there(idx_root, monkeypatch):
+def test_present_files_are_not_downloaded(idx_root, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "MNIST", None)
     MNISTDataModule("mnist", str(idx_root), download=True).prepare_data()
 

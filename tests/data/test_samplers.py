@@ -39,7 +39,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
 @pytest.mark.parametrize("size", [101, 100, 5, 1])
-def test_evaluation_sees_each_sample_once_in_as_many_batches_on_each_rank(world_size, size):
+def test_evaluation_sees_each_sample_once_in_equally_many_batches_per_rank(world_size, size):
     orders = [EvalBatches(size, 10, world_size=world_size, rank=rank) for rank in range(world_size)]
     ranks = [epoch_of(order) for order in orders]
     assert sorted(i for batches in ranks for batch in batches for i in batch) == list(range(size))
@@ -57,7 +57,7 @@ def test_batches_that_batch_norm_cannot_use_are_refused():
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_an_epoch_can_begin_at_any_batch(world_size):
+def test_an_epoch_can_start_at_any_batch(world_size):
     def order():
         return TrainBatches(101, 8, seed=1, world_size=world_size, rank=world_size - 1)
 
@@ -67,7 +67,7 @@ def test_an_epoch_can_begin_at_any_batch(world_size):
     assert [keys.tolist() for _, keys in jumped] == whole[4:]
     jumped.set_epoch(4)
     assert [keys.tolist() for _, keys in jumped] == epoch_of(order(), epoch=4)
-    with pytest.raises(ValueError, match=rf"`batch` \(={len(whole)}\) must be below the"):
+    with pytest.raises(ValueError, match=rf"`batch` \(={len(whole)}\) must be from 0 to"):
         jumped.start_at(0, len(whole))
 
 
@@ -79,7 +79,7 @@ def test_repeats_give_each_sample_copies_on_different_ranks(world_size):
     ]
     ranks = [[key for batch in epoch_of(order) for key in batch] for order in orders]
     keys = [key for rank in ranks for key in rank]
-    assert len(keys) == len(set(keys)) == 90  # as long as without, no copy twice
+    assert len(keys) == len(set(keys)) == 90  # as many as without repeats, no copy twice
     counts = np.bincount([key % 90 for key in keys], minlength=90)
     assert sorted(set(counts)) == [0, 3]
     if world_size == 3:

@@ -1,4 +1,4 @@
-"""What is measured does not depend on the number of processes."""
+"""Metrics do not depend on the number of processes."""
 
 import json
 import subprocess

@@ -506,8 +506,8 @@ IDX = {
     "short": (lambda raw: raw[:-5], "train-labels"),
     "long": (lambda raw: raw + b"\0\0", "train-labels"),
     "header": (lambda raw: raw[:6], "train-labels"),
-    "label": (lambda raw: raw[:-1] + b"\x0b", "has a label of 11"),
-    "fewer": (lambda raw: raw[:4] + struct.pack(">I", 119) + raw[8:-1], "do not belong together"),
+    "label": (lambda raw: raw[:-1] + b"\x0b", "has the label 11"),
+    "fewer": (lambda raw: raw[:4] + struct.pack(">I", 119) + raw[8:-1], "do not match: "),
     "claim": (lambda raw: raw[:4] + struct.pack(">I", 2**32 - 1) + raw[8:], "train-labels"),
     "empty": (lambda raw: b"", "train-labels"),
 }

@@ -32,7 +32,7 @@ def test_it_writes_what_it_measured(told, tmp_path):
 
 
 def test_both_sides_do_the_same(tmp_path):
-    """Size, type and scale agree, and so does what a centred, unmirrored image becomes."""
+    """Size, dtype and scale of both sides agree."""
     _, ours, theirs = _CASES["cifar"](tmp_path)
     ours.setup()
     batch, _ = next(iter(ours.train_dataloader()))
@@ -46,7 +46,7 @@ def test_both_sides_do_the_same(tmp_path):
 
 
 def test_a_sample_is_served_as_torchvision_does():
-    """Oracle: CIFAR10's own __getitem__, on the same arrays."""
+    """Oracle: CIFAR10.__getitem__ on the same arrays."""
     theirs = _CASES["cifar"](None)[2]
     arrays = theirs["transforms"].images
     oracle = object.__new__(CIFAR10)

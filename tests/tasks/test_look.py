@@ -47,19 +47,21 @@ def test_a_mixed_label_names_its_parts():
     assert _caption(torch.tensor([0.3, 0.7, 0.0]), ["cat", "dog", "eel"]) == "0.70 dog\n0.30 cat"
 
 
-def test_grey_images_and_many_classes_are_drawn(tmp_path):
+def test_gray_images_and_many_classes_are_drawn(tmp_path):
     data = FakeDataModule(size=80, in_channels=1, num_classes=80, image_size=8)
     data.setup()
     counts = look(data, folder=str(tmp_path), images=3)
     assert counts == {"train/images": 80, "val/images": 20, "test/images": 20}
 
 
-def test_no_image_and_no_known_data_are_refused(tmp_path):
+def test_zero_images_and_foreign_datamodules_are_refused(tmp_path):
     data = DigitsDataModule()
     data.setup()
     with pytest.raises(ValueError, match=r"`images` \(=0\)"):
         look(data, folder=str(tmp_path), images=0)
-    with pytest.raises(ValueError, match="task=look knows no int"):
+    with pytest.raises(
+        ValueError, match="task=look supports se_lightning datamodules only, got int"
+    ):
         look(3, folder=str(tmp_path))
 
 
@@ -67,4 +69,4 @@ def test_a_missing_root_says_where(told, tmp_path):
     code, message = told("task=look", "data=image_folder", "data.root=nowhere")
     assert code == 1
     assert "Traceback" not in message
-    assert f"{tmp_path / 'nowhere'} is no folder" in message
+    assert f"{tmp_path / 'nowhere'} is not a folder" in message

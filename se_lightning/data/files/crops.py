@@ -1,4 +1,4 @@
-"""What is cut out of an image file: any part in training, always the same in evaluation."""
+"""Crops of image files: random in training, centered in evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -24,16 +24,16 @@ def resized_crop(
     area: Sequence[float],
     aspect: Sequence[float],
 ) -> Window:
-    """Return a window of an area and an aspect ratio, as ``v2.RandomResizedCrop`` draws it.
+    """Return a random window, distributed as in ``v2.RandomResizedCrop``.
 
-    The first of 10 attempts that fits; where none does, the largest in the middle.
+    It is the first of 10 attempts that fits, else the largest window in the center.
 
     Args:
-        draws: 22 numbers in [0, 1).
-        height: of the image, pixels.
-        width: of the image, pixels.
-        area: least and largest share of the image's.
-        aspect: least and largest width over height, log-uniform.
+        draws: 22 random numbers in [0, 1).
+        height: Height of the image, pixels.
+        width: Width of the image, pixels.
+        area: Smallest and largest fraction of the image area.
+        aspect: Smallest and largest width over height, log-uniform.
 
     Returns:
         Top, left, height and width, in pixels.
@@ -56,21 +56,21 @@ def resized_crop(
 
 
 class RandomResizedCrop:
-    """A random part of the image, mirrored or not: the view of training.
+    """Random crop for training, mirrored or not.
 
     Args:
-        size: side of the result, pixels.
-        sizes: [epoch, side] pairs, rising: from that epoch on images have that side, before the
-            first of them ``size`` (progressive resizing).
-        area: least and largest share of the image's area.
-        aspect: least and largest width over height.
-        flip: mirror every other image, on average.
-        upright: turn the image as its EXIF data say.
+        size: Side of the result, pixels.
+        sizes: [epoch, side] pairs in rising order: the side from that epoch on; ``size`` before
+            (progressive resizing).
+        area: Smallest and largest fraction of the image area.
+        aspect: Smallest and largest width over height.
+        flip: Mirror each image with probability 1/2.
+        upright: Apply the EXIF orientation.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
-        seed: of the run.
+        seed: Seed of the run.
 
     Raises:
-        ValueError: naming the option that does not fit.
+        ValueError: If an option is out of its range.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class RandomResizedCrop:
             if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= high:
                 bound = "at most 1" if high == 1 else "both above 0"
                 raise ValueError(
-                    f"`{name}` (={list(pair)}) must be the least and the largest, {bound}."
+                    f"`{name}` (={list(pair)}) must be the smallest and the largest, {bound}."
                 )
         sizes = list(sizes or ())
         if any(len(pair) != 2 for pair in sizes) or sizes != sorted(sizes, key=list):
             raise ValueError(
-                f"`train_sizes` (={[list(pair) for pair in sizes]}) must be [epoch, pixels] pairs, "
-                "the epochs rising: [[0,128],[6,176]]."
+                f"`train_sizes` (={[list(pair) for pair in sizes]}) must be [epoch, pixels] pairs "
+                "with rising epochs, such as [[0,128],[6,176]]."
             )
         for epoch, pixels in sizes:
             check_number("train_sizes", epoch, 0, math.inf, "epochs")
@@ -113,7 +113,7 @@ class RandomResizedCrop:
         return uniform(self.seed, epoch, keys, "crop", 2 * _ATTEMPTS + 3).tolist()
 
     def __call__(self, content: bytes, epoch: int, draws: Sequence[float]) -> Tensor:
-        """Decode a file's content and cut the view out of it: (3, S, S) uint8."""
+        """Decode and crop the content of a file: (3, S, S) uint8."""
 
         def window(height: int, width: int) -> Window:
             return resized_crop(draws[1:], height, width, self.area, self.aspect)
@@ -129,13 +129,16 @@ class RandomResizedCrop:
 
 
 class CenterCrop:
-    """The middle of the resized image: the view of evaluation, exactly torchvision's.
+    """Resize and center crop for evaluation, exactly as in torchvision.
 
     Args:
-        resize: shorter side that the image is brought to, pixels.
-        size: side of the part that is cut out, pixels.
-        upright: turn the image as its EXIF data say.
+        resize: Shorter side after resizing, pixels.
+        size: Side of the crop, pixels.
+        upright: Apply the EXIF orientation.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
+
+    Raises:
+        ValueError: If ``resize`` is below ``size``.
     """
 
     def __init__(self, resize: int, size: int, *, upright: bool, interpolation: str) -> None:
@@ -149,11 +152,11 @@ class CenterCrop:
         return self.size
 
     def draws(self, epoch: int, keys: np.ndarray) -> list[list[float]]:
-        """Return no random numbers for each sample."""
+        """Return an empty list for each sample."""
         return [[]] * len(keys)
 
     def __call__(self, content: bytes, epoch: int, draws: Sequence[float]) -> Tensor:
-        """Decode a file's content and cut the view out of it: (3, S, S) uint8."""
+        """Decode and crop the content of a file: (3, S, S) uint8."""
         return eval_image(
             content,
             self.resize,

@@ -1,29 +1,25 @@
-"""What data sets of image files share: views, loaders, files that are bad."""
+"""The base class of data sets of image files."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from se_lightning.arguments import positive_integer
-from se_lightning.data.base import ImageDataModule
+from se_lightning.data.base import ImageDataModule, ImageOptions
 from se_lightning.data.files.crops import CenterCrop, RandomResizedCrop
-from se_lightning.data.files.dataset import BadFiles, FileBatch, FileLoader, ImageFiles
+from se_lightning.data.files.dataset import BadFiles, FileLoader, ImageFiles
 from se_lightning.data.files.decode import check_interpolation
 from se_lightning.data.files.sources import Source
 from se_lightning.data.samplers import EvalBatches, TrainBatches
-from se_lightning.data.transforms.on_device import Finish
-from se_lightning.data.transforms.per_image import Augmentation
 
 __all__ = ["FileDataModule", "FileOptions"]
 
 
-class FileOptions(Augmentation, total=False):
-    """The options that every datamodule of image files takes."""
+class FileOptions(ImageOptions, total=False):
+    """The options of every datamodule of image files; see :class:`FileDataModule`."""
 
     image_size: int
     eval_resize: int | None
@@ -33,42 +29,35 @@ class FileOptions(Augmentation, total=False):
     flip: bool
     interpolation: str
     on_error: str
-    batch_size: int
-    eval_batch_size: int
     num_workers: int | None
-    seed: int
 
 
 class FileDataModule(ImageDataModule):
-    """What data sets of image files share.
+    """Base class for image files, which workers decode and hand over as bytes.
 
-    A subclass says, in :meth:`find`, where the files are. Workers hand over bytes;
-    :meth:`on_after_batch_transfer`, which Lightning calls, makes them what the network sees, on
-    its device.
+    A subclass sets ``upright`` and ``class_names``, and returns its files in :meth:`find`.
 
     Args:
-        image_size: side of the images that the network sees, pixels.
-        eval_resize: shorter side that an image is brought to before the middle is cut out in
-            evaluation, pixels; None is 256 / 224 of ``image_size``.
-        crop_area: least and largest share of an image's area that is cut out in training.
-        crop_aspect: least and largest width over height of it.
-        train_sizes: [epoch, pixels] pairs: sides of the training images from those epochs on
+        image_size: Side of the network's input, pixels.
+        eval_resize: Shorter side of an image before the center crop in evaluation, pixels; None
+            for 256 / 224 of ``image_size``.
+        crop_area: Smallest and largest fraction of the image area in a training crop.
+        crop_aspect: Smallest and largest width over height of a training crop.
+        train_sizes: [epoch, pixels] pairs: side of the training images from that epoch on
             (progressive resizing).
-        flip: mirror training images at random.
+        flip: Mirror training images at random.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
-        on_error: ``"stop"`` at the first file that cannot be read, or ``"skip"`` such files and
-            list them in ``bad_files.txt`` of the run at the end of the epoch.
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
-        num_workers: worker processes of a rank; None is a core each, 8 at most.
-        seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+        on_error: ``"stop"`` at the first unreadable file; or ``"skip"`` unreadable files and list
+            them in the run's ``bad_files.txt`` at the end of the epoch.
+        num_workers: Worker processes per rank; None for one per core, up to 8.
+        **options: See :class:`se_lightning.data.base.ImageDataModule`; here ``batch_size=32`` and
+            ``eval_batch_size=128`` by default.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If an option is out of its range.
     """
 
-    # torchvision's, of ImageNet
+    # ImageNet's, as in torchvision.
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
     upright: bool
@@ -84,19 +73,11 @@ class FileDataModule(ImageDataModule):
         flip: bool = True,
         interpolation: str = "bilinear",
         on_error: str = "stop",
-        batch_size: int = 32,
-        eval_batch_size: int = 128,
         num_workers: int | None = None,
-        seed: int = 0,
-        **augmentation: Unpack[Augmentation],
+        **options: Unpack[ImageOptions],
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            **augmentation,
-        )
+        options = ImageOptions(batch_size=32, eval_batch_size=128) | options
+        super().__init__(num_workers=num_workers, **options)
         check_interpolation(interpolation)
         positive_integer("image_size", image_size)
         self.image_size = image_size
@@ -109,7 +90,7 @@ class FileDataModule(ImageDataModule):
             area=crop_area,
             aspect=crop_aspect,
             flip=flip,
-            seed=seed,
+            seed=self.seed,
             **look,
         )
         self._bad_files = BadFiles(on_error)
@@ -120,53 +101,32 @@ class FileDataModule(ImageDataModule):
         raise TypeError(f"{type(self).__name__} must define `find`.")
 
     def source(self, split: str) -> Source:
-        """Return the files of ``train``, ``val`` or ``test``, looked for once."""
+        """Return the files of ``train``, ``val`` or ``test``, from a cache."""
         if split not in self._sources:
             self._sources[split] = self.find(split)
         return self._sources[split]
 
     def prepare_data(self) -> None:
-        """Index the files, which is cached, so that ranks need not; Lightning calls it once."""
+        """Index the files once per node; the other ranks read the cached index."""
         if self.trainer is not None:
             self.setup(self.trainer.state.fn)
 
     def setup(self, stage: str | None = None) -> None:
-        """Find the files that the stage needs, or all of them."""
+        """Find the files that a stage needs; all of them if None."""
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for split in needed.get(stage or "", ("train", "val", "test")):
             self.source(split)
 
     def dataset(self, split: str, *, augmented: bool) -> ImageFiles:
-        """Return ``train``, ``val`` or ``test``; an item of it, by (epoch, keys), is a batch."""
+        """Return the split ``train``, ``val`` or ``test``; its item (epoch, keys) is a batch."""
+        finish = self.finish(augmented=augmented)
         if augmented:
-            return ImageFiles(self.source(split), self._train_view, self.transforms)
-        return ImageFiles(self.source(split), self._eval_view)
+            return ImageFiles(self.source(split), self._train_view, finish, self.transforms)
+        return ImageFiles(self.source(split), self._eval_view, finish)
 
     def labels(self, split: str) -> np.ndarray:
         """Return the labels (N,) of ``train``, ``val`` or ``test``."""
         return self.source(split).labels
-
-    def transfer_batch_to_device(
-        self, batch: Any, device: torch.device, dataloader_idx: int
-    ) -> Any:
-        """Move images and labels; what the augmentation draws from stays on the CPU."""
-        if not isinstance(batch, FileBatch):
-            return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return batch._replace(
-            images=batch.images.to(device, non_blocking=True),
-            labels=batch.labels.to(device, non_blocking=True),
-        )
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Return (B, 3, H, W) float32 and labels (B,) or, mixed, (B, K)."""
-        if not isinstance(batch, FileBatch):
-            return batch
-        finish = self._finishes[batch.augmented]
-        return finish(batch.images, batch.labels, batch.epoch, batch.keys, batch.first)
-
-    @cached_property
-    def _finishes(self) -> dict[bool, Finish]:
-        return {augmented: self.finish(augmented=augmented) for augmented in (False, True)}
 
     def _loader(self, dataset: Dataset, order: TrainBatches | EvalBatches) -> DataLoader:
         assert isinstance(dataset, ImageFiles)

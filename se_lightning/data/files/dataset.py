@@ -1,11 +1,10 @@
-"""Batches of image files: decoded by the workers, handed over as bytes, finished on the device."""
+"""Image files as a data set of batches, and the treatment of unreadable files."""
 
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -14,57 +13,41 @@ from se_lightning.data.files.crops import CenterCrop, RandomResizedCrop
 from se_lightning.data.files.decode import BadImage
 from se_lightning.data.files.sources import Source
 from se_lightning.data.samplers import Batch
+from se_lightning.data.transforms.on_device import Finish, ImageBatch
 from se_lightning.data.transforms.per_image import SampleTransforms
 
-__all__ = ["BadFiles", "FileBatch", "FileLoader", "ImageFiles"]
+__all__ = ["BadFiles", "FileLoader", "ImageFiles"]
 
 log = logging.getLogger(__name__)
 BAD_FILES = "bad_files.txt"
 
 
-class FileBatch(NamedTuple):
-    """What a worker hands over: a quarter of the bytes that floats would be.
-
-    Attributes:
-        images: (B, 3, H, W) uint8, channels last in memory.
-        labels: (B,) int64.
-        augmented: whether it is to train on.
-        epoch: from 0.
-        keys: (B,) the samples, which stay on the CPU.
-        first: sample of the batch, bad or not; None where there is none.
-        bad: name of and reason for each file that could not be read.
-    """
-
-    images: Tensor
-    labels: Tensor
-    augmented: bool
-    epoch: int
-    keys: np.ndarray
-    first: int | None
-    bad: list[tuple[str, str]]
-
-
 class ImageFiles(Dataset):
-    """Image files by their index; an item is a batch, without those that could not be read.
+    """Image files; an item is a batch of those that can be read.
 
     Args:
-        source: of the files.
-        view: decodes a file and cuts the view out of it.
-        transforms: what is done to each image then; None if they are not to train on.
+        source: Source of the files.
+        view: Decodes and crops a file.
+        finish: Turns bytes into the network's input.
+        transforms: Transforms of each image, for training; None for evaluation.
+
+    Shape:
+        ``self[epoch, keys]`` unpacks to ((B, 3, H, W) float32, (B,) int64).
     """
 
     def __init__(
         self,
         source: Source,
         view: RandomResizedCrop | CenterCrop,
+        finish: Finish,
         transforms: SampleTransforms | None = None,
     ) -> None:
-        self.source, self.view, self.transforms = source, view, transforms
+        self.source, self.view, self.finish, self.transforms = source, view, finish, transforms
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, batch: Batch) -> FileBatch:
+    def __getitem__(self, batch: Batch) -> ImageBatch:
         epoch, keys = batch
         pixels: list[Tensor] = []
         good: list[int] = []
@@ -80,27 +63,26 @@ class ImageFiles(Dataset):
                 bad.append((name, str(error).removeprefix(f"{name} cannot be read: ").rstrip(".")))
         first, keys = (int(keys[0]) if len(keys) else None), keys[good]
         images = self._stack(pixels, self.view.side(epoch))
-        augmented = self.transforms is not None
         if self.transforms is not None:
             images = self.transforms(images, epoch, keys)
         labels = self.source.labels[keys % len(self)]
-        return FileBatch(images, labels, augmented, epoch, keys, first, bad)
+        return ImageBatch(images, labels, self.finish, epoch, keys, first, bad)
 
     def _stack(self, pixels: list[Tensor], side: int) -> Tensor:
-        """Make a batch of images (H, W, 3); in a worker, where the main process reads it."""
+        """Stack images (H, W, 3), in a worker into memory shared with the main process."""
         empty = torch.empty(0, side, side, 3, dtype=torch.uint8)
         batch = default_collate(pixels) if pixels else empty
         return batch.permute(0, 3, 1, 2)
 
 
 class BadFiles:
-    """The files that could not be read: the first one ends the run, or all of them are listed.
+    """Unreadable files: the first one stops the run, or all of them are listed.
 
     Args:
         on_error: ``"stop"`` or ``"skip"``.
 
     Raises:
-        ValueError: if it is neither.
+        ValueError: If ``on_error`` is neither.
     """
 
     def __init__(self, on_error: str) -> None:
@@ -110,20 +92,20 @@ class BadFiles:
         self._new: dict[str, str] = {}
         self._known: set[str] = set()
 
-    def take(self, batch: FileBatch, *, train: bool) -> None:
-        """Note a batch's bad files.
+    def take(self, batch: ImageBatch, *, train: bool) -> None:
+        """Record the bad files of a batch.
 
         Raises:
-            ValueError: naming the first of them, unless they are skipped; and if a batch to train
-                on has nothing else.
+            ValueError: If there are any, unless they are skipped; or if no file of a training
+                batch can be read.
         """
         if not batch.bad:
             return
         name, reason = batch.bad[0]
         if not self.skip:
             raise ValueError(
-                f"{name} cannot be read: {reason}. Mend the file or take it away, or go on without "
-                "such files by data.on_error=skip."
+                f"{name} cannot be read: {reason}. Repair or remove the file, or skip such files "
+                "with data.on_error=skip."
             )
         if train and not len(batch.keys):
             raise ValueError(
@@ -133,46 +115,41 @@ class BadFiles:
         self._new |= {name: reason for name, reason in batch.bad if name not in self._known}
 
     def write(self, folder: Path) -> None:
-        """Add those that are new to ``bad_files.txt``, and say so."""
+        """Append new bad files to ``bad_files.txt``, with a warning."""
         if not self._new:
             return
         path = folder / BAD_FILES
         lines = [f"{name}: {reason}\n" for name, reason in sorted(self._new.items())]
         folder.mkdir(parents=True, exist_ok=True)
-        # Appended in one go: the ranks share the file.
+        # In one write, because the ranks share the file.
         with path.open("a") as file:
             file.write("".join(lines))
-        log.warning("%d files cannot be read and were skipped; %s names them.", len(lines), path)
+        log.warning("%d files cannot be read and were skipped; see %s.", len(lines), path)
         self._known |= set(self._new)
         self._new = {}
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
 class FileLoader(DataLoader):
-    """A DataLoader that says, at the end of its epoch, which files were bad.
+    """DataLoader that lists unreadable files at the end of its epoch.
 
     Args:
-        dataset: image files.
-        bad_files: takes note of them.
-        folder: where they are listed.
-        **options: of DataLoader.
+        dataset: Image files.
+        bad_files: Records the unreadable files.
+        folder: Folder of the list.
+        **options: Options of DataLoader.
     """
 
     def __init__(
         self, dataset: ImageFiles, *, bad_files: BadFiles, folder: Path, **options: Any
     ) -> None:
-        super().__init__(dataset, collate_fn=_as_it_is, **options)
+        super().__init__(dataset, **options)
         self.bad_files, self.folder = bad_files, folder
 
-    def __iter__(self) -> Iterator[FileBatch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]
         train = self.dataset.transforms is not None  # type: ignore[attr-defined]
         try:
             for batch in super().__iter__():
                 self.bad_files.take(batch, train=train)
-                # On the way an array: each tensor would come through shared memory of its own.
-                yield batch._replace(labels=torch.from_numpy(batch.labels))
+                yield batch
         finally:
             self.bad_files.write(self.folder)

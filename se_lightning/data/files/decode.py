@@ -1,11 +1,11 @@
-"""Image files to uint8 tensors: cropped at once for training, exactly as Pillow for evaluation.
+"""Decoding of image files to uint8 tensors: fast for training, exactly as Pillow for evaluation.
 
-Training decodes ordinary JPEGs with libjpeg-turbo, at reduced scale where the crop is still large
-enough then, and no rows below the crop. All else is Pillow's: other formats and colours, and
-whatever the fast way refuses, so that Pillow alone judges what can be read.
+Training decodes ordinary JPEGs with libjpeg-turbo, at reduced scale if the crop is large enough,
+and without the rows below the crop. Pillow decodes everything else: other formats, other color
+spaces, and files that libjpeg-turbo refuses. So Pillow alone decides whether a file is readable.
 
-Up to Pillow's limit against decompression bombs (2 * ``PIL.Image.MAX_IMAGE_PIXELS``) an image is
-read without a word, above it is refused. Pillow's warnings about what it reads are not shown.
+Images above Pillow's limit against decompression bombs (2 * ``PIL.Image.MAX_IMAGE_PIXELS``) are
+refused. Pillow's warnings are not shown.
 """
 
 import io
@@ -29,15 +29,15 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 _KINDS = {b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP"}
 _ORIENTATION = 0x112  # EXIF's tag
 _SCAN = 0xDA  # the marker of JPEG's compressed pixels
-# What Pillow raises on damaged files.
+# Exceptions of Pillow on damaged files.
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError),
     *(AttributeError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
 )
 
 
-class BadImage(ValueError):  # noqa: N818 - it says what it is
-    """Bytes that are no image that can be read whole; the message says why, without the file."""
+class BadImage(ValueError):  # noqa: N818 - the name is clear without "Error"
+    """Content that is not a complete image; the message gives the reason, without the file."""
 
 
 def train_image(
@@ -48,26 +48,26 @@ def train_image(
     upright: bool = False,
     interpolation: str = "bilinear",
 ) -> Tensor:
-    """Decode an image, cut a window out of it and resize that, antialiased, to a square.
+    """Decode an image, crop a window and resize it, antialiased, to a square.
 
-    At full scale it is what torchvision makes of the PIL image, to a grey level or two. JPEGs are
-    decoded at 1/2, 1/4 or 1/8 where the window then still has ``size`` pixels on each side; its
-    edges are rounded to pixels of that scale. Wrong bytes below the window go unnoticed, missing
-    ones do not.
+    At full scale the result is that of torchvision on a PIL image, within one or two gray levels.
+    JPEGs are decoded at 1/2, 1/4 or 1/8 scale if the window still has ``size`` pixels on each
+    side; its edges are rounded to pixels of that scale. Below the window, missing bytes are
+    detected, but wrong ones are not.
 
     Args:
-        content: the file.
-        size: side of the result, pixels.
-        window: from the image's full height and width to the window in it: top, left, height,
-            width; called once.
-        upright: turn it as EXIF's orientation says, before all else; torchvision and timm do not.
+        content: The file.
+        size: Side of the result, pixels.
+        window: Function of the image's height and width that returns the window: top, left,
+            height, width. Called once.
+        upright: Apply the EXIF orientation first; torchvision and timm do not.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
 
     Shape:
         (3, size, size) uint8, in the memory format channels_last.
 
     Raises:
-        BadImage: if the content is no image that can be read whole.
+        BadImage: If the content is not a complete image.
 
     Example:
         >>> file = io.BytesIO()
@@ -97,20 +97,20 @@ def eval_image(
     upright: bool = False,
     interpolation: str = "bilinear",
 ) -> Tensor:
-    """Decode an image, resize its shorter side and cut out the middle: torchvision's, bit by bit.
+    """Decode an image, resize its shorter side and crop the center, bit for bit as torchvision.
 
     Args:
-        content: the file.
-        resize: the shorter side, pixels.
-        crop: side of the result, pixels, at most ``resize``.
-        upright: turn it as EXIF's orientation says, before all else; torchvision and timm do not.
+        content: The file.
+        resize: Shorter side after resizing, pixels.
+        crop: Side of the result, pixels, at most ``resize``.
+        upright: Apply the EXIF orientation first; torchvision and timm do not.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
 
     Shape:
         (3, crop, crop) uint8, in the memory format channels_last.
 
     Raises:
-        BadImage: if the content is no image that can be read whole.
+        BadImage: If the content is not a complete image.
     """
     check_interpolation(interpolation)
     if not 0 < crop <= resize:
@@ -118,24 +118,24 @@ def eval_image(
     image = open_rgb(content, upright)
     width, height = (int(resize * side / min(image.size)) for side in image.size)
     image = image.resize((width, height), _FILTERS[interpolation])
-    # Python's rounding, half to even, as torchvision's.
+    # Round half to even, as torchvision does.
     top, left = round((height - crop) / 2), round((width - crop) / 2)
     image = image.crop((left, top, left + crop, top + crop))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def open_rgb(content: bytes, upright: bool = False) -> Image.Image:
-    """Read an image whole, as RGB, with Pillow; its first frame, if it has several.
+    """Read an image, or its first frame, as RGB with Pillow.
 
-    Transparency is dropped. Of 16-bit grey the upper byte is taken, as Pillow does for 16-bit
-    colour (its own conversion makes nearly all of it white).
+    Transparency is dropped. For 16-bit gray the upper byte is used, as Pillow does for 16-bit
+    color; its conversion of gray would make nearly all of it white.
 
     Args:
-        content: the file.
-        upright: turn it as EXIF's orientation says.
+        content: The file.
+        upright: Apply the EXIF orientation.
 
     Raises:
-        BadImage: if the content is no image that can be read whole.
+        BadImage: If the content is not a complete image.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -150,11 +150,11 @@ def open_rgb(content: bytes, upright: bool = False) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # I;16 and its like; I for PGM of 16 bits
+    if image.mode.startswith("I"):  # I;16 and variants; I for 16-bit PGM
         grey = np.asarray(image).clip(0, 0xFFFF) >> 8
         image = Image.fromarray(grey.astype(np.uint8))
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, with no white of their own")
+        raise ValueError("its pixels are floating-point numbers, without a defined white")
     return image.convert("RGB")
 
 
@@ -166,22 +166,22 @@ def _why(content: bytes, error: Exception) -> str:
         return f"too large: {error}"
     if isinstance(error, UnidentifiedImageError):
         if kind == "image":
-            return f"not an image (it begins with {content[:12]!r})"
+            return f"not an image (it starts with {content[:12]!r})"
         return f"damaged or truncated {kind}: its header cannot be read"
     return f"truncated {kind}" if "truncated" in str(error).lower() else f"damaged {kind}: {error}"
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return EXIF's orientation, 1 to 8: 1 is upright, from 5 on height and width change places."""
+    """Return the EXIF orientation, 1 to 8: 1 is upright, 5 to 8 swap height and width."""
     try:
         turn = image.getexif().get(_ORIENTATION, 1)
-    except _DAMAGE:  # an image with damaged EXIF data is an image still
+    except _DAMAGE:  # the image itself may be fine
         return 1
     return turn if turn in range(1, 9) else 1
 
 
 def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Return a view of pixels (h, w, 3), turned upright from that orientation."""
+    """Return a view of pixels (h, w, 3), turned upright from an EXIF orientation."""
     if turn >= 5:
         pixels = pixels.swapaxes(0, 1)
     if turn in (3, 4, 7, 8):
@@ -198,17 +198,17 @@ def _jpeg_turn(content: bytes) -> int:
         warnings.simplefilter("ignore")
         try:
             return _orientation(Image.open(io.BytesIO(content)))
-        except _DAMAGE:  # open_rgb will tell
+        except _DAMAGE:  # open_rgb will raise
             return 1
 
 
 def _jpeg_shape(content: bytes) -> tuple[int, int] | None:
-    """Return height and width of an ordinary JPEG, grey or YCbCr; None leaves it to Pillow."""
+    """Return height and width of an ordinary JPEG, gray or YCbCr; None for Pillow to decide."""
     if content[:2] != b"\xff\xd8":
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
-    except (ValueError, KeyError):  # KeyError: a subsampling that simplejpeg has no name for
+    except (ValueError, KeyError):  # KeyError: a subsampling unknown to simplejpeg
         return None
     limit = Image.MAX_IMAGE_PIXELS
     ordinary = colors in ("YCbCr", "Gray") and not (limit and height * width > 2 * limit)
@@ -220,16 +220,16 @@ def _decode_box(
 ) -> np.ndarray | None:
     """Return the pixels (h, w, 3) in a box of the upright image; None if the JPEG is refused.
 
-    Scaled down by a power of two, if both sides stay ``size`` or larger: by 7/8 to 5/8 and 3/8 it
-    would take longer than by the next larger one.
+    The scale is a power of two that leaves both sides at least ``size``; 7/8, 5/8 and 3/8 would
+    be slower than the next larger power.
     """
     top, left, bottom, right = box[0], box[1], box[0] + box[2], box[1] + box[3]
     scale, short = 1, None
     while scale < 8 and min(box[2:]) >= 2 * scale * size:
         scale *= 2
     height, width = shape
-    # Whole blocks, and the row below that the colours of the last one may need: the rows above
-    # are the same to the bit.
+    # Whole blocks, and the row below that chroma upsampling of the last one may need, so that the
+    # rows above stay bit-identical.
     rows = (bottom // 16 + 1) * 16
     if turn == 1 and rows < height and (short := _with_rows(content, rows)):
         height = rows
@@ -238,7 +238,7 @@ def _decode_box(
             short or content,
             min_height=-(-height // scale),
             min_width=-(-width // scale),
-            strict=short is None,  # with rows missing there is always a warning
+            strict=short is None,  # missing rows always cause a warning
         )
     except ValueError:
         return None
@@ -247,7 +247,7 @@ def _decode_box(
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the marker and the place of each segment of a JPEG's header, up to the first scan."""
+    """Yield marker and position of each segment of a JPEG's header, up to the first scan."""
     at = 2
     while at + 10 < len(content) and content[at] == 0xFF:
         yield content[at + 1], at
@@ -257,9 +257,9 @@ def _segments(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _with_rows(content: bytes, rows: int) -> bytearray | None:
-    """Return a JPEG's content with a smaller height in its header; None if it has to stay whole.
+    """Return a JPEG's content with a smaller height in its header; None if that is unsafe.
 
-    The decoder then stops there, which saves an eighth of the time over random crops.
+    The decoder then stops early, which saves an eighth of the time over random crops.
     """
     frame = at = marker = 0
     for marker, at in _segments(content):
@@ -267,8 +267,8 @@ def _with_rows(content: bytes, rows: int) -> bytearray | None:
             frame = at
     if marker != _SCAN:
         return None
-    one_scan = frame and content[at + 4] == content[frame + 9]  # it has all components
-    # Rows that are not decoded cannot be missed: that none is cut off, only the end mark tells.
+    one_scan = frame and content[at + 4] == content[frame + 9]  # with all components
+    # Only the end marker shows that no row is cut off, as the last ones are not decoded.
     if not one_scan or content.rfind(b"\xff\xd9", at) < 0:
         return None
     short = bytearray(content)
@@ -277,8 +277,7 @@ def _with_rows(content: bytes, rows: int) -> bytearray | None:
 
 
 def _resize(pixels: np.ndarray, size: int, interpolation: str) -> Tensor:
-    # The batch dimension before the channels': torch takes it for channels_last only so, and its
-    # fast way for such images is twice as fast.
+    # With the batch dimension added first, torch recognizes channels_last, which is twice as fast.
     images = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
     return interpolate(images, (size, size), mode=interpolation, antialias=True)[0]
 
@@ -288,13 +287,13 @@ def _ask(window: Callable[[int, int], Box], height: int, width: int) -> Box:
     inside = 0 <= top < top + box_height <= height and 0 <= left < left + box_width <= width
     if not inside:
         raise ValueError(
-            f"`window` must lie in the image; of {height}x{width} pixels it took (top, left, "
-            f"height, width) = {box}."
+            f"`window` must be inside the image of {height}x{width} pixels, but returned (top, "
+            f"left, height, width) = {box}."
         )
     return box
 
 
 def check_interpolation(name: str) -> None:
-    """Refuse an interpolation that there is not."""
+    """Check the name of an interpolation."""
     if name not in _FILTERS:
         raise ValueError(f"`interpolation` (={name!r}) must be one of {', '.join(_FILTERS)}.")

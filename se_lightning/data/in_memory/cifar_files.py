@@ -1,4 +1,4 @@
-"""CIFAR's files: the official archives, pickled or binary, packed or unpacked."""
+"""Reading of CIFAR's official archives, pickled or binary, packed or unpacked."""
 
 import hashlib
 import sys
@@ -29,19 +29,19 @@ MD5 = {
     "cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8",
 }
 _PIXELS = 3072
-_Batch = tuple[np.ndarray, dict[str, list[int]]]  # images (N, 3072), labels by their kind
+_Batch = tuple[np.ndarray, dict[str, list[int]]]  # images (N, 3072), labels by kind
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """What one of the official archives keeps where."""
+    """Names of the files and entries in one of the official archives."""
 
     archive: str
     folder: str
     train: tuple[str, ...]
     test: str
-    labels: dict[str, str]  # kind of label: key of the pickles; the order is the binary rows'
-    names: dict[str, str]  # kind of label: file with the names of the classes
+    labels: dict[str, str]  # kind of label: key in the pickles, in the order of the binary rows
+    names: dict[str, str]  # kind of label: file of the class names
     pickled: bool
 
     @property
@@ -50,7 +50,7 @@ class _Layout:
 
 
 _TEN, _HUNDRED = {"fine": "labels"}, {"coarse": "coarse_labels", "fine": "fine_labels"}
-_LAYOUTS = {  # the pickled one first: it is preferred
+_LAYOUTS = {  # the first is preferred
     "cifar10": (
         _Layout(
             "cifar-10-python.tar.gz",
@@ -95,14 +95,14 @@ _LAYOUTS = {  # the pickled one first: it is preferred
 
 
 class Split(NamedTuple):
-    """Images (N, 3, 32, 32) uint8, and labels (N,) int64 by their kind, fine or coarse."""
+    """Images (N, 3, 32, 32) uint8, and labels (N,) int64 by kind, fine or coarse."""
 
     images: np.ndarray
     labels: dict[str, np.ndarray]
 
 
 def find_cifar(root: Path, name: str) -> tuple[_Layout, Path] | None:
-    """Find a complete unpacked folder, or else an archive, of ``cifar10`` or ``cifar100``."""
+    """Return the layout and path of a complete unpacked folder, else of an archive, else None."""
     for layout in _LAYOUTS[name]:
         for folder in (root / layout.folder, root):
             if all((folder / file).is_file() for file in layout.batches):
@@ -117,13 +117,13 @@ def read_cifar(root: Path, name: str, names: Mapping[str, Sequence[str]]) -> tup
     """Read the training and the test set.
 
     Args:
-        root: folder that holds an archive or an unpacked one, or is an unpacked one itself.
+        root: Folder that contains an archive or its folder, or that folder itself.
         name: ``"cifar10"`` or ``"cifar100"``.
-        names: of the classes, by the kind of label.
+        names: Class names by kind of label.
 
     Raises:
-        FileNotFoundError: naming what was looked for and both ways to get it.
-        ValueError: naming the file that is damaged, or not CIFAR's.
+        FileNotFoundError: If the files are missing.
+        ValueError: If a file is damaged, or is not CIFAR's.
     """
     found = find_cifar(root, name)
     if found is None:
@@ -138,7 +138,7 @@ def read_cifar(root: Path, name: str, names: Mapping[str, Sequence[str]]) -> tup
             _check_names(file, where, content, layout, names)
     lacking = [file for file in layout.batches if file not in batches]
     if lacking:
-        raise _broken(place, f"it lacks {', '.join(lacking)}")
+        raise _broken(place, f"{', '.join(lacking)} missing")
     train = [batches[file] for file in layout.train]
     images = np.concatenate([batch.images for batch in train])
     labels = {kind: np.concatenate([batch.labels[kind] for batch in train]) for kind in names}
@@ -146,11 +146,11 @@ def read_cifar(root: Path, name: str, names: Mapping[str, Sequence[str]]) -> tup
 
 
 def download_cifar(root: Path, name: str) -> None:
-    """Fetch the official archive of pickles into ``root``, whole and checked or not at all.
+    """Download the official archive of pickles into ``root``, and check it before it is kept.
 
     Raises:
-        FileNotFoundError: if it cannot be fetched, naming what to put where by hand.
-        ValueError: if something else came, likewise.
+        FileNotFoundError: If the download fails.
+        ValueError: If its checksum is wrong.
     """
     archive = _LAYOUTS[name][0].archive
     by_hand = f"Put {archive} (md5 {MD5[archive]}) there by hand."
@@ -161,8 +161,8 @@ def download_cifar(root: Path, name: str) -> None:
             md5 = _md5(part)
             if md5 != MD5[archive]:
                 raise ValueError(
-                    f"{URL}{archive} is not what it was: its md5 is {md5}, expected "
-                    f"{MD5[archive]}. Nothing of it was kept in {root.absolute()}. {by_hand}"
+                    f"{URL}{archive} has changed: its md5 is {md5}, expected {MD5[archive]}. "
+                    f"It was not kept in {root.absolute()}. {by_hand}"
                 )
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError):
@@ -206,28 +206,28 @@ def _missing(root: Path, name: str) -> str:
             lacking = [file for file in layout.batches if not (folder / file).is_file()]
             if len(lacking) < len(layout.batches):
                 text += f" {folder.absolute()} lacks {', '.join(lacking)}."
-    return f"{text} Set data.root to the folder that has it, or fetch it with data.download=true."
+    return f"{text} Set data.root to its folder, or download it with data.download=true."
 
 
 def _broken(where: str | Path, what: str) -> ValueError:
     return ValueError(
-        f"{where} is damaged or not CIFAR's: {what}. Delete it and fetch it again "
-        "(data.download=true does), or copy an intact one there."
+        f"{where} is damaged or not CIFAR's: {what}. Delete it and download it again "
+        "(data.download=true), or copy an intact one there."
     )
 
 
 def _contents(layout: _Layout, place: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Yield (file, where it is, content); an archive is read once, from front to back."""
+    """Yield (file, its name in messages, content), in one pass over an archive."""
     if place.is_dir():
         for file in (*layout.batches, *dict.fromkeys(layout.names.values())):
-            # The names are only a check; copies without them are about.
+            # The class names are only a check, and missing from some copies.
             if (place / file).is_file():
                 yield file, str(place / file), (place / file).read_bytes()
         return
     md5 = _md5(place)
     if md5 != MD5[place.name]:
         raise _broken(place, f"its md5 is {md5}, expected {MD5[place.name]}")
-    # The checksum vouches for the names of the classes.
+    # The checksum covers the class names.
     wanted = {f"{layout.folder}/{file}": file for file in layout.batches}
     with tarfile.open(place, "r|gz") as archive:
         for member in archive:
@@ -239,7 +239,7 @@ def _contents(layout: _Layout, place: Path) -> Iterator[tuple[str, str, bytes]]:
 def _read_binary(where: str, content: bytes, layout: _Layout) -> _Batch:
     width = len(layout.labels) + _PIXELS
     if len(content) % width:
-        raise _broken(where, f"{len(content)} bytes are no whole number of {width}-byte rows")
+        raise _broken(where, f"{len(content)} bytes are not a multiple of {width}-byte rows")
     rows = np.frombuffer(content, np.uint8).reshape(-1, width)
     labels = {kind: rows[:, i].tolist() for i, kind in enumerate(layout.labels)}
     return rows[:, len(labels) :], labels
@@ -248,18 +248,18 @@ def _read_binary(where: str, content: bytes, layout: _Layout) -> _Batch:
 def _read_pickle(where: str, content: bytes, layout: _Layout) -> _Batch:
     entries = _unpickle(where, content, "data", *layout.labels.values())
     if not isinstance(entries["data"], ByteArray):
-        raise _broken(where, "its 'data' are no array")
+        raise _broken(where, "its 'data' is not an array")
     labels = {kind: entries[key] for kind, key in layout.labels.items()}
     for kind, values in labels.items():
         if not isinstance(values, list) or not all(type(value) is int for value in values):
-            raise _broken(where, f"its {kind} labels are no list of whole numbers")
+            raise _broken(where, f"its {kind} labels are not a list of whole numbers")
     return entries["data"].values, labels
 
 
 def _checked(where: str, batch: _Batch, names: Mapping[str, Sequence[str]]) -> Split:
     images, labels = batch
     if images.ndim != 2 or images.shape[1] != _PIXELS or not len(images):
-        raise _broken(where, f"its images are of shape {images.shape}, not (N, {_PIXELS})")
+        raise _broken(where, f"its images have shape {images.shape}, not (N, {_PIXELS})")
     for kind, values in labels.items():
         if len(values) != len(images):
             raise _broken(where, f"it has {len(images)} images, but {len(values)} {kind} labels")
@@ -282,7 +282,7 @@ def _check_names(
         else:
             found = list(content.decode("latin1").split())
         for i, (name, theirs) in enumerate(zip_longest(names[kind], found)):
-            # The official spelling is that of the pickles; text files with `maple` are about.
+            # The pickles have the official spelling; some text files have `maple`.
             if theirs not in (name, str(name).removesuffix("_tree")):
                 raise _broken(where, f"its {kind} class {i} is {theirs!r}, not {name!r}")
 

@@ -1,4 +1,4 @@
-"""CIFAR's pickles, read without running anything."""
+"""Safe reading of CIFAR's pickles: no code in them is run."""
 
 import io
 import pickle
@@ -10,12 +10,12 @@ __all__ = ["ByteArray", "plain", "unpickle"]
 
 
 def plain(value: Any) -> Any:
-    """Turn the strings of Python 2, which are bytes here, into strings."""
+    """Decode a string of Python 2, which is read as bytes."""
     return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 class ByteArray:
-    """Stands in for a NumPy array in a pickle: its bytes, and nothing else that a pickle can do."""
+    """Stand-in for a NumPy array of bytes in a pickle."""
 
     values = np.empty((0, 0), np.uint8)
 
@@ -30,13 +30,13 @@ class ByteArray:
 
 
 class _Dtype:
-    """Stands in for a NumPy dtype."""
+    """Stand-in for a NumPy dtype in a pickle."""
 
     def __init__(self, name: str | bytes, *_: object) -> None:
         self.name = plain(name)
 
     def __setstate__(self, state: tuple) -> None:
-        """Byte order and alignment: nothing to a single byte."""
+        """Ignore byte order and alignment, which a single byte does not have."""
 
 
 _GLOBALS: dict[tuple[str, str], Any] = {
@@ -49,11 +49,11 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads what CIFAR's pickles hold; every other name is refused before it is looked up."""
+    """Unpickler that refuses every name that CIFAR's pickles do not need."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which was not run")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which was not run")
         return _GLOBALS[module, name]
 
 
@@ -61,11 +61,11 @@ def unpickle(content: bytes, *keys: str) -> dict:
     """Read a pickled dict of lists, strings, numbers and arrays of bytes.
 
     Args:
-        content: the whole file, written by Python 2 or 3.
-        keys: what the dict must have.
+        content: The whole file, written by Python 2 or 3.
+        keys: Required keys of the dict.
 
     Raises:
-        ValueError: saying what is wrong, for the caller to name the file.
+        ValueError: If the content is damaged or something else; the caller adds the file's name.
 
     Example:
         >>> unpickle(pickle.dumps({b"labels": [3, 1]}), "labels")
@@ -73,10 +73,10 @@ def unpickle(content: bytes, *keys: str) -> dict:
     """
     try:
         found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle raises whatever its last step does
+    except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(f"its pickle cannot be read ({error})") from error
     if not isinstance(found, dict):
-        raise ValueError(f"its pickle holds no dict but a {type(found).__name__}")
+        raise ValueError(f"its pickle contains a {type(found).__name__}, not a dict")
     entries = {plain(key): value for key, value in found.items()}
     for key in keys:
         if key not in entries:

@@ -1,4 +1,4 @@
-"""Small images: the whole set as one tensor in memory, a batch at a time."""
+"""Data sets of small images, each held in memory as one tensor."""
 
 from collections.abc import Callable, Sequence
 from typing import Unpack
@@ -8,27 +8,27 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from se_lightning.data.base import ImageDataModule
+from se_lightning.data.base import ImageDataModule, ImageOptions
 from se_lightning.data.samplers import Batch
-from se_lightning.data.transforms.on_device import Finish
-from se_lightning.data.transforms.per_image import Augmentation, CropFlip
+from se_lightning.data.transforms.on_device import Finish, ImageBatch
+from se_lightning.data.transforms.per_image import CropFlip
 
-__all__ = ["InMemoryDataModule", "InMemoryImages", "cut_validation"]
+__all__ = ["InMemoryDataModule", "InMemoryImages", "InMemoryOptions", "cut_validation"]
 
 Step = Callable[[Tensor, int, np.ndarray], Tensor]
 
 
 class InMemoryImages(Dataset):
-    """Images as one uint8 tensor; an item is a batch, made where the tensor is.
+    """Images as one uint8 tensor; an item is a batch on the device of the tensor.
 
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
-        finish: makes bytes what the network sees.
-        steps: what is done to training batches before, on the bytes.
+        finish: Turns bytes into the network's input.
+        steps: Transforms of the bytes, applied first.
 
     Shape:
-        ``self[epoch, keys]`` is ((B, C, H, W) float32, (B,) int64).
+        ``self[epoch, keys]`` unpacks to ((B, C, H, W) float32, (B,) int64).
     """
 
     def __init__(
@@ -40,32 +40,39 @@ class InMemoryImages(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, batch: Batch) -> ImageBatch:
         epoch, keys = batch
         indices = torch.from_numpy(keys % len(self)).to(self.images.device, non_blocking=True)
         images = self.images.index_select(0, indices)  # 14 times as fast as images[indices]
         for step in self.steps:
             images = step(images, epoch, keys)
-        return self.finish(images, self.labels.index_select(0, indices), epoch, keys)
+        labels = self.labels.index_select(0, indices)
+        return ImageBatch(images, labels, self.finish, epoch, keys)
+
+
+class InMemoryOptions(ImageOptions, total=False):
+    """The options of every datamodule of small images; see :class:`InMemoryDataModule`."""
+
+    crop_padding: int
+    flip: bool
+    num_workers: int
 
 
 class InMemoryDataModule(ImageDataModule):
-    """What the small data sets share: loaders over tensors in memory, on the GPU if there is one.
+    """Base class for small images, which stay in memory, on the GPU if there is one.
 
-    A subclass names its images and says, in :meth:`load`, where the three splits come from.
+    A subclass sets ``image_size``, ``in_channels``, ``mean``, ``std`` and ``class_names``, and
+    returns its three splits in :meth:`load`.
 
     Args:
-        batch_size: samples per device in training, at least 2.
-        eval_batch_size: the most samples per device in validation and test.
-        crop_padding: zero padding of the random crop, pixels; 0 crops nothing.
-        flip: mirror training images at random.
-        num_workers: worker processes; 0 is fastest, since a batch is one gather, but for
-            ``rotation``, ``rand_augment`` and ``trivial_augment``.
-        seed: of the training order and the augmentation.
-        **augmentation: see :class:`se_lightning.data.base.ImageDataModule`.
+        crop_padding: Zero padding of the random crop, pixels; 0 for no crop.
+        flip: Mirror training images at random.
+        num_workers: Worker processes. 0 is fastest, except with ``rotation``, ``rand_augment``
+            or ``trivial_augment``.
+        **options: See :class:`se_lightning.data.base.ImageDataModule`.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If an option is out of its range.
     """
 
     in_channels = 1
@@ -73,22 +80,13 @@ class InMemoryDataModule(ImageDataModule):
     def __init__(
         self,
         *,
-        batch_size: int,
-        eval_batch_size: int,
-        crop_padding: int,
-        flip: bool,
-        num_workers: int,
-        seed: int,
-        **augmentation: Unpack[Augmentation],
+        crop_padding: int = 0,
+        flip: bool = False,
+        num_workers: int = 0,
+        **options: Unpack[ImageOptions],
     ) -> None:
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            **augmentation,
-        )
-        self.crop_flip = CropFlip(padding=crop_padding, flip=flip, seed=seed)
+        super().__init__(num_workers=num_workers, **options)
+        self.crop_flip = CropFlip(padding=crop_padding, flip=flip, seed=self.seed)
         self._splits: dict[str, tuple[Tensor, Tensor]] = {}
 
     def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -105,7 +103,7 @@ class InMemoryDataModule(ImageDataModule):
                 )
 
     def dataset(self, split: str, *, augmented: bool) -> InMemoryImages:
-        """Return ``train``, ``val`` or ``test``; an item of it, by (epoch, keys), is a batch."""
+        """Return the split ``train``, ``val`` or ``test``; its item (epoch, keys) is a batch."""
         images, labels = self._splits[split]
         if self._on_gpu() and not self._workers():
             device = self.trainer.strategy.root_device  # type: ignore[union-attr]
@@ -118,19 +116,19 @@ class InMemoryDataModule(ImageDataModule):
         return self._splits[split][1].cpu().numpy()
 
     def _pin_memory(self) -> bool:
-        return self._on_gpu() and self._workers() > 0  # else batches are made on the device
+        return self._on_gpu() and self._workers() > 0  # else they are on the device
 
 
 def cut_validation(size: int, val_size: int, split_seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of training and validation, each sorted; ``split_seed`` alone decides.
+    """Return the sorted indices of training and validation, which depend on ``split_seed`` only.
 
     Raises:
-        ValueError: if nothing would be left on one side.
+        ValueError: If a split would be empty.
     """
     if not 0 < val_size < size - 1:
         raise ValueError(
-            f"`val_size` (={val_size}) must leave some of the {size} training images on either "
-            "side."
+            f"`val_size` (={val_size}) must be at least 1 and leave at least 2 of the {size} "
+            "images for training."
         )
     order = np.random.default_rng(split_seed).permutation(size)
     return np.sort(order[val_size:]), np.sort(order[:val_size])

@@ -15,17 +15,17 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
     """Read an IDX file of unsigned bytes, raw or gzipped.
 
     Args:
-        path: the file; gzip is known by its content, not by its name.
-        ndim: number of dimensions that it must have.
+        path: The file; gzip is detected by its content.
+        ndim: Required number of dimensions.
 
     Raises:
-        ValueError: if the file is truncated, longer than it says, or no such file at all.
+        ValueError: If the file is not an IDX file, or truncated, or too long.
     """
 
     def broken(what: str) -> ValueError:
         return ValueError(
-            f"{path.name} in {path.parent} is {what}. Delete it and fetch it again "
-            "(data.download=true does), or copy an intact one there."
+            f"{path.name} in {path.parent} is {what}. Delete it and download it again "
+            "(data.download=true), or copy an intact one there."
         )
 
     content = path.read_bytes()
@@ -36,12 +36,12 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
             raise broken("truncated or damaged (gzip)") from error
     header = 4 + 4 * ndim
     if content[:4] != bytes((0, 0, 8, ndim)):
-        raise broken(f"no IDX file of {ndim}-dimensional bytes")
+        raise broken(f"not an IDX file of {ndim}-dimensional bytes")
     if len(content) < header:
         raise broken("truncated in its header")
     shape = struct.unpack(f">{ndim}I", content[4:header])
     expected, found = math.prod(shape), len(content) - header
     if found != expected:
-        state = "truncated" if found < expected else "longer than it says"
+        state = "truncated" if found < expected else "too long"
         raise broken(f"{state}: {found} bytes for a shape of {shape}")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

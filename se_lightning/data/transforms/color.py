@@ -1,4 +1,4 @@
-"""Colour jitter of a whole batch, with factors and an order of each image's own."""
+"""Color jitter of a whole batch, with different factors and order for each image."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,7 +32,7 @@ def _saturation(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def _hue(images: Tensor, shifts: Tensor) -> Tensor:
-    """Turn the hue by a share of the circle; value and chroma stay."""
+    """Rotate the hue by a fraction of the circle; value and chroma stay the same."""
     red, green, blue = images.unbind(1)
     value, low = images.amax(1), images.amin(1)
     chroma = value - low
@@ -60,7 +60,7 @@ _CHANGES: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 
 
 def _strengths(color_jitter: float | Sequence[float]) -> tuple[float, ...]:
-    """Return those of brightness, contrast, saturation and hue."""
+    """Return the strengths of brightness, contrast, saturation and hue."""
     if isinstance(color_jitter, int | float):
         check_number("color_jitter", color_jitter, 0, float("inf"), "a strength")
         return (float(color_jitter),) * 3 + (0.0,)
@@ -76,19 +76,19 @@ def _strengths(color_jitter: float | Sequence[float]) -> tuple[float, ...]:
 
 
 class ColorJitter:
-    """Brightness, contrast, saturation and hue in a random order, as ``v2.ColorJitter``.
+    """Brightness, contrast, saturation and hue in a random order, as in ``v2.ColorJitter``.
 
-    torchvision's draws one set of factors for a batch; here each image has its own.
+    torchvision draws one set of factors per batch; here each image has its own.
 
     Args:
-        color_jitter: strength of the first three (the hue stays), or all four.
-        seed: of the run.
+        color_jitter: Strength of the first three (the hue is kept), or all four.
+        seed: Seed of the run.
 
     Raises:
-        ValueError: if there are not 1 or 4 numbers, or one is out of its range.
+        ValueError: If there are not 1 or 4 numbers, or one is out of its range.
 
     Shape:
-        (N, C, H, W) in [0, 1] to the same; of one channel, saturation and hue leave it alone.
+        (N, C, H, W) in [0, 1] to the same. Saturation and hue change images of 3 channels only.
     """
 
     def __init__(self, color_jitter: float | Sequence[float], *, seed: int) -> None:
@@ -98,7 +98,7 @@ class ColorJitter:
         return any(self.strengths)
 
     def __call__(self, images: Tensor, epoch: int, keys: np.ndarray) -> Tensor:
-        """Jitter images of the samples ``keys`` (N,), in place."""
+        """Change images (N, C, H, W) of the samples ``keys`` (N,) in place."""
         draws = uniform(self.seed, epoch, keys, "color", 8)
         order = draws[:, 4:].argsort(axis=1)
         factors = self._factors(draws[:, :4])

@@ -1,6 +1,8 @@
-"""What is done to a whole batch last, on the device: colour, normalisation, erasing, mixing."""
+"""A batch of bytes, and the last transforms, which run on its device as a whole batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ from se_lightning.data.transforms.color import ColorJitter
 from se_lightning.data.transforms.per_image import check_number, check_pixels
 from se_lightning.data.transforms.sample_rng import sample_seeds, uniform
 
-__all__ = ["Erasing", "Finish", "Mixing", "erase"]
+__all__ = ["Erasing", "Finish", "ImageBatch", "Mixing", "erase"]
 
 _ATTEMPTS = 10  # torchvision's, for a box that fits into the image
 
@@ -21,7 +23,7 @@ def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
 
     Args:
         images: (N, C, H, W).
-        boxes: (N, 4) whole numbers: top, left, bottom, right; the last two are outside.
+        boxes: (N, 4) whole numbers: top, left, bottom, right; the last two are exclusive.
 
     Example:
         >>> erase(torch.ones(1, 1, 2, 2), np.array([[0, 1, 2, 2]])).tolist()
@@ -37,14 +39,14 @@ def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
 
 
 def erasing_boxes(draws: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return boxes of 2 to 33 % of the area and an aspect ratio of 0.3 to 3.3, log-uniform.
+    """Return boxes of 2 to 33 % of the area and a log-uniform aspect ratio of 0.3 to 3.3.
 
-    The first of 10 attempts that fits; where none does, an empty box.
+    A box is the first of 10 attempts that fits into the image, or empty if none does.
 
     Args:
-        draws: (N, 22) in [0, 1).
-        height: of the images, pixels.
-        width: of the images, pixels.
+        draws: (N, 22) random numbers in [0, 1).
+        height: Height of the images, pixels.
+        width: Width of the images, pixels.
 
     Shape:
         (N, 4): top, left, bottom, right.
@@ -67,13 +69,13 @@ class Erasing:
     """Random erasing (Zhong et al., arXiv:1708.04896) and cutout (arXiv:1708.04552).
 
     Args:
-        random_erasing: probability that an image loses a box.
-        cutout: side of the square that every image loses, pixels; its centre is anywhere, so that
-            a part of it may lie outside.
-        seed: of the run.
+        random_erasing: Probability that a box of an image is erased.
+        cutout: Side of the square erased from every image, pixels. Its center is anywhere in the
+            image, so part of it may be outside.
+        seed: Seed of the run.
 
     Raises:
-        ValueError: naming the option that does not fit.
+        ValueError: If an option is out of its range.
     """
 
     def __init__(self, *, random_erasing: float, cutout: int, seed: int) -> None:
@@ -82,7 +84,7 @@ class Erasing:
         self.random_erasing, self.cutout, self.seed = random_erasing, cutout, seed
 
     def __call__(self, images: Tensor, epoch: int, keys: np.ndarray) -> Tensor:
-        """Erase parts of images (N, C, H, W), the samples ``keys`` (N,), in place."""
+        """Erase parts of images (N, C, H, W) of the samples ``keys`` (N,) in place."""
         height, width = images.shape[-2:]
         if self.random_erasing:
             draws = uniform(self.seed, epoch, keys, "erasing", 2 * _ATTEMPTS + 3)
@@ -97,23 +99,23 @@ class Erasing:
 
 
 class Mixing:
-    """Mixup (Zhang et al., arXiv:1710.09412) and cutmix (arXiv:1905.04899), by torchvision.
+    """Mixup (Zhang et al., arXiv:1710.09412) and cutmix (arXiv:1905.04899), from torchvision.
 
-    With both, a coin decides for each batch. The labels become probabilities (N, K).
+    With both, each batch gets one of them at random. Labels become probabilities (N, K).
 
     Args:
-        mixup: alpha of the beta distribution; 0 for none.
-        cutmix: the same.
-        seed: of the run.
+        mixup: Alpha of the beta distribution; 0 for none.
+        cutmix: The same for cutmix.
+        seed: Seed of the run.
 
     Raises:
-        ValueError: naming the option that does not fit.
+        ValueError: If an alpha is negative or not a number.
     """
 
     def __init__(self, *, mixup: float, cutmix: float, seed: int) -> None:
         check_number("mixup", mixup, 0, float("inf"), "an alpha")
         check_number("cutmix", cutmix, 0, float("inf"), "an alpha")
-        self.mixup, self.cutmix, self.seed = float(mixup), float(cutmix), seed  # torch wants floats
+        self.mixup, self.cutmix, self.seed = float(mixup), float(cutmix), seed  # torch needs floats
 
     def __bool__(self) -> bool:
         return bool(self.mixup or self.cutmix)
@@ -121,7 +123,7 @@ class Mixing:
     def __call__(
         self, images: Tensor, labels: Tensor, num_classes: int, epoch: int, first: int
     ) -> tuple[Tensor, Tensor]:
-        """Mix images (N, C, H, W) of the batch whose first sample is ``first`` with one another."""
+        """Mix the images (N, C, H, W) of the batch that starts with the sample ``first``."""
         kinds = [
             kind(alpha=alpha, num_classes=num_classes)
             for kind, alpha in ((v2.MixUp, self.mixup), (v2.CutMix, self.cutmix))
@@ -129,7 +131,7 @@ class Mixing:
         ]
         generator = torch.default_generator
         state = generator.get_state()
-        # A sample is in one batch of an epoch only, so that the first one tells the batch.
+        # A sample is in one batch of an epoch only, so the first one identifies the batch.
         seed = sample_seeds(self.seed, epoch, np.array([first]), "mixing")[0]
         generator.manual_seed(int(seed >> np.uint64(1)))
         images, labels = v2.RandomChoice(kinds)(images, labels)
@@ -137,16 +139,36 @@ class Mixing:
         return images, labels
 
 
-class Finish:
-    """Turn a batch of bytes into what the network sees.
+@lru_cache(maxsize=64)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], shape: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return factor and summand that normalize bytes: one of each per channel, repeated in rows.
 
     Args:
-        mean: of each channel, or one for all, in [0, 1].
-        std: in the same unit.
-        color: jitters it first.
-        erasing: takes parts of it, after the normalisation, so that what is left is the mean.
-        mixing: is last.
-        num_classes: K, for the mixing's labels.
+        mean: Mean of each channel, or one for all, in [0, 1].
+        std: Standard deviation, in the same unit.
+        shape: Number of channels, and number of repetitions.
+        device: Device of the result.
+    """
+    means, stds = (torch.tensor(x, dtype=torch.float32, device="cpu") for x in (mean, std))
+    channels, times = shape
+    scale, shift = (x.expand(channels).repeat(times) for x in (1 / (255 * stds), -means / stds))
+    return scale.to(device), shift.to(device)
+
+
+class Finish:
+    """Turn a batch of bytes into the network's input: color jitter, normalization, erasing, mixing.
+
+    It holds plain numbers only, so that it is cheap to send along with a worker's batch.
+
+    Args:
+        mean: Mean of each channel, or one for all, in [0, 1].
+        std: Standard deviation, in the same unit.
+        color: Applied before the normalization.
+        erasing: Applied after the normalization, so that erased pixels have the mean.
+        mixing: Applied last.
+        num_classes: K, for mixed labels.
     """
 
     def __init__(
@@ -159,8 +181,7 @@ class Finish:
         mixing: Mixing | None = None,
         num_classes: int = 0,
     ) -> None:
-        means, stds = torch.tensor(mean).view(-1), torch.tensor(std).view(-1)
-        self._scale, self._shift = 1 / (255 * stds), -means / stds
+        self.mean, self.std = (tuple(np.ravel(x).tolist()) for x in (mean, std))
         self.color, self.erasing, self.mixing = color, erasing, mixing
         self.num_classes = num_classes
 
@@ -177,13 +198,10 @@ class Finish:
         Args:
             images: (N, C, H, W) uint8.
             labels: (N,) int64.
-            epoch: from 0.
-            keys: (N,) the samples.
-            first: sample of the batch, where that one is bad and left out.
+            epoch: Epoch, from 0.
+            keys: (N,) keys of the samples.
+            first: Key of the batch's first sample, if that may be missing from ``keys``.
         """
-        if self._shift.device != images.device:
-            self._shift = self._shift.to(images.device)
-            self._scale = self._scale.to(images.device)
         if self.color:
             images = self.color(images.float().div_(255), epoch, keys).mul_(255)
         images = self._normalized(images)
@@ -197,10 +215,72 @@ class Finish:
     def _normalized(self, images: Tensor) -> Tensor:
         """Return float32 in the same memory format, from uint8 or float."""
         n, c, h, w = images.shape
-        shift, scale = self._shift.expand(c), self._scale.expand(c)
         if images.stride(1) == 1 and c > 1:
-            # Channels last: whole rows at once, or a loop of 3 would be the innermost.
+            # Channels last: whole rows at once, or the innermost loop would have 3 steps.
+            scale, shift = _scale_and_shift(self.mean, self.std, (c, w), images.device)
             rows = images.permute(0, 2, 3, 1).reshape(n, h, w * c)
-            shift, scale = shift.repeat(w), scale.repeat(w)
             return rows.float().mul_(scale).add_(shift).view(n, h, w, c).permute(0, 3, 1, 2)
+        scale, shift = _scale_and_shift(self.mean, self.std, (c, 1), images.device)
         return images.float().mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
+
+
+_FLOAT32 = torch.empty(0, dtype=torch.float32)
+
+
+@dataclass
+class ImageBatch:
+    """A pair of images and labels that stays bytes until it is used.
+
+    ``images, labels = batch`` finishes the batch on the device it is on. ``batch.to(device)``
+    moves the bytes first, a quarter of the floats, and returns the finished pair. Lightning and
+    Fabric call ``to`` themselves, with or without the datamodule.
+
+    Attributes:
+        images: (B, C, H, W) uint8.
+        labels: (B,) int64.
+        finish: Makes the finished pair.
+        epoch: Epoch, from 0.
+        keys: (B,) keys of the samples; they stay on the CPU.
+        first: Key of the first sample, readable or not; None if the batch is empty.
+        bad: Name and reason of each file that could not be read.
+        like: Empty tensor of the dtype of the finished images. Lightning's precision plugins
+            convert floating-point tensors before the transfer, and so reach it.
+    """
+
+    images: Tensor
+    labels: Tensor | np.ndarray
+    finish: Finish
+    epoch: int
+    keys: np.ndarray
+    first: int | None = None
+    bad: Sequence[tuple[str, str]] = ()
+    like: Tensor = _FLOAT32
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> tuple[Tensor, Tensor]:
+        """Return the finished images (B, C, H, W) and labels (B,) or, mixed, (B, K)."""
+        # A copy to the CPU has to be waited for.
+        non_blocking = non_blocking and torch.device(device).type == "cuda"
+        images = self.images.to(device, non_blocking=non_blocking)
+        labels = torch.as_tensor(self.labels).to(device, non_blocking=non_blocking)
+        images, labels = self.finish(images, labels, self.epoch, self.keys, self.first)
+        if self.like.dtype != images.dtype:
+            images = images.to(self.like.dtype)
+            labels = labels.to(self.like.dtype) if labels.is_floating_point() else labels
+        return images, labels
+
+    def pin_memory(self) -> "ImageBatch":
+        """Return the batch with its images in page-locked memory; DataLoader calls it."""
+        return replace(self, images=self.images.pin_memory())
+
+    @cached_property
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        return self.to(self.images.device)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._pair)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._pair[index]
+
+    def __len__(self) -> int:
+        return 2

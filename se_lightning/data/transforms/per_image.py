@@ -1,11 +1,7 @@
-"""Augmentation of training images, a pure function of (seed, epoch, sample).
+"""Augmentation of training images, as a function of (seed, epoch, sample) alone.
 
-What happens to a sample depends on nothing else: not on the batch it lies in, the rank, or the
-number of workers.
+It does not depend on the batch, the rank, or the number of workers.
 """
-
-from collections.abc import Sequence
-from typing import TypedDict
 
 import numpy as np
 import torch
@@ -15,48 +11,33 @@ from torchvision.transforms import v2
 
 from se_lightning.data.transforms.sample_rng import sample_seeds, uniform
 
-__all__ = ["Augmentation", "CropFlip", "SampleTransforms", "crop_flip"]
-
-
-class Augmentation(TypedDict, total=False):
-    """The options that every datamodule takes; each is off by default."""
-
-    rotation: float
-    pixel_jitter: int
-    color_jitter: float | Sequence[float]
-    rand_augment: int | None
-    trivial_augment: bool
-    random_erasing: float
-    cutout: int
-    mixup: float
-    cutmix: float
-    repeats: int
+__all__ = ["CropFlip", "SampleTransforms", "crop_flip"]
 
 
 def check_number(name: str, value: object, low: float, high: float, unit: str) -> None:
-    """Refuse what is no number from ``low`` to ``high``, by its name."""
+    """Check that an argument is a number from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         above = f"from {low:g} to {high:g}" if high < float("inf") else f"of at least {low:g}"
         raise ValueError(f"`{name}` (={value!r}) must be {unit} {above}.")
 
 
 def check_pixels(name: str, value: object, high: float = float("inf")) -> None:
-    """Refuse what is no whole number from 0 to ``high``, by its name."""
+    """Check that an argument is a whole number from 0 to ``high``."""
     if not isinstance(value, int):
         raise ValueError(f"`{name}` (={value!r}) must be a whole number of pixels.")
     check_number(name, value, 0, high, "a whole number")
 
 
 def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
-    """Cut a window of the original size out of each zero-padded image, mirrored where asked.
+    """Crop a window of the original size from each zero-padded image, and mirror some.
 
-    One copy of rows for the whole batch; no loop over samples.
+    The whole batch is copied at once, without a loop over samples.
 
     Args:
         images: (N, C, H, W), any dtype.
-        offsets: (N, 2) whole numbers from 0 to ``2 * padding``: the window's top and left edge.
-        flips: (N,) booleans: mirror left and right; on the CPU, wherever the images are.
-        padding: pixels of zeros on each side.
+        offsets: (N, 2) whole numbers from 0 to ``2 * padding``: top and left edge of the window.
+        flips: (N,) booleans on the CPU: the images to mirror left to right.
+        padding: Zeros on each side, pixels.
 
     Shape:
         (N, C, H, W) to the same.
@@ -72,9 +53,11 @@ def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> T
     planes = torch.arange(n * c, device=images.device).view(n, c, 1) * (h + 2 * padding) * width
     rows = offsets[:, 0, None] + torch.arange(h, device=images.device)
     starts = planes + (rows * width + offsets[:, 1, None])[:, None]
-    # All runs of w pixels, which overlap: whole ones are 6 times as fast as a gather of pixels.
+    # Overlapping runs of w pixels: copying whole runs is 6 times as fast as gathering pixels.
     runs = padded.as_strided((padded.numel() - w + 1, w), (1, 1))
     windows = runs.index_select(0, starts.flatten()).view(n, c, h, w)
+    if not flips.any():
+        return windows
     mirrored = flips.nonzero()[:, 0].to(images.device, non_blocking=True)
     return windows.index_copy_(0, mirrored, windows.index_select(0, mirrored).flip(3))
 
@@ -83,12 +66,12 @@ class CropFlip:
     """Random crop after zero padding, and random mirroring, of a whole batch.
 
     Args:
-        padding: pixels; 0 crops nothing.
-        flip: mirror every other image, on average.
-        seed: of the run.
+        padding: Zero padding, pixels; 0 for no crop.
+        flip: Mirror each image with probability 1/2.
+        seed: Seed of the run.
 
     Raises:
-        ValueError: if the padding is no whole number of pixels.
+        ValueError: If ``padding`` is not a whole number of at least 0.
 
     Example:
         >>> augment = CropFlip(padding=2, flip=True, seed=0)
@@ -101,7 +84,7 @@ class CropFlip:
         self.padding, self.flip, self.seed = padding, flip, seed
 
     def __call__(self, images: Tensor, epoch: int, keys: np.ndarray) -> Tensor:
-        """Augment images (N, C, H, W), the samples ``keys`` (N,)."""
+        """Return augmented images (N, C, H, W) of the samples ``keys`` (N,)."""
         if not (self.padding or self.flip):
             return images
         draws = uniform(self.seed, epoch, keys, "crop", 3)
@@ -112,20 +95,20 @@ class CropFlip:
 
 
 class SampleTransforms:
-    """What torchvision does to one image at a time: rotation, RandAugment, TrivialAugment.
+    """Transforms of one image at a time: rotation, RandAugment, TrivialAugment, pixel jitter.
 
-    They draw from torch's generator, which is seeded by the sample and left as it was.
+    torchvision draws from torch's generator, which is seeded by the sample and then restored.
 
     Args:
-        seed: of the run.
-        rotation: degrees, at most, to either side.
-        rand_augment: magnitude of two random operations, 0 to 30; None for none.
-        trivial_augment: one random operation of random strength.
-        pixel_jitter: the most that is added to a pixel's channel or taken off, of 255; one number
-            for each (hujie-frank/SENet, issue 38).
+        seed: Seed of the run.
+        rotation: Maximum rotation, degrees.
+        rand_augment: Magnitude of two random operations, 0 to 30; None for none.
+        trivial_augment: Apply one random operation of random strength.
+        pixel_jitter: Maximum change of each pixel and channel, of 255, drawn separately
+            (hujie-frank/SENet, issue 38).
 
     Raises:
-        ValueError: naming the option that does not fit.
+        ValueError: If an option is out of its range, or two exclude each other.
     """
 
     def __init__(
@@ -155,7 +138,7 @@ class SampleTransforms:
         return bool(self.transforms or self.pixel_jitter)
 
     def __call__(self, images: Tensor, epoch: int, keys: np.ndarray) -> Tensor:
-        """Augment images (N, C, H, W) uint8, the samples ``keys`` (N,)."""
+        """Return augmented images (N, C, H, W) uint8 of the samples ``keys`` (N,)."""
         if not self:
             return images
         generator = torch.default_generator

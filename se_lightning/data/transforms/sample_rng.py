@@ -1,4 +1,4 @@
-"""Random numbers that are a function of the sample, for a whole batch at once."""
+"""Random numbers as a function of the sample, for a whole batch at once."""
 
 import zlib
 from functools import lru_cache
@@ -26,15 +26,15 @@ def _stream(seed: int, epoch: int, purpose: str) -> np.ndarray:
 
 
 def sample_seeds(seed: int, epoch: int, keys: np.ndarray, purpose: str) -> np.ndarray:
-    """Return a 64-bit number for each sample, of (seed, epoch, key, purpose) alone.
+    """Return a random 64-bit number for each sample.
 
-    A generator object a sample would do, at 14 microseconds each; this is 20 for a batch.
+    One generator object per sample takes 14 microseconds each; this takes 20 per batch.
 
     Args:
-        seed: of the run.
-        epoch: from 0.
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
         keys: (N,) whole numbers, the samples.
-        purpose: what it is for: two purposes share no numbers.
+        purpose: Name of the use; different names give independent numbers.
 
     Shape:
         (N,) uint64.
@@ -49,14 +49,14 @@ def sample_seeds(seed: int, epoch: int, keys: np.ndarray, purpose: str) -> np.nd
 
 
 def uniform(seed: int, epoch: int, keys: np.ndarray, purpose: str, count: int) -> np.ndarray:
-    """Return ``count`` numbers in [0, 1) for each sample, of (seed, epoch, key, purpose) alone.
+    """Return ``count`` random numbers in [0, 1) for each sample.
 
     Args:
-        seed: of the run.
-        epoch: from 0.
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
         keys: (N,) whole numbers, the samples.
-        purpose: what they are for: two purposes share no numbers.
-        count: numbers per sample.
+        purpose: Name of the use; different names give independent numbers.
+        count: Numbers per sample.
 
     Shape:
         (N, count) float64.

@@ -29,7 +29,7 @@ def test_windows_are_distributed_as_torchvisions(size):
 
 
 @pytest.mark.parametrize("size", [(10, 1000), (1000, 10), (1, 1), (7, 1)], ids=str)
-def test_where_nothing_fits_the_middle_is_taken_as_torchvision_does(size):
+def test_the_center_is_cropped_if_nothing_fits_as_in_torchvision(size):
     torch.manual_seed(0)
     expected = Oracle.get_params(torch.empty(3, *size, device="meta"), [1.0, 1.0], ASPECT)
     assert resized_crop([0.5] * 22, *size, (1.0, 1.0), ASPECT) == tuple(expected)

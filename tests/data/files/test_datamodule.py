@@ -30,11 +30,6 @@ def folder(root, **options):
     return data
 
 
-def finished(data, loader):
-    """Do what Lightning's hooks do."""
-    return [data.on_after_batch_transfer(batch, 0) for batch in loader]
-
-
 def test_evaluation_is_exactly_torchvisions(image_root):
     data = folder(image_root)
     usual = v2.Compose(
@@ -47,7 +42,7 @@ def test_evaluation_is_exactly_torchvisions(image_root):
         ]
     )
     oracle = ImageFolder(image_root / "val", usual)
-    images, labels = map(torch.cat, zip(*finished(data, data.val_dataloader()), strict=True))
+    images, labels = map(torch.cat, zip(*data.val_dataloader(), strict=True))
     assert torch.allclose(images, torch.stack([image for image, _ in oracle]), atol=1e-5)
     assert labels.tolist() == [label for _, label in oracle]
     assert data.num_classes == 3
@@ -60,9 +55,9 @@ def test_a_batch_is_the_same_reached_or_jumped_to(image_root, workers):
     loader = whole.train_dataloader()
     list(loader)
     loader.sampler.set_epoch(1)
-    reached = finished(whole, loader)
+    reached = list(loader)
     data = folder(image_root, num_workers=workers, **AUGMENTED)
-    jumped = finished(data, data.train_dataloader(epoch=1, batch=3))
+    jumped = list(data.train_dataloader(epoch=1, batch=3))
     assert len(jumped) == len(reached) - 3 == 2
     for (x, y), (u, v) in zip(reached[3:], jumped, strict=True):
         assert torch.equal(x, u)
@@ -84,7 +79,7 @@ def test_sizes_grow_with_the_epochs(image_root):
     assert next(iter(data.val_dataloader())).images.shape[-1] == 32
 
 
-def test_bytes_are_handed_over(image_root):
+def test_workers_hand_over_bytes(image_root):
     batch = next(iter(folder(image_root).train_dataloader()))
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (5, 3, 32, 32)
@@ -138,9 +133,8 @@ def test_a_bad_file_does_not_change_how_its_batch_is_mixed(image_root, tmp_path,
 
     def shares():
         data = folder(image_root, on_error="skip", mixup=1.0, batch_size=24)
-        (batch,) = data.train_dataloader()
-        _, labels = data.on_after_batch_transfer(batch, 0)
-        # Mixed with one of its own class, a sample has a share of 1.
+        ((_, labels),) = data.train_dataloader()
+        # A sample mixed with one of the same class has a share of 1.
         return {round(float(share), 5) for share in labels.flatten()} - {0.0, 1.0}
 
     before = shares()
@@ -184,7 +178,7 @@ def test_image_folder_trains_and_skips_in_lightning(image_root, write_jpeg, tmp_
     assert len((tmp_path / "run" / "bad_files.txt").read_text().splitlines()) == 3
 
 
-# ImageNet in its three forms, on 3 classes of it.
+# ImageNet in three forms, with 3 of its classes.
 WNIDS = {"n01443537": 1, "n02110958": 254, "n09246464": 972}
 
 
@@ -230,13 +224,13 @@ def test_folders_and_tars_give_the_same_batches_reached_or_jumped_to(
     imagenet_folders, imagenet_tars, workers
 ):
     whole = imagenet(imagenet_folders)
-    reached = finished(whole, whole.train_dataloader(epoch=2))
+    reached = list(whole.train_dataloader(epoch=2))
     assert {int(label) for batch in whole.val_dataloader() for label in batch.labels} == {
         *WNIDS.values()
     }
     assert whole.num_classes == 1000
     data = imagenet(imagenet_tars, workers)
-    jumped = finished(data, data.train_dataloader(epoch=2, batch=1))
+    jumped = list(data.train_dataloader(epoch=2, batch=1))
     assert len(jumped) == len(reached) - 1 == 2
     for (x, y), (u, v) in zip(reached[1:], jumped, strict=True):
         assert torch.equal(x, u)

@@ -52,7 +52,7 @@ def whole(height, width):
 
 
 class Window:
-    """A window that notes what it is asked."""
+    """A window function that records its arguments."""
 
     def __init__(self, height, width):
         self.box, self.asked = (0, 0, height, width), []
@@ -108,8 +108,8 @@ def test_training_at_reduced_scale_stays_near_to_full_scale(monkeypatch):
     assert scales == {1, 2, 4, 8}
 
 
-def test_reduced_scale_moves_a_window_by_half_a_pixel_of_it_at_most():
-    # On a ramp the mean tells the place: 1 level for each 4 pixels.
+def test_reduced_scale_moves_a_window_by_at_most_half_a_pixel():
+    # On a ramp the mean gives the position: 1 level per 4 pixels.
     ramp = np.broadcast_to(np.arange(1024)[None, :, None] / 4, (1024, 1024, 3))
     content = encoded(Image.fromarray(ramp.astype(np.uint8)), quality=98)
     for left in range(100, 116):
@@ -118,7 +118,7 @@ def test_reduced_scale_moves_a_window_by_half_a_pixel_of_it_at_most():
 
 
 @pytest.mark.parametrize("size", [223, 224])
-def test_nothing_is_scaled_down_that_would_have_to_be_scaled_up_again(size, monkeypatch):
+def test_no_image_is_decoded_smaller_than_needed(size, monkeypatch):
     seen = []
     original = decode._resize
     monkeypatch.setattr(
@@ -135,7 +135,7 @@ def test_nothing_is_scaled_down_that_would_have_to_be_scaled_up_again(size, monk
 
 
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411", "Gray"])
-def test_the_rows_above_those_left_out_are_the_same_to_the_bit(subsampling):
+def test_the_decoded_rows_are_bit_identical(subsampling):
     image = np.array(picture(90, 83))
     if subsampling == "Gray":
         content = encoded(Image.fromarray(image).convert("L"))
@@ -147,14 +147,14 @@ def test_the_rows_above_those_left_out_are_the_same_to_the_bit(subsampling):
         assert np.array_equal(found, full[:bottom])
 
 
-def test_the_rows_below_the_window_are_left_out():
+def test_the_rows_below_the_window_are_not_decoded():
     assert decode._with_rows(JPEG, 16) is not None
     short = decode._with_rows(JPEG, 32)
     assert simplejpeg.decode_jpeg_header(bytes(short))[:2] == (32, 500)
     assert decode._with_rows(encoded(picture(), progressive=True), 16) is None
 
 
-# What cannot be read.
+# Unreadable files.
 
 everywhere = pytest.mark.parametrize(
     "window", [whole, lambda h, w: (0, 0, 20, 20), lambda h, w: (h - 9, w - 9, 9, 9)]
@@ -186,10 +186,10 @@ def test_the_end_of_a_thumbnail_is_not_taken_for_the_end_of_the_image(window):
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reason"),
     [
         (b"", "^empty file$"),
-        (b"hello, this is no image", r"^not an image \(it begins with b'hello, this '\)$"),
+        (b"hello, this is no image", r"^not an image \(it starts with b'hello, this '\)$"),
         (b"<html><body>404", "^not an image"),
         (JPEG[:200], "truncated JPEG"),
         (JPEG[:2], "truncated JPEG"),
@@ -202,15 +202,15 @@ def test_the_end_of_a_thumbnail_is_not_taken_for_the_end_of_the_image(window):
         (encoded(Image.new("F", (9, 9)), "TIFF"), "floating-point"),
     ],
 )
-def test_what_is_no_image_is_refused_with_the_reason(content, told):
-    with pytest.raises(BadImage, match=told):
+def test_non_images_are_refused_with_the_reason(content, reason):
+    with pytest.raises(BadImage, match=reason):
         train_image(content, 16, whole)
-    with pytest.raises(BadImage, match=told):
+    with pytest.raises(BadImage, match=reason):
         eval_image(content, 16, 16)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
-def test_of_damaged_bytes_there_is_an_image_or_a_reason(kind):
+def test_damaged_bytes_give_an_image_or_a_reason(kind):
     rng = np.random.default_rng(0)
     whole_file = encoded(picture(60, 50), kind)
     for trial in range(150):
@@ -235,11 +235,11 @@ def test_pillows_limit_against_bombs_holds_and_below_it_there_is_no_noise(kind, 
             read()
 
 
-# What can be read, in the colours and formats of the world.
+# Readable color spaces and formats.
 
 
 def close(content, expected, size=101):
-    """Whether training and evaluation see that PIL image, crops and rows left out included."""
+    """Return whether training and evaluation decode that PIL image, with crops and skipped rows."""
     for window in (whole(expected.height, expected.width), (3, 5, 70, 80), (90, 60, 79, 75)):
         found = train_image(content, size, lambda h, w, box=window: box)
         if (found.float() - torchvisions(expected, window, size)).abs().max() > 2:
@@ -252,12 +252,12 @@ def cmyk():
     return Image.fromarray(np.dstack([255 - rgb, rgb[..., :1] // 3]), "CMYK")
 
 
-def test_cmyk_jpegs_are_pillows_with_adobes_mark_or_without():
+def test_cmyk_jpegs_equal_pillows_with_and_without_adobes_marker():
     image = cmyk()
     adobe = encoded(image)
     at = adobe.index(b"\xff\xee\x00\x0eAdobe")
     plain = adobe[:at] + adobe[at + 16 :]
-    ycck = adobe[: at + 15] + b"\x02" + adobe[at + 16 :]  # the same numbers, another meaning
+    ycck = adobe[: at + 15] + b"\x02" + adobe[at + 16 :]  # the same numbers in another color space
     for content in (adobe, plain, ycck):
         assert close(content, pil_rgb(content))
     away = np.asarray(open_rgb(adobe)).astype(float) - np.asarray(image.convert("RGB"))
@@ -266,7 +266,7 @@ def test_cmyk_jpegs_are_pillows_with_adobes_mark_or_without():
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "RGB"])
-def test_pngs_of_each_kind_are_pillows(mode):
+def test_pngs_of_each_kind_equal_pillows(mode):
     image = picture(200, 170).convert("RGBA")
     image.putalpha(100)
     image = image.convert("RGB").quantize(64) if mode == "P" else image.convert(mode)
@@ -281,7 +281,7 @@ def test_a_palette_with_transparency_is_read_without_noise():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_of_16_bit_grey_the_upper_byte_is_taken(kind):
+def test_16_bit_gray_keeps_the_upper_byte(kind):
     grey = np.asarray(picture(200, 170).convert("L")).astype(np.uint16)
     wide = grey << 8 | 0x7F
     if kind == "PPM":
@@ -293,29 +293,29 @@ def test_of_16_bit_grey_the_upper_byte_is_taken(kind):
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "BMP", "GIF", "TIFF", "PPM"])
-def test_other_formats_are_pillows(kind):
+def test_other_formats_equal_pillows(kind):
     content = encoded(picture(200, 170), kind)
     assert close(content, pil_rgb(content))
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"keep_rgb": True}, {"quality": 100}])
-def test_jpegs_of_each_kind_are_pillows(options):
+def test_jpegs_of_each_kind_equal_pillows(options):
     content = encoded(picture(200, 170), **options)
     assert close(content, pil_rgb(content))
 
 
-def test_a_grey_jpeg_is_pillows():
+def test_a_gray_jpeg_equals_pillows():
     content = encoded(picture(200, 170).convert("L"))
     assert close(content, pil_rgb(content))
 
 
-def test_garbage_after_a_jpegs_end_does_no_harm():
+def test_garbage_after_a_jpegs_end_is_ignored():
     content = encoded(picture(200, 170))
     assert close(content + b"garbage" * 99, pil_rgb(content))
     assert close(content + b"\xff\xd9\xff\xd8" * 9, pil_rgb(content))
 
 
-def test_what_pillow_reads_with_a_few_wrong_bytes_is_read():
+def test_images_with_a_few_wrong_bytes_are_read_if_pillow_reads_them():
     content = encoded(picture(200, 170))
     middle = content.index(b"\xff\xda") + 5000
     content = content[:middle] + b"\xff\xd0" + content[middle + 2 :]
@@ -324,7 +324,7 @@ def test_what_pillow_reads_with_a_few_wrong_bytes_is_read():
     assert close(content, pil_rgb(content))
 
 
-def test_icc_profiles_and_comments_before_the_scan_do_no_harm():
+def test_icc_profiles_and_comments_before_the_scan_are_ignored():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     content = encoded(picture(200, 170), icc_profile=profile, comment=b"\xff\xda\xff\xc0" * 9)
     assert close(content, pil_rgb(content))
@@ -348,7 +348,7 @@ def test_a_jpeg_smaller_than_a_block_is_read_at_full_scale(side):
     assert away.max() <= 2
 
 
-def test_of_several_frames_the_first_is_read():
+def test_the_first_of_several_frames_is_read():
     frames = [picture(200, 170, seed).quantize(64) for seed in range(3)]
     for kind in ("GIF", "WEBP", "PNG"):
         options = {} if kind == "GIF" else {"lossless": True}
@@ -398,7 +398,7 @@ def test_orientation_is_ignored_as_torchvision_does_unless_asked(kind):
     assert close(content, pil_rgb(content))
 
 
-def test_damaged_exif_data_and_orientations_that_do_not_exist_turn_nothing():
+def test_damaged_exif_data_and_invalid_orientations_are_ignored():
     for content in (
         oriented(9),
         oriented(0),
@@ -417,7 +417,7 @@ def test_damaged_exif_data_and_orientations_that_do_not_exist_turn_nothing():
     ("width", "height"), [(500, 375), (375, 501), (33, 470), (256, 256), (100, 90), (2000, 11)]
 )
 @pytest.mark.parametrize(("resize", "crop"), [(256, 224), (65, 64), (64, 64), (33, 8)])
-def test_evaluation_is_torchvisions_bit_by_bit(width, height, resize, crop, mode):
+def test_evaluation_equals_torchvision_bit_for_bit(width, height, resize, crop, mode):
     content = encoded(picture(width, height))
     oracle = v2.Compose(
         [
@@ -429,7 +429,7 @@ def test_evaluation_is_torchvisions_bit_by_bit(width, height, resize, crop, mode
     found = eval_image(content, resize, crop, interpolation=mode)
     assert torch.equal(found, oracle(pil_rgb(content)))
     assert found.permute(1, 2, 0).is_contiguous()
-    found += 1  # its memory is its own
+    found += 1  # it does not share memory
 
 
 # Arguments.
@@ -447,5 +447,5 @@ def test_wrong_arguments_are_named():
 @pytest.mark.parametrize("box", [(0, 0, 376, 1), (-1, 0, 5, 5), (0, 490, 9, 11), (0, 0, 0, 5)])
 def test_a_window_outside_the_image_is_refused(box):
     for content in (JPEG, encoded(picture(), "PNG")):
-        with pytest.raises(ValueError, match="`window` must lie in the image; of 375x500 pixels"):
+        with pytest.raises(ValueError, match="`window` must be inside the image of 375x500 pixels"):
             train_image(content, 8, lambda h, w: box)

@@ -86,7 +86,7 @@ def python2(value):
 
 
 def batches(name):
-    """Return file: (rows (N, 3072), labels by their kind), the five of CIFAR-10 of any size."""
+    """Return {file: (rows (N, 3072), labels by kind)}."""
     files = [f"data_batch_{i}" for i in range(1, 6)] if name == "cifar10" else ["train"]
     generator = np.random.default_rng(len(files))
     made = {}
@@ -102,7 +102,7 @@ def batches(name):
 
 
 def official(name, form):
-    """Return file: content, in the official format."""
+    """Return {file: content} in the official format."""
     files = {}
     for file, (rows, labels) in batches(name).items():
         if form == "binary":
@@ -135,7 +135,7 @@ def unpacked(root, name, form, files=None):
 
 
 def packed(root, name, form, files=None, prefix=""):
-    """Write an archive as it came: the folder first, the batches in no order."""
+    """Write an archive like the official one: the folder first, the batches unsorted."""
     path = root / f"{name.replace('cifar', 'cifar-')}-{form}.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         folder = tarfile.TarInfo(prefix + FOLDERS[name, form])
@@ -179,7 +179,7 @@ def assert_holds(splits, name):
         ("cifar100", "meta", torchvision.datasets.CIFAR100),
     ],
 )
-def test_our_names_in_python_2s_pickle_are_the_official_file_to_the_byte(name, file, oracle):
+def test_class_names_pickled_by_python_2_equal_the_official_file(name, file, oracle):
     content = official(name, "python")[file]
     assert hashlib.md5(content).hexdigest() == oracle.meta["md5"]
 
@@ -187,7 +187,7 @@ def test_our_names_in_python_2s_pickle_are_the_official_file_to_the_byte(name, f
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("place", ["folder", "itself", "archive", "./archive"])
-def test_each_official_form_holds_what_was_put_in(tmp_path, trust, name, form, place):
+def test_each_official_form_is_read_back(tmp_path, trust, name, form, place):
     if "archive" in place:
         trust(packed(tmp_path, name, form, prefix=place.removesuffix("archive")))
         root = tmp_path
@@ -242,13 +242,15 @@ def test_a_pickle_runs_nothing(tmp_path, protocol, file):
     touched = tmp_path / "touched"
     content = pickle.dumps({"data": Evil(os.system, (f"touch {touched}",))}, protocol)
     pickle.loads(content)
-    assert touched.exists()  # so it would have
+    assert touched.exists()  # the pickle does run code
     touched.unlink()
     folder = unpacked(tmp_path, "cifar100", "python")
     (folder / file).write_bytes(content)
-    with pytest.raises(ValueError, match=r"asks for (posix|nt)\.system, which was not run") as told:
+    with pytest.raises(
+        ValueError, match=r"refers to (posix|nt)\.system, which was not run"
+    ) as caught:
         read_cifar(tmp_path, "cifar100", _NAMES["cifar100"])
-    assert str(folder / file) in str(told.value)
+    assert str(folder / file) in str(caught.value)
     assert not touched.exists()
 
 
@@ -256,9 +258,9 @@ def test_a_pickle_in_an_archive_runs_nothing(tmp_path, trust):
     files = official("cifar100", "python")
     files["test"] = pickle.dumps(Evil(os.system, (f"touch {tmp_path / 'touched'}",)))
     path = trust(packed(tmp_path, "cifar100", "python", files))
-    with pytest.raises(ValueError, match="system, which was not run") as told:
+    with pytest.raises(ValueError, match="system, which was not run") as caught:
         read_cifar(tmp_path, "cifar100", _NAMES["cifar100"])
-    assert f"test in {path}" in str(told.value)
+    assert f"test in {path}" in str(caught.value)
     assert not (tmp_path / "touched").exists()
 
 
@@ -270,7 +272,7 @@ def test_a_pickle_in_an_archive_runs_nothing(tmp_path, trust):
         (b"cnumpy\nload\n(S'x'\ntR.", r"numpy\.load"),
         (b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93.", r"numpy\.dtype\.__init__"),
         (b"c_codecs\ndecode\n.", r"_codecs\.decode"),
-        # The names that are admitted, put to another use.
+        # Admitted names in another use.
         (b"c_codecs\nencode\n(S'x'\nS'zlib'\ntR.", "cannot be read"),
         (b"cnumpy\nndarray\n(K\x09tR.", "cannot be read"),
         (b"cnumpy\ndtype\n}S'name'\nS'u1'\nsb.", "cannot be read"),
@@ -300,10 +302,10 @@ def entries(**changed):
         (official("cifar100", "python")["train"][:-100], "its pickle cannot be read"),
         (b"", "its pickle cannot be read"),
         (b"<html>not found</html>", "its pickle cannot be read"),
-        (pickle.dumps([1]), "holds no dict but a list"),
+        (pickle.dumps([1]), "contains a list, not a dict"),
         (entries(data=None), "no 'data', only fine_labels, coarse_labels"),
         (entries(coarse_labels=None), "no 'coarse_labels', only data, fine_labels"),
-        (entries(data=[1]), "'data' are no array"),
+        (entries(data=[1]), "'data' is not an array"),
         (entries(data=np.zeros((2, 3072))), "an array of 'f8', not of bytes"),
         (entries(data=np.zeros((2, 3071), np.uint8)), r"shape \(2, 3071\), not \(N, 3072\)"),
         (entries(data=np.zeros(6144, np.uint8)), r"shape \(6144,\), not \(N, 3072\)"),
@@ -312,8 +314,8 @@ def entries(**changed):
             "1 images, but 2 coarse labels|1 images, but",
         ),
         (entries(fine_labels=[1]), "2 images, but 1 fine labels"),
-        (entries(fine_labels="ab"), "fine labels are no list of whole numbers"),
-        (entries(fine_labels=[1, None]), "fine labels are no list of whole numbers"),
+        (entries(fine_labels="ab"), "fine labels are not a list of whole numbers"),
+        (entries(fine_labels=[1, None]), "fine labels are not a list of whole numbers"),
         (entries(fine_labels=[0, 100]), "a fine label of 100, not 0 to 99"),
         (
             entries(coarse_labels=[2**70, 1]),
@@ -325,19 +327,19 @@ def entries(**changed):
 def test_a_damaged_pickle_is_named_with_what_is_wrong(tmp_path, content, what):
     folder = unpacked(tmp_path, "cifar100", "python")
     (folder / "train").write_bytes(content)
-    with pytest.raises(ValueError, match=what) as told:
+    with pytest.raises(ValueError, match=what) as caught:
         read_cifar(tmp_path, "cifar100", _NAMES["cifar100"])
     for word in (str(folder / "train"), "data.download=true", "copy an intact one"):
-        assert word in str(told.value)
+        assert word in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [
-        ("cifar10", bytes(2 * 3073 - 1), "6145 bytes are no whole number of 3073-byte rows"),
+        ("cifar10", bytes(2 * 3073 - 1), "6145 bytes are not a multiple of 3073-byte rows"),
         ("cifar10", b"\x0a" + bytes(3072), "a fine label of 10, not 0 to 9"),
         ("cifar10", b"", r"shape \(0, 3072\)"),
-        ("cifar100", bytes(3074 + 5), "3079 bytes are no whole number of 3074-byte rows"),
+        ("cifar100", bytes(3074 + 5), "3079 bytes are not a multiple of 3074-byte rows"),
         ("cifar100", b"\x14" + bytes(3073), "a coarse label of 20, not 0 to 19"),
         ("cifar100", b"\x00\x64" + bytes(3072), "a fine label of 100, not 0 to 99"),
     ],
@@ -346,9 +348,9 @@ def test_a_damaged_binary_file_is_named_with_what_is_wrong(tmp_path, name, conte
     folder = unpacked(tmp_path, name, "binary")
     path = folder / ("test_batch.bin" if name == "cifar10" else "test.bin")
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=what) as told:
+    with pytest.raises(ValueError, match=what) as caught:
         read_cifar(tmp_path, name, _NAMES[name])
-    assert str(path) in str(told.value)
+    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -372,12 +374,12 @@ def test_a_damaged_binary_file_is_named_with_what_is_wrong(tmp_path, name, conte
 def test_other_class_names_are_refused(tmp_path, name, form, file, content, what):
     folder = unpacked(tmp_path, name, form)
     (folder / file).write_bytes(content)
-    with pytest.raises(ValueError, match=what) as told:
+    with pytest.raises(ValueError, match=what) as caught:
         read_cifar(tmp_path, name, _NAMES[name])
-    assert str(folder / file) in str(told.value)
+    assert str(folder / file) in str(caught.value)
 
 
-def test_the_names_may_lack_and_trees_be_short(tmp_path):
+def test_class_names_may_be_missing_and_maple_tree_may_be_maple(tmp_path):
     (unpacked(tmp_path / "a", "cifar10", "python") / "batches.meta").unlink()
     assert_holds(read_cifar(tmp_path / "a", "cifar10", _NAMES["cifar10"]), "cifar10")
     names = unpacked(tmp_path / "b", "cifar100", "binary") / "fine_label_names.txt"
@@ -406,25 +408,25 @@ def test_folders_come_before_archives_and_pickles_before_binary(tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 def test_an_archive_of_another_checksum_is_refused_with_both(tmp_path, name, form):
     path = packed(tmp_path, name, form)
-    with pytest.raises(ValueError, match="its md5 is") as told:
+    with pytest.raises(ValueError, match="its md5 is") as caught:
         read_cifar(tmp_path, name, _NAMES[name])
     found = hashlib.md5(path.read_bytes()).hexdigest()
     for word in (str(path), found, f"expected {cifar_files.MD5[path.name]}", "Delete it"):
-        assert word in str(told.value)
+        assert word in str(caught.value)
 
 
 def test_an_archive_without_a_batch_is_refused(tmp_path, trust):
     files = official("cifar10", "binary")
     del files["data_batch_2.bin"], files["test_batch.bin"]
     path = trust(packed(tmp_path, "cifar10", "binary", files))
-    with pytest.raises(ValueError, match=r"it lacks data_batch_2\.bin, test_batch\.bin") as told:
+    with pytest.raises(ValueError, match=r"data_batch_2\.bin, test_batch\.bin missing") as caught:
         read_cifar(tmp_path, "cifar10", _NAMES["cifar10"])
-    assert str(path) in str(told.value)
+    assert str(path) in str(caught.value)
 
 
-def test_what_is_missing_is_named_with_both_ways_out(tmp_path, monkeypatch):
+def test_missing_files_are_named_with_both_ways_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError) as told:
+    with pytest.raises(FileNotFoundError) as caught:
         read_cifar(Path("data"), "cifar10", _NAMES["cifar10"])
     for word in (
         str(tmp_path / "data"),
@@ -435,10 +437,10 @@ def test_what_is_missing_is_named_with_both_ways_out(tmp_path, monkeypatch):
         "data.root",
         "data.download=true",
     ):
-        assert word in str(told.value)
+        assert word in str(caught.value)
 
 
-def test_a_folder_that_is_not_whole_is_named_with_what_lacks(tmp_path):
+def test_an_incomplete_folder_is_named_with_its_missing_files(tmp_path):
     folder = unpacked(tmp_path, "cifar10", "python")
     (folder / "data_batch_3").unlink()
     for root in (tmp_path, folder):
@@ -448,7 +450,7 @@ def test_a_folder_that_is_not_whole_is_named_with_what_lacks(tmp_path):
 
 @pytest.fixture
 def site(monkeypatch):
-    """Serve ``answers``, one a request: (status, bytes promised, content)."""
+    """Serve ``answers``, one per request: (status, bytes promised, content)."""
     answers, asked = [], []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -487,7 +489,7 @@ def test_a_download_is_the_whole_archive(tmp_path, trust, site, name, promise, c
     assert asked == [f"/kriz/{path.name}"]
     assert [file.name for file in root.iterdir()] == [path.name]
     assert_holds(read_cifar(root, name, _NAMES[name]), name)
-    assert capfd.readouterr() == ("", "")  # no bar where there is no terminal
+    assert capfd.readouterr() == ("", "")  # no bar without a terminal
 
 
 def test_a_download_that_fails_leaves_nothing_and_the_next_one_succeeds(tmp_path, trust, site):
@@ -501,11 +503,11 @@ def test_a_download_that_fails_leaves_nothing_and_the_next_one_succeeds(tmp_path
         ((404, 4, b"gone"), FileNotFoundError, "404"),
     ]:
         answers.append(answer)
-        with pytest.raises(kind, match=what) as told:
+        with pytest.raises(kind, match=what) as caught:
             download_cifar(root, "cifar10")
         md5 = cifar_files.MD5[path.name]
         for word in (str(root), f"Put {path.name} (md5 {md5}) there by hand"):
-            assert word in str(told.value)
+            assert word in str(caught.value)
         assert list(root.iterdir()) == []
         assert find_cifar(root, "cifar10") is None
     answers.append((200, len(content), content))
@@ -535,7 +537,7 @@ def test_no_network_and_no_folder_are_one_message(tmp_path, monkeypatch):
         download_cifar(tmp_path / "file", "cifar10")
 
 
-def test_on_a_terminal_there_is_a_bar(tmp_path, trust, site, monkeypatch):
+def test_a_terminal_shows_a_bar(tmp_path, trust, site, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True

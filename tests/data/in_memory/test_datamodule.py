@@ -1,11 +1,19 @@
 import itertools
+from typing import get_type_hints
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 
-from se_lightning import DigitsDataModule, FakeDataModule, SEResNetModule
+from se_lightning import (
+    CIFARDataModule,
+    DigitsDataModule,
+    FakeDataModule,
+    MNISTDataModule,
+    SEResNetModule,
+)
+from se_lightning.data.in_memory.datamodule import InMemoryOptions
 
 
 def batches(workers, epoch):
@@ -39,7 +47,7 @@ def test_augmentation_is_for_training_only():
     assert torch.equal(once, twice)
 
 
-def test_a_subclass_must_say_where_its_images_come_from():
+def test_a_subclass_must_define_load():
     from se_lightning.data.in_memory.datamodule import InMemoryDataModule
 
     data = InMemoryDataModule(
@@ -47,6 +55,25 @@ def test_a_subclass_must_say_where_its_images_come_from():
     )
     with pytest.raises(TypeError, match="must define `load`"):
         data.setup()
+
+
+@pytest.mark.parametrize(
+    ("kind", "defaults"),
+    [
+        (DigitsDataModule, (64, 256, 4, False)),
+        (MNISTDataModule, (128, 512, 2, False)),
+        (CIFARDataModule, (128, 512, 4, True)),
+        (FakeDataModule, (8, 8, 0, False)),
+    ],
+)
+def test_every_option_is_a_hyper_parameter_and_has_the_default_of_its_class(kind, defaults):
+    saved = kind().hparams
+    assert set(get_type_hints(InMemoryOptions)) <= set(saved)
+    names = ("batch_size", "eval_batch_size", "crop_padding", "flip")
+    assert tuple(saved[name] for name in names) == defaults
+    assert kind(**{**saved, "batch_size": 3}).hparams == {**saved, "batch_size": 3}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'crop'"):
+        kind(crop=4)
 
 
 EVERYTHING = {
@@ -94,11 +121,11 @@ def test_two_epochs_and_two_copies_of_a_sample_are_augmented_differently():
     dataset = data.dataset("train", augmented=True)
     seen = [dataset[epoch, np.arange(40) + 40 * copy][0] for epoch in (0, 1) for copy in (0, 1)]
     for one, other in itertools.combinations(seen, 2):
-        # Of 9 * 9 offsets, flipped or not, a few agree by chance.
+        # A few of the 9 * 9 offsets and flips agree by chance.
         assert (one == other).flatten(1).all(1).sum() < 4
 
 
-def test_wrong_repeats_are_refused_by_name():
+def test_invalid_repeats_are_refused_by_name():
     with pytest.raises(ValueError, match=r"`repeats` \(=0\)"):
         DigitsDataModule(repeats=0)
 

@@ -18,11 +18,11 @@ def test_a_file_written_by_hand(tmp_path, pack):
     ("content", "what"),
     [
         (HEADER + bytes(5), "truncated: 5 bytes for a shape of"),
-        (HEADER + bytes(7), "longer than it says: 7 bytes"),
+        (HEADER + bytes(7), "too long: 7 bytes"),
         (HEADER[:9], "truncated in its header"),
-        (b"", "no IDX file"),
-        (b"<html>not found</html>", "no IDX file of 2-dimensional bytes"),
-        (bytes([0, 0, 8, 1]) + bytes(4), "no IDX file of 2-dimensional bytes"),
+        (b"", "not an IDX file"),
+        (b"<html>not found</html>", "not an IDX file of 2-dimensional bytes"),
+        (bytes([0, 0, 8, 1]) + bytes(4), "not an IDX file of 2-dimensional bytes"),
         (gzip.compress(HEADER + bytes(6), mtime=0)[:-9], r"truncated or damaged \(gzip\)"),
         (
             gzip.compress(HEADER + bytes(6), mtime=0)[:10] + b"nonsense",
@@ -33,10 +33,10 @@ def test_a_file_written_by_hand(tmp_path, pack):
 def test_a_broken_file_is_named_with_its_folder_and_both_ways_out(tmp_path, content, what):
     path = tmp_path / "train-labels"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=what) as told:
+    with pytest.raises(ValueError, match=what) as caught:
         read_idx(path, 2)
     for word in ("train-labels", str(tmp_path), "data.download=true", "copy an intact one"):
-        assert word in str(told.value)
+        assert word in str(caught.value)
 
 
 def test_the_largest_header_does_not_allocate(tmp_path):

@@ -17,14 +17,14 @@ def images(n, channels=3):
 @pytest.mark.parametrize("kind", range(4), ids=["brightness", "contrast", "saturation", "hue"])
 def test_a_change_equals_torchvisions_of_each_image(kind):
     before = images(30)
-    before[0] = 0.5  # grey: no hue
+    before[0] = 0.5  # gray, without a hue
     factors = torch.linspace(-0.5, 0.5, 30) if kind == 3 else torch.linspace(0, 2, 30)
     found = _CHANGES[kind](before, factors)
     for image, factor, result in zip(before, factors, found, strict=True):
         assert torch.allclose(result, ADJUST[kind](image, float(factor)), atol=1e-5)
 
 
-def test_factors_are_distributed_as_torchvisions_and_of_each_images_own():
+def test_factors_are_distributed_as_torchvisions_and_differ_between_images():
     size = 3000
     grey = torch.full((size, 3, 2, 2), 0.4)
     ours = ColorJitter([0.4, 0, 0, 0], seed=0)(grey.clone(), 0, np.arange(size))[:, 0, 0, 0] / 0.4
@@ -35,7 +35,7 @@ def test_factors_are_distributed_as_torchvisions_and_of_each_images_own():
     assert len(torch.unique(ours)) > size * 0.99
 
 
-def test_the_order_of_the_changes_is_each_images_own():
+def test_the_order_of_the_changes_differs_between_images():
     """Brightness and contrast do not commute: the results of both orders occur."""
     jitter = ColorJitter([0.5, 0.5, 0, 0], seed=0)
     before, keys = images(1).expand(60, 3, 7, 6), np.arange(60)
@@ -52,7 +52,7 @@ def test_the_order_of_the_changes_is_each_images_own():
     assert 15 < second.sum() < 45
 
 
-def test_grey_images_keep_to_brightness_and_contrast():
+def test_gray_images_change_in_brightness_and_contrast_only():
     found = ColorJitter([0.5, 0.5, 0.5, 0.2], seed=0)(images(5, 1), 0, np.arange(5))
     assert torch.allclose(
         found, ColorJitter([0.5, 0.5, 0, 0], seed=0)(images(5, 1), 0, np.arange(5))

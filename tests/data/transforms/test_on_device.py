@@ -8,7 +8,7 @@ from se_lightning.data.transforms.on_device import Erasing, Finish, Mixing
 
 
 def holes(images):
-    """Return top, left, height and width of the box of zeros, of each image that has one."""
+    """Return top, left, height and width of the box of zeros in each image that has one."""
     found = []
     for image in images:
         rows, columns = (image[0] == 0).nonzero(as_tuple=True)
@@ -33,7 +33,7 @@ def test_erased_boxes_are_distributed_as_torchvisions():
     for measure in (
         lambda box: box[:, 2] * box[:, 3],  # area
         lambda box: np.log(box[:, 2] / box[:, 3]),  # aspect ratio
-        lambda box: box[:, 0] / (33 - box[:, 2]),  # top and left, of what is free
+        lambda box: box[:, 0] / (33 - box[:, 2]),  # top and left, as fractions of the free range
         lambda box: box[:, 1] / (41 - box[:, 3]),
     ):
         assert stats.ks_2samp(measure(ours), measure(theirs)).pvalue > 0.001
@@ -47,7 +47,7 @@ def test_cutout_is_a_square_around_any_pixel():
     )
     boxes = holes(found)
     assert len(boxes) == size
-    # The centre is uniform on 16 rows: the top edge is 0 for rows 0 to 4, else row - 4.
+    # The center is uniform on 16 rows: the top edge is 0 for rows 0 to 4, else row - 4.
     shares = np.bincount(boxes[:, 0], minlength=12) / size
     expected = np.array([5] + 11 * [1]) / 16
     assert np.abs(shares - expected).max() < 0.04
@@ -75,7 +75,7 @@ def test_the_mixtures_lambda_is_beta_distributed_and_torchs_generator_stays():
     assert stats.kstest(shares, stats.beta(0.4, 0.4).cdf).pvalue > 0.001
 
 
-def test_with_both_a_coin_decides():
+def test_with_both_each_batch_gets_one_at_random():
     images = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 8, 8).clone()
     mixing = Mixing(mixup=1.0, cutmix=1.0, seed=0)
     whole = [
@@ -85,7 +85,7 @@ def test_with_both_a_coin_decides():
     assert 60 < sum(whole) < 140  # cutmix leaves pixels as they are
 
 
-def test_without_options_it_is_torchvisions_normalize():
+def test_without_options_it_equals_torchvisions_normalize():
     images = torch.randint(0, 256, (4, 3, 5, 5), dtype=torch.uint8)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     found, labels = Finish(mean, std)(images, torch.arange(4), 0, np.arange(4))

@@ -30,7 +30,7 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_sample_gets_the_same_in_whatever_batch(name, channels):
+def test_the_augmentation_of_a_sample_does_not_depend_on_its_batch(name, channels):
     transform = TRANSFORMS[name]
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (30, channels, 8, 8), dtype=torch.uint8, generator=generator)
@@ -41,7 +41,7 @@ def test_a_sample_gets_the_same_in_whatever_batch(name, channels):
     assert not torch.equal(transform(images, 5, np.arange(30)), whole)
 
 
-def test_torchs_own_generator_is_left_as_it_was():
+def test_torchs_generator_is_restored():
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -57,7 +57,7 @@ def landing(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def test_crops_and_flips_are_distributed_as_torchvisions():
     size = 20_000
     marker = torch.zeros(1, 9, 9, dtype=torch.uint8)
-    marker[:, 4, 3] = 1  # off the middle: where it lands tells offset and flip
+    marker[:, 4, 3] = 1  # off-center, so that its position shows offset and flip
     pipeline = v2.Compose([v2.RandomCrop(9, padding=2), v2.RandomHorizontalFlip()])
     torch.manual_seed(0)
     theirs = landing(torch.stack([pipeline(marker) for _ in range(size // 4)]))
@@ -67,14 +67,14 @@ def test_crops_and_flips_are_distributed_as_torchvisions():
         assert len(found) == size
         shares, expected = (torch.bincount(x, minlength=9) / len(x) for x in (found, oracle))
         assert (shares - expected).abs().max() < 0.03  # 5 standard deviations of the difference
-    # Worked by hand: mirrored or not, each of 5 offsets: column 3 + o or 5 + o for o in -2 to 2.
+    # By hand: mirrored or not, each of 5 offsets: column 3 + o or 5 + o for o in -2 to 2.
     expected = torch.tensor([0, 0.1, 0.1, 0.2, 0.2, 0.2, 0.1, 0.1, 0])
     assert (torch.bincount(ours[1], minlength=9) / size - expected).abs().max() < 0.015
     together = torch.corrcoef(torch.stack([ours[0].float(), ours[1].float()]))[0, 1]
     assert together.abs() < 0.04
 
 
-def test_pixel_jitter_is_uniform_and_each_pixels_own():
+def test_pixel_jitter_is_uniform_and_independent_between_pixels():
     grey = torch.full((40, 3, 32, 32), 128, dtype=torch.uint8)
     change = SampleTransforms(seed=0, pixel_jitter=20)(grey, 0, np.arange(40)).int() - 128
     counts = torch.bincount(change.flatten() + 20, minlength=41)
@@ -82,11 +82,11 @@ def test_pixel_jitter_is_uniform_and_each_pixels_own():
     assert (counts / change.numel() - 1 / 41).abs().max() < 0.003
     assert len(torch.unique(change[0])) == 41
     white = SampleTransforms(seed=0, pixel_jitter=20)(grey + 127, 0, np.arange(40))
-    assert white.min() >= 235  # held at 255, not wrapped around
+    assert white.min() >= 235  # clamped at 255, not wrapped around
 
 
 def test_rotation_is_uniform_to_either_side():
-    # A line from the centre to the right: where it ends tells the angle.
+    # The end of a line from the center to the right shows the angle.
     image = torch.zeros(1, 101, 101, dtype=torch.uint8)
     image[:, 50, 50:] = 255
     turned = SampleTransforms(seed=0, rotation=10)(
@@ -100,7 +100,7 @@ def test_rotation_is_uniform_to_either_side():
     assert abs(angles.std() - 20 / 12**0.5) < 0.6
 
 
-def test_nothing_to_do_is_nothing_done():
+def test_complete_shards_are_left_alone():
     images = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
     assert CropFlip(padding=0, flip=False, seed=0)(images, 0, np.arange(3)) is images
     assert SampleTransforms(seed=0)(images, 0, np.arange(3)) is images
@@ -127,6 +127,6 @@ def test_a_wrong_option_is_refused_by_name(options):
         SampleTransforms(seed=0, **options)
 
 
-def test_two_policies_exclude_each_other():
+def test_rand_augment_and_trivial_augment_exclude_each_other():
     with pytest.raises(ValueError, match="exclude each other"):
         SampleTransforms(seed=0, rand_augment=9, trivial_augment=True)

@@ -21,7 +21,7 @@ def test_numbers_are_uniform_and_independent():
 
 
 @pytest.mark.parametrize("key", [0, 1, 12_345_678_901])
-def test_a_sample_has_its_numbers_in_whatever_batch(key):
+def test_the_numbers_of_a_sample_do_not_depend_on_its_batch(key):
     alone = uniform(1, 2, np.array([key]), "crop", 3)
     among = uniform(1, 2, np.array([7, key, 9]), "crop", 3)
     assert np.array_equal(alone[0], among[1])

@@ -1,4 +1,4 @@
-"""Where image files come from: folders, tar archives, shards; each by a cached index."""
+"""Sources of image files: folders, tar archives and shards, each with a cached index."""
 
 from se_lightning.data.files.sources.image_folder import folder_sources
 from se_lightning.data.files.sources.imagenet import imagenet_class_names, imagenet_sources

@@ -1,4 +1,4 @@
-"""Folders of images: a folder a class, as torchvision's ImageFolder has it."""
+"""Image folders with one folder per class, as torchvision's ImageFolder reads them."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ __all__ = ["class_folders", "found_in", "is_image", "list_folder"]
 
 
 def is_image(name: str) -> bool:
-    """Tell by its name, as torchvision does, whether a file is an image.
+    """Return whether a file is an image, by its extension, as torchvision does.
 
     Example:
         >>> is_image("n01440764_18.JPEG"), is_image("notes.txt")
@@ -37,7 +37,7 @@ def list_folder(folder: str | Path) -> tuple[list[str], list[str]]:
 
 
 def found_in(folder: Path) -> str:
-    """Say what is in a folder, for a message: its first few entries."""
+    """Return the first few entries of a folder, for a message."""
     folders, files = list_folder(folder)
     entries = [f"{name}/" for name in folders] + files
     rest = f" and {len(entries) - 5} more" if len(entries) > 5 else ""
@@ -45,12 +45,12 @@ def found_in(folder: Path) -> str:
 
 
 def class_folders(root: Path) -> tuple[FolderSource, tuple[str, ...]]:
-    """Index a folder of class folders, ``root/<class>/**/<image>``; return it and the classes.
+    """Index ``root/<class>/**/<image>``; return the source and the class names.
 
     Classes, files and their order are those of ``torchvision.datasets.ImageFolder(root)``.
 
     Raises:
-        ValueError: if there are no class folders, or one of them has no image.
+        ValueError: If there are no class folders, or one of them has no image.
     """
     index = cached_index(root, "folder", partial(_scan, root))
     source = FolderSource(root, Strings.of(index, "names"), index["labels"])
@@ -74,13 +74,13 @@ def _scan(root: Path) -> tuple[Arrays, Stamps]:
     packed = Strings.pack(names())
     if not classes:
         raise ValueError(
-            f"{root} has no class folders, as in {root}/<class>/1.jpg. It has: {found_in(root)}."
+            f"{root} has no class folders such as {root}/<class>/1.jpg. It has: {found_in(root)}."
         )
     empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty:
         raise ValueError(
-            f"{len(empty)} class folder(s) of {root} without an image: {', '.join(empty[:5])}. "
-            "Put images there, or remove the folder."
+            f"{len(empty)} class folder(s) in {root} have no image: {', '.join(empty[:5])}. Add "
+            "images, or remove the folder."
         )
     index = {**packed.arrays("names"), **Strings.pack(classes).arrays("classes")}
     index["labels"] = np.repeat(np.arange(len(classes)), counts)
@@ -88,7 +88,7 @@ def _scan(root: Path) -> tuple[Arrays, Stamps]:
 
 
 def _images_below(root: str, top: str, stamps: Stamps) -> list[str]:
-    """List the images in a folder of ``root``'s and in those below, in ImageFolder's order."""
+    """Return the images in ``root/top`` and its subfolders, in ImageFolder's order."""
     found, pending = {}, [top]
     while pending:
         folder = pending.pop()

@@ -1,4 +1,4 @@
-"""Anybody's images: a folder a class, already in splits or cut into them here; or shards."""
+"""Image folders with one folder per class, in splits or to be split; or shards."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,29 +17,29 @@ def folder_sources(
 ) -> tuple[dict[str, Source], tuple[str, ...]]:
     """Find the images of a folder; return its "train", "val" and "test", and the class names.
 
-    It holds shards, or ``root/train/<class>/*``, ``root/val/<class>/*`` and perhaps
-    ``root/test/<class>/*``, or ``root/<class>/*``, which is cut here, class by class. Where
-    there is no test set, it is the validation set.
+    The folder contains shards; or ``root/train/<class>/*``, ``root/val/<class>/*`` and optionally
+    ``root/test/<class>/*``; or ``root/<class>/*``, which is split here, class by class. Without a
+    test set, the validation set is used.
 
     Args:
-        root: the folder.
-        val_fraction: fraction of each class to validate on, where the cut is made here.
-        test_fraction: fraction of each class to test on, where the cut is made here.
-        split_seed: of that cut, the only thing that it depends on.
+        root: The folder.
+        val_fraction: Fraction of each class for validation, if split here.
+        test_fraction: Fraction of each class for the test, if split here.
+        split_seed: Seed of that split.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it has none of these layouts, or the fractions leave a split without images.
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it has another layout, or the fractions leave a split without images.
     """
     if not root.is_dir():
         raise FileNotFoundError(
-            f"{root.absolute()} is no folder. Put the images there, {root.name}/<class>/1.jpg "
-            "..., or set data.root to where they are."
+            f"{root.absolute()} is not a folder. Put the images there, as "
+            f"{root.name}/<class>/1.jpg, or set data.root to their folder."
         )
     if has_shards(root):
         sources, classes = shard_sources(root)
         if missing := [split for split in ("train", "val") if split not in sources]:
-            raise ValueError(f"{root} has shards, but none of {missing[0]}: {missing[0]}-*.tar.")
+            raise ValueError(f"{root} has shards, but no {missing[0]}-*.tar.")
     else:
         folders, _ = list_folder(root)
         if {"train", "val"} <= set(folders):
@@ -47,8 +47,8 @@ def folder_sources(
             sources, classes = _in_splits(root, splits)
         elif "train" in folders and list_folder(root / "train")[0]:
             raise ValueError(
-                f"{root} has train/ with folders in it, but no val/. It has: {found_in(root)}. Put "
-                "the classes into root/train and root/val (and root/test), or all into root."
+                f"{root} has train/ with folders, but no val/. It has: {found_in(root)}. Put the "
+                "classes into root/train and root/val (and root/test), or all into root."
             )
         else:
             sources, classes = _cut(root, val_fraction, test_fraction, split_seed)
@@ -75,14 +75,14 @@ def _cut(
 ) -> tuple[dict[str, Source], tuple[str, ...]]:
     if not (val_fraction > 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
         raise ValueError(
-            f"`val_fraction` (={val_fraction}) must be more than 0, `test_fraction` "
-            f"(={test_fraction}) at least 0, and together they must leave some for training."
+            f"`val_fraction` (={val_fraction}) must be above 0, `test_fraction` "
+            f"(={test_fraction}) at least 0, and their sum below 1."
         )
     source, classes = class_folders(root)
     parts: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
-    ends = np.cumsum(np.bincount(source.labels))  # the images of a class are in a row
+    ends = np.cumsum(np.bincount(source.labels))  # images are sorted by class
     for label, images in enumerate(np.split(np.arange(len(source)), ends[:-1])):
-        # A generator a class: one that grows does not deal the others anew.
+        # One generator per class: more images in one class do not change the split of others.
         order = np.random.default_rng((split_seed, label)).permutation(images)
         val = max(1, round(val_fraction * len(images)))
         test = max(1, round(test_fraction * len(images))) if test_fraction else 0

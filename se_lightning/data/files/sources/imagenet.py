@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012) as people have it: unpacked, in its original tars, in shards."""
+"""ImageNet (ILSVRC 2012): unpacked, as the original tar files, or as shards."""
 
 import io
 import re
@@ -42,7 +42,7 @@ def imagenet_wnids() -> tuple[str, ...]:
 
 
 def imagenet_class_names() -> tuple[str, ...]:
-    """Return the names of the 1000 classes, as torchvision has them.
+    """Return the names of the 1000 classes, as in torchvision.
 
     Example:
         >>> imagenet_class_names()[:2]
@@ -56,23 +56,22 @@ def imagenet_class_names() -> tuple[str, ...]:
 def imagenet_sources(root: Path, splits: Sequence[str] = ("train", "val")) -> dict[str, Source]:
     """Find ImageNet's images in a folder.
 
-    Labels are the standard indices, 0 to 999, also where only some of the classes are there.
-    Each split is looked for as shards, as folders, and as its original tar; ``val/*.JPEG`` and
-    the tar of val need the development kit, packed or not, or Caffe's ``val.txt``.
+    Labels are the standard indices, 0 to 999, even if some classes are missing. A split is
+    searched as shards, folders, and its original tar. ``val/*.JPEG`` and the tar of val also need
+    the development kit, packed or not, or Caffe's ``val.txt``.
 
     Args:
-        root: the folder.
-        splits: which ones to look for, "train" or "val" or both.
+        root: The folder.
+        splits: Splits to find, "train" or "val" or both.
 
     Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: saying what there is, and what is expected.
+        FileNotFoundError: If there is no such folder.
+        ValueError: If a split is missing, incomplete, or has other classes.
     """
     if not root.is_dir():
         raise FileNotFoundError(
-            f"{root.absolute()} is no folder, so there is no ImageNet. Put its files there "
-            "(image-net.org gives them to those with an account; nothing can be downloaded "
-            "here), or set data.root=... to where they are."
+            f"{root.absolute()} is not a folder. Put ImageNet's files there (image-net.org offers "
+            "them to registered users), or set data.root=... to their folder."
         )
     if has_shards(root):
         sources, classes = shard_sources(root, splits)
@@ -107,7 +106,7 @@ def _split(root: Path, split: str) -> Source:
         scan = _scan_train if split == "train" else _scan_val
         index = cached_index(tar, "imagenet", partial(scan, tar))
         if not len(index["labels"]):
-            raise ValueError(f"{tar} has no images. Put a whole one there.")
+            raise ValueError(f"{tar} has no images. Replace it with a complete copy.")
         if split == "val":
             index["labels"] = _val_labels(root, tar, Strings.of(index, "names"))
         return tar_source([tar], index)
@@ -123,9 +122,9 @@ def _class_folders(folder: Path, names: list[str]) -> Source:
     standard = {wnid: index for index, wnid in enumerate(imagenet_wnids())}
     if strange := [name for name in names if name not in standard]:
         raise ValueError(
-            f"{folder / strange[0]} is named like none of ImageNet's 1000 classes "
-            f"({len(strange)} such in all); they are named n01440764 to n15075141. Move it away; "
-            "data=image_folder takes any folder of classes."
+            f"{folder / strange[0]} is not one of ImageNet's 1000 classes, n01440764 to n15075141 "
+            f"({len(strange)} such folders). Move it away, or use data=image_folder, which takes "
+            "any classes."
         )
     source, classes = class_folders(folder)
     source.labels = np.array([standard[name] for name in classes])[source.labels]
@@ -138,13 +137,13 @@ def _scan_train(archive: Path) -> tuple[Arrays, Stamps]:
 
     def images(tar: OpenTar) -> Iterator[tuple[int, Member, int]]:
         with progress(f"indexing {archive}", unit="bytes", total=tar.size) as done:
-            # Sorted, so that the order is that of the unpacked folders.
+            # Sorted, as the unpacked folders are.
             for inner in sorted(tar.members()):
                 label = standard.get(inner.name.rpartition("/")[2])
                 if label is None:
                     raise ValueError(
-                        f"{archive} must have one tar archive a class, n01440764.tar ...; it "
-                        f"has {inner.name}."
+                        f"{archive} must have one tar archive per class, such as n01440764.tar, "
+                        f"but it has {inner.name}."
                     )
                 for member in sorted(tar.members(inner)):
                     if is_image(member.name):
@@ -168,32 +167,32 @@ def _scan_val(archive: Path) -> tuple[Arrays, Stamps]:
 
 
 def _val_labels(root: Path, images: Path, names: Strings) -> np.ndarray:
-    """Return the classes of validation images by the numbers in their names."""
+    """Return the classes of validation images, looked up by the numbers in their names."""
     numbers = np.zeros(len(names), np.int64)
     for i in range(len(names)):
         match = _VAL_NAME.fullmatch(names[i])
         if match is None:
             raise ValueError(
-                f"{names[i]} in {images} is not named like ILSVRC2012_val_00000001.JPEG, which "
-                "its class is looked up by. Move it away."
+                f"{names[i]} in {images} must be named like ILSVRC2012_val_00000001.JPEG, because "
+                "its class is looked up by its number. Move it away."
             )
         numbers[i] = int(match[1])
     truth, file = _ground_truth(root, images)
     if len(truth) != len(names):
         raise ValueError(
-            f"{images} has {len(names)} images, but {file} is of {len(truth)}. One of them is "
+            f"{images} has {len(names)} images, but {file} lists {len(truth)}. One of them is "
             "incomplete: ImageNet has 50,000."
         )
     if not np.array_equal(np.sort(numbers), np.arange(1, len(names) + 1)):
         raise ValueError(
-            f"The {len(names)} images in {images} are not numbered 1 to {len(names)} throughout: "
-            "some are missing or there twice."
+            f"The {len(names)} images in {images} are not numbered 1 to {len(names)}: some are "
+            "missing or duplicated."
         )
     return truth[numbers - 1]
 
 
 def _ground_truth(root: Path, images: Path) -> tuple[np.ndarray, Path]:
-    """Return the standard index of each validation image, by number, and the file that has it."""
+    """Return the standard index of each validation image, by number, and the file it is from."""
     packed, caffe = root / f"{_DEVKIT}.tar.gz", root / "val.txt"
     try:
         if packed.is_file():
@@ -204,20 +203,20 @@ def _ground_truth(root: Path, images: Path) -> tuple[np.ndarray, Path]:
             return _devkit((root / _META).read_bytes(), (root / _TRUTH).read_bytes()), root / _TRUTH
         if caffe.is_file():
             return _caffe(caffe.read_text()), caffe
-    except Exception as error:  # scipy's, zlib's, tarfile's: whatever damage brings about
+    except Exception as error:  # scipy, zlib and tarfile raise many kinds
         raise ValueError(
             "The ground truth of ImageNet's validation images cannot be read from "
             f"{packed if packed.is_file() else root}: {type(error).__name__}: {error}."
         ) from error
     raise ValueError(
-        f"{images} has validation images, but nothing in {root} tells their classes. Put "
-        f"{packed.name} there (from image-net.org, where the images are from), or Caffe's val.txt "
+        f"{images} has validation images, but their classes are missing from {root}. Put "
+        f"{packed.name} there (from image-net.org, like the images), or Caffe's val.txt "
         "(ILSVRC2012_val_00000001.JPEG 65), or sort the images into val/n01440764 ..."
     )
 
 
 def _devkit(meta: bytes, truth: bytes) -> np.ndarray:
-    """Turn the development kit's class numbers, which are its own, into standard indices."""
+    """Convert the development kit's class numbers to standard indices."""
     from scipy.io import loadmat
 
     standard = {wnid: index for index, wnid in enumerate(imagenet_wnids())}
@@ -237,6 +236,6 @@ def _caffe(lines: str) -> np.ndarray:
             name, label = line.split()
             match = _VAL_NAME.fullmatch(name)
             if match is None or not 0 <= int(label) < 1000:
-                raise ValueError(f"{line!r} is not like 'ILSVRC2012_val_00000001.JPEG 65'")
+                raise ValueError(f"{line!r} does not look like 'ILSVRC2012_val_00000001.JPEG 65'")
             labels[int(match[1])] = int(label)
     return np.array([labels[number] for number in range(1, len(labels) + 1)])

@@ -1,4 +1,4 @@
-"""What a long look at many files found: numpy arrays only, cached on disk."""
+"""Indexes of many files: numpy arrays, cached on disk."""
 
 import hashlib
 import os
@@ -28,8 +28,8 @@ class Strings:
     since reading a Python object writes its reference count.
 
     Args:
-        blob: the bytes of all strings, one after the other, uint8.
-        offsets: where each one starts, and where the last one ends, int64.
+        blob: Bytes of all strings, concatenated, uint8.
+        offsets: Start of each string, and the end of the last one, int64.
 
     Shape:
         - blob: (B,)
@@ -47,21 +47,21 @@ class Strings:
 
     @classmethod
     def pack(cls, strings: Iterable[str]) -> "Strings":
-        """Take in strings, file names that are no UTF-8 included, without keeping any."""
+        """Pack strings, including file names that are not UTF-8."""
         blob, offsets = bytearray(), array("q", [0])
         for string in strings:
             blob += os.fsencode(string)
             offsets.append(len(blob))
-        # Copies, lest the arrays keep the growth room of bytearray and array.
+        # Copied, to free the spare capacity of bytearray and array.
         return cls(np.array(blob, np.uint8), np.array(offsets, np.int64))
 
     @classmethod
     def of(cls, arrays: Arrays, name: str) -> "Strings":
-        """Take them out of arrays that :meth:`arrays` gave."""
+        """Return the strings in arrays from :meth:`arrays`."""
         return cls(arrays[name], arrays[f"{name}_offsets"])
 
     def arrays(self, name: str) -> Arrays:
-        """Give the two arrays, named for an .npz file."""
+        """Return the two arrays, named for an .npz file."""
         return {name: self.blob, f"{name}_offsets": self.offsets}
 
     def __len__(self) -> int:
@@ -77,23 +77,23 @@ class Strings:
 
 
 def stamp(path: str) -> tuple[int, int]:
-    """Return what changes with a path: mtime (ns) and, of a file, size (bytes)."""
+    """Return mtime (ns) and size (bytes; -1 for a folder) of a path."""
     found = os.stat(path)
     return found.st_mtime_ns, -1 if stat.S_ISDIR(found.st_mode) else found.st_size
 
 
 def cached_index(root: Path, kind: str, scan: Callable[[], tuple[Arrays, Stamps]]) -> Arrays:
-    """Return what ``scan`` finds, from an earlier time if nothing has changed since.
+    """Return the result of ``scan``, cached until a file changes.
 
     The cache is ``$SE_LIGHTNING_CACHE``, else ``se_lightning`` in ``$XDG_CACHE_HOME`` or
-    ``~/.cache``; its files can be deleted at any time.
+    ``~/.cache``. Its files can be deleted at any time.
 
     Args:
-        root: what is looked at.
-        kind: how, where there is more than one way.
-        scan: does it; returns the arrays and the :func:`stamp` of all that they depend on, taken
-            before it was read: every folder (adding or removing a file changes its mtime), every
-            archive.
+        root: Folder or archive to scan.
+        kind: Kind of scan.
+        scan: Returns the arrays, and the :func:`stamp` of every folder and archive that they
+            depend on, taken before it was read. (Adding or removing a file changes the mtime of
+            its folder.)
     """
     digest = hashlib.sha256(os.fsencode(f"{_FORMAT}\n{kind}\n{os.path.abspath(root)}"))
     path = _cache_folder() / f"{digest.hexdigest()[:32]}.npz"
@@ -107,11 +107,11 @@ def cached_index(root: Path, kind: str, scan: Callable[[], tuple[Arrays, Stamps]
 
 
 def _is_too_fresh(stamps: Stamps, began: int) -> bool:
-    """Tell whether a later change could carry the same mtime as the one that was seen."""
+    """Return whether a later change could have the mtime that was seen."""
     times = np.array([time for time, _ in stamps.values()], np.int64)
-    # File systems tick in milliseconds, old ones (and FAT) in seconds.
+    # Time stamps have a resolution of milliseconds, or seconds on old file systems and FAT.
     tick = 2_000_000_000 if (times % 1_000_000_000 == 0).all() else 100_000_000
-    # What lies in the future was set by hand, or by a clock that is wrong for good.
+    # A time in the future was set by hand, or by a clock that is permanently wrong.
     return bool(((times > began - tick) & (times <= time.time_ns())).any())
 
 
@@ -124,12 +124,12 @@ def _cache_folder() -> Path:
 
 def _load(path: Path) -> Arrays | None:
     try:
-        # Opened here, because np.load forgets to close what is no zip.
+        # Opened here, because np.load leaves a file open that is not a zip.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             index = dict(arrays)
         paths, stamps = Strings.of(index, "stamp_paths"), index.pop("stamps")
         valid = all(stamp(path) == tuple(then) for path, then in zip(paths, stamps, strict=True))
-    except Exception:  # missing, one of its folders is gone, or damage, which raises anything
+    except Exception:  # missing file or folder, or damage, which can raise anything
         return None
     for name in ("stamp_paths", "stamp_paths_offsets"):
         del index[name]
@@ -145,7 +145,7 @@ def _save(path: Path, index: Arrays, stamps: Stamps) -> None:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         warnings.warn(
-            f"The index of the files cannot be kept in {path.parent} ({error.strerror or error}): "
-            "it is made anew each time. Set SE_LIGHTNING_CACHE to a folder that can be written.",
+            f"The file index cannot be cached in {path.parent} ({error.strerror or error}) and is "
+            "rebuilt in each run. Set SE_LIGHTNING_CACHE to a writable folder.",
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""How far a long look at files has come: a bar on a terminal, else one line."""
+"""Progress of long tasks on files: a bar in a terminal, else one line."""
 
 import logging
 import sys
@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 def progress(
     task: str, *, unit: str = "files", total: int | None = None
 ) -> Iterator[Callable[[int], object]]:
-    """Show how far a task has come, on standard error and by rank 0 only.
+    """Show the progress of a task on standard error, on rank 0 only.
 
     Args:
-        task: what is being done, "indexing /data".
-        unit: of the steps; "bytes" are shown as MB and GB.
-        total: number of steps, if known.
+        task: Name of the task, such as "indexing /data".
+        unit: Unit of the steps; "bytes" are shown as MB and GB.
+        total: Number of steps, if known.
 
     Yields:
         A function that takes the number of steps just done.
@@ -41,6 +41,6 @@ def progress(
     rest = (bars.TextColumn("" if unit == "bytes" else unit), bars.TimeRemainingColumn())
     console = Console(stderr=True)
     with bars.Progress(*columns, *rest, console=console, transient=True) as bar:
-        # Not markup: a folder may be called [1].
+        # Escaped, because a folder may be called [1].
         name = bar.add_task(task.replace("[", "\\["), total=total)
         yield lambda steps: bar.advance(name, steps)

@@ -1,4 +1,4 @@
-"""Writing shards: a long job that goes on where it stopped."""
+"""Writing of shards, which resumes after an interruption."""
 
 import errno
 import hashlib
@@ -35,20 +35,20 @@ def write_shards(
 ) -> list[Path]:
     """Write images as WebDataset shards, ``<split>-000000.tar`` ...; return their paths.
 
-    A shard has the files of its images as they are, ``000000000.jpg`` with ``000000000.cls`` (the
-    label in digits) ...; ``shards.json``, written last, says what belongs together. A second call
-    goes on after the last whole shard, and ends with the same bytes as an uninterrupted one.
+    A shard contains the unchanged image files, ``000000000.jpg`` ..., each with its label in
+    digits, ``000000000.cls``. ``shards.json`` is written last and lists all shards. A second call
+    resumes after the last complete shard, with the same bytes as an uninterrupted one.
 
     Args:
-        sources: the images of each split; one that is another one again is left out (a "test"
-            that is "val").
-        class_names: of the labels.
-        output: folder, made if need be.
-        shard_mb: the most that a shard of several images has, MB (10^6 bytes).
+        sources: Images of each split; a split that repeats another one ("test" as "val") is left
+            out.
+        class_names: Class names by label.
+        output: Folder, created if missing.
+        shard_mb: Maximum size of a shard of several images, MB (10^6 bytes).
 
     Raises:
-        ValueError: if the folder has shards of something else.
-        OSError: if the disk is full, or a file cannot be read.
+        ValueError: If the folder has shards of other images.
+        OSError: If the disk is full, or a file cannot be read.
     """
     if shard_mb < 1:
         raise ValueError(f"`shard_mb` (={shard_mb}) must be at least 1.")
@@ -67,7 +67,7 @@ def write_shards(
 def _resume(
     output: Path, sources: Mapping[str, Source], class_names: Sequence[str], shard_mb: int
 ) -> dict:
-    """Return the record of the shards that are there, of each split up to one that is not."""
+    """Return the record of the complete shards, in each split up to the first missing one."""
     fingerprint = _fingerprint(sources, class_names, shard_mb)
     path = next((output / name for name in (RECORD, PARTIAL) if (output / name).is_file()), None)
     record: dict = {
@@ -80,8 +80,8 @@ def _resume(
         record = read_record(path)
     if record.get("fingerprint") != fingerprint or (path is None and has_shards(output)):
         raise ValueError(
-            f"{output} has shards of other images, labels, class names or `shard_mb` than these. "
-            "Choose another folder, or empty this one."
+            f"{output} has shards with other images, labels, class names or `shard_mb`. Choose "
+            "another folder, or empty this one."
         )
     for split, shards in record["splits"].items():
         whole = [_has_size(output / shard["name"], shard["bytes"]) for shard in shards]
@@ -103,7 +103,7 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _left(sources: Mapping[str, Source], record: dict) -> dict[str, int]:
-    """Return the first image of each split that is in no shard yet."""
+    """Return the first unwritten image of each incomplete split."""
     written = {
         split: sum(shard["samples"] for shard in shards)
         for split, shards in record["splits"].items()
@@ -136,7 +136,7 @@ def _write(output: Path, sources: Mapping[str, Source], record: dict, limit: int
 
 
 def _write_shard(path: Path, source: Source, start: int, limit: int) -> int:
-    """Write one shard, whole or not at all; return the number of its images."""
+    """Write one shard atomically; return the number of its images."""
     with (
         atomic_path(path, durable=True, sole_writer=True) as temporary,
         tarfile.open(temporary, mode="w", format=tarfile.USTAR_FORMAT) as tar,
@@ -155,13 +155,13 @@ def _write_shard(path: Path, source: Source, start: int, limit: int) -> int:
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # mtime, owner and group are 0: the same bytes each time
+    member = tarfile.TarInfo(name)  # mtime, owner and group are 0, for reproducible bytes
     member.size = len(content)
     tar.addfile(member, io.BytesIO(content))
 
 
 def _room(size: int) -> int:
-    """Return the bytes that an image of a size and its class take in a shard."""
+    """Return the bytes that an image and its label take in a shard."""
     return 3 * _BLOCK + -(-size // _BLOCK) * _BLOCK
 
 
@@ -173,9 +173,9 @@ def _full(output: Path, sources: Mapping[str, Source], record: dict) -> str:
         needed += left * float(np.mean([_room(len(sources[split].read(i))) for i in some]))
     free = shutil.disk_usage(output).free
     return (
-        f"The disk of {output} is full: about {_size(needed)} of shards are still to be "
-        f"written, {_size(free)} are free. Make room and call the same command again: it "
-        "goes on after the last whole shard."
+        f"The disk of {output} is full: about {_size(needed)} of shards remain to be written, "
+        f"and {_size(free)} are free. Free space and rerun the same command, which resumes "
+        "after the last complete shard."
     )
 
 

@@ -1,4 +1,4 @@
-"""Shards: tar archives of images with their labels, in WebDataset's format."""
+"""Shards: tar archives of images and labels in WebDataset's format."""
 
 import itertools
 import json
@@ -15,40 +15,40 @@ from se_lightning.data.files.sources.tars import Member, OpenTar, pack_members, 
 
 __all__ = ["PARTIAL", "RECORD", "has_shards", "read_record", "shard_names", "shard_sources"]
 
-RECORD = "shards.json"  # what write_shards wrote
-PARTIAL = "shards.partial.json"  # what it has written so far
+RECORD = "shards.json"  # written by write_shards at the end
+PARTIAL = "shards.partial.json"  # written by write_shards after each shard
 
 _SPLITS = ("train", "val", "test")
-# WebDataset's own rule: the key ends at the first dot of the last component.
+# As in WebDataset, the key ends at the first dot of the last component.
 _MEMBER = re.compile(r"((?:.*/|)[^./]+)(\.[^/]*)")
 
 
 def has_shards(root: Path) -> bool:
-    """Tell whether there are shards in a folder, finished or not."""
+    """Return whether a folder has shards, finished or not."""
     recorded = any((root / name).is_file() for name in (RECORD, PARTIAL))
     return recorded or any(shard_names(root, split) for split in _SPLITS)
 
 
 def shard_names(root: Path, split: str) -> list[str]:
-    """Return the sorted names of the shards of a split that are there."""
+    """Return the sorted names of the shards of a split."""
     return sorted(path.name for path in root.glob(f"{split}-*.tar"))
 
 
 def shard_sources(
     root: Path, splits: Sequence[str] | None = None
 ) -> tuple[dict[str, Source], tuple[str, ...]]:
-    """Index the shards of a folder; return a source a split, and the names of the classes.
+    """Index the shards of a folder; return one source per split, and the class names.
 
-    With ``shards.json`` all must be there as it says. Without, any ``train-*.tar``, ``val-*.tar``
-    and ``test-*.tar`` are taken whose members are ``<key>.jpg`` (or .png ...) with ``<key>.cls``;
-    their classes are then called "0", "1" ...
+    With ``shards.json``, all shards listed there are required. Without it, any ``train-*.tar``,
+    ``val-*.tar`` and ``test-*.tar`` with members ``<key>.jpg`` (or .png ...) and ``<key>.cls`` are
+    used, and the classes are called "0", "1" ...
 
     Args:
-        root: the folder.
-        splits: which ones; all that are there if None.
+        root: The folder.
+        splits: Splits to index; None for all.
 
     Raises:
-        ValueError: naming the shard that is missing, damaged, or not of this format.
+        ValueError: If a shard is missing, damaged, or in another format.
     """
     record = _record(root)
     there = [split for split in _SPLITS if shard_names(root, split)]
@@ -59,23 +59,23 @@ def shard_sources(
         if record:
             _check(root, split, record["splits"].get(split, []))
         if split not in there:
-            raise ValueError(f"{root} has shards, but none of the split {split}: {split}-*.tar.")
+            raise ValueError(f"{root} has shards, but no {split}-*.tar.")
     sources = {split: _source(root, split) for split in splits}
     classes = 1 + max(int(source.labels.max(initial=-1)) for source in sources.values())
     names = tuple(record["class_names"]) if record else tuple(map(str, range(classes)))
     if classes > len(names):
         raise ValueError(
-            f"The shards in {root} have a label of {classes - 1}, {RECORD} only {len(names)} "
-            "classes: they do not belong together. Copy the folder again."
+            f"The shards in {root} have the label {classes - 1}, but {RECORD} has only "
+            f"{len(names)} classes. Copy the folder again."
         )
     return sources, names
 
 
 def read_record(path: Path) -> dict:
-    """Read ``shards.json``, or what there is of it so far.
+    """Read ``shards.json`` or ``shards.partial.json``.
 
     Raises:
-        ValueError: if it is damaged, or of a format to come.
+        ValueError: If it is damaged, or has an unknown format.
     """
     try:
         record = json.loads(path.read_text())
@@ -90,7 +90,7 @@ def read_record(path: Path) -> dict:
             "folder and write the shards again."
         ) from error
     if version != 1:
-        raise ValueError(f"{path} is of format {version!r}; this release knows 1.")
+        raise ValueError(f"{path} has the format {version!r}; this release reads format 1.")
     return record
 
 
@@ -99,14 +99,14 @@ def _record(root: Path) -> dict | None:
         return read_record(root / RECORD)
     if (root / PARTIAL).is_file():
         raise ValueError(
-            f"The shards in {root} are unfinished. Call the command that wrote them again: it "
-            "goes on where it stopped."
+            f"The shards in {root} are unfinished. Rerun the command that wrote them; it resumes "
+            "where it stopped."
         )
     return None
 
 
 def _check(root: Path, split: str, shards: list[dict]) -> None:
-    """Compare the shards of a split with what is recorded of them."""
+    """Compare the shards of a split with the record."""
     recorded = {shard["name"]: shard["bytes"] for shard in shards}
     there = {name: (root / name).stat().st_size for name in shard_names(root, split)}
     wrong = [f"{name} is missing" for name in recorded if name not in there]
@@ -117,11 +117,11 @@ def _check(root: Path, split: str, shards: list[dict]) -> None:
         if there.get(name, size) != size
     ]
     if wrong:
-        rest = f", and {len(wrong) - 5} more such" if len(wrong) > 5 else ""
+        rest = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(
-            f"The shards in {root} are not those that were written: {'; '.join(wrong[:5])}{rest}. "
-            "Copy them again, remove what is not theirs, or write them again with the command "
-            "that did, which makes good what is missing."
+            f"The shards in {root} do not match {RECORD}: {'; '.join(wrong[:5])}{rest}. Copy them "
+            "again, remove other files, or rerun the command that wrote them, which adds what is "
+            "missing."
         )
 
 
@@ -131,7 +131,7 @@ def _source(root: Path, split: str) -> Source:
 
 
 def _scan(root: Path, split: str) -> tuple[Arrays, Stamps]:
-    # The folder, because another shard would change the list.
+    # The folder too, because a new shard changes the list.
     stamps = {path: stamp(path) for path in [str(root.absolute())]}
     shards = [root / name for name in shard_names(root, split)]
     stamps |= {str(path.absolute()): stamp(str(path)) for path in shards}
@@ -159,15 +159,15 @@ def _samples(shard: Path) -> Iterator[tuple[Member, int]]:
                 content = tar.read(member)
                 if not content.strip().isdigit():
                     raise ValueError(
-                        f"{shard}: {member.name} must be a class, 0 or more in digits; it is "
+                        f"{shard}: {member.name} must be a label in digits, but it is "
                         f"{content[:20]!r}."
                     )
                 labels[key] = int(content)
             elif is_image(extension):
                 if key in images:
-                    raise ValueError(f"{shard} has two images of the key {key!r}.")
+                    raise ValueError(f"{shard} has two images with the key {key!r}.")
                 images[key] = member
     if lone := sorted(images.keys() ^ labels.keys()):
         has, lacks = ("image", "class (.cls)") if lone[0] in images else ("class (.cls)", "image")
-        raise ValueError(f"{shard} has {len(lone)} {has} without {lacks}, {lone[0]!r} for one.")
+        raise ValueError(f"{shard} has {len(lone)} {has} without {lacks}, such as {lone[0]!r}.")
     return ((images[key], labels[key]) for key in images)

@@ -1,4 +1,4 @@
-"""Images as bytes with labels, by index: from files in folders, or from within tar archives."""
+"""Encoded images with labels, by index, from folders or tar archives."""
 
 import os
 from abc import ABC, abstractmethod
@@ -11,17 +11,17 @@ from se_lightning.data.files.sources.index import Strings
 
 __all__ = ["FolderSource", "Source", "TarSource"]
 
-_MAX_OPEN = 256  # archives that a process keeps open; Linux allows it 1024 files by default
+_MAX_OPEN = 256  # archives kept open per process; Linux allows 1024 files by default
 
 
 class Source(ABC):
     """Encoded images and their labels.
 
-    It pickles, and workers may read it at the same time; all that grows with the number of
-    images is in numpy arrays.
+    A source can be pickled, and read by several workers at once. Everything that grows with the
+    number of images is in numpy arrays.
 
     Attributes:
-        labels: class of each image, int64.
+        labels: Class of each image, int64.
 
     Shape:
         - labels: (N,)
@@ -34,18 +34,18 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int) -> bytes:
-        """Return the file of an image, undecoded.
+        """Return the encoded file of an image.
 
         Raises:
-            OSError: naming the file that cannot be read.
+            OSError: If the file cannot be read.
         """
 
     @abstractmethod
     def name(self, index: int) -> str:
-        """Return what to call an image in a message: its path, or "archive.tar: member"."""
+        """Return the name of an image for messages: its path, or "archive.tar: member"."""
 
     def subset(self, indices: np.ndarray) -> "Source":
-        """Return some of the images, in the order of ``indices``."""
+        """Return the images of ``indices``, in that order."""
         return _Subset(self, indices)
 
 
@@ -66,12 +66,12 @@ class FolderSource(Source):
     """Files in a folder.
 
     Args:
-        root: the folder.
-        names: paths of the files, relative to it.
-        labels: class of each.
+        root: The folder.
+        names: Paths of the files, relative to it.
+        labels: Class of each file.
 
     Raises:
-        ValueError: if there are not as many labels as names.
+        ValueError: If the numbers of labels and names differ.
     """
 
     def __init__(self, root: Path, names: Strings, labels: np.ndarray) -> None:
@@ -85,7 +85,7 @@ class FolderSource(Source):
         try:
             with open(path, "rb", buffering=0) as file:
                 return file.read()
-        except OSError as error:  # one of read() would not name the file
+        except OSError as error:  # an error in read() does not name the file
             raise OSError(f"{path} cannot be read: {error.strerror or error}.") from error
 
     def name(self, index: int) -> str:  # noqa: D102
@@ -96,17 +96,17 @@ class TarSource(Source):
     """Members of tar archives, read in place.
 
     Args:
-        archives: the tar files.
-        members: for each image its archive (a position in ``archives``), where its bytes start
-            in that file, and how many they are.
-        names: of the members, for messages.
-        labels: class of each.
+        archives: The tar files.
+        members: For each image, the position of its archive in ``archives``, the offset of its
+            bytes, and their number.
+        names: Names of the members, for messages.
+        labels: Class of each member.
 
     Shape:
         - members: (N, 3), int64
 
     Raises:
-        ValueError: if there are not as many labels as names.
+        ValueError: If the numbers of labels and names differ.
     """
 
     def __init__(
@@ -129,8 +129,8 @@ class TarSource(Source):
         if len(content) != size:
             raise OSError(
                 f"{self.name(index)} is truncated: the archive ends {size - len(content)} bytes "
-                "too early. It has changed since this run began, or was copied in part: put "
-                "a whole one there."
+                "too early. It has changed during the run, or its copy is incomplete. Replace it "
+                "with a complete copy."
             )
         return content
 
@@ -138,12 +138,12 @@ class TarSource(Source):
         return f"{self.archives[self.members[index, 0]]}: {self.names[index]}"
 
     def _pread(self, number: int, size: int, offset: int) -> bytes:
-        """Read without moving an offset, which forked processes would share."""
+        """Read without a file offset, which forked processes would share."""
         file = self._open.get(number)
         if file is not None:
             return os.pread(file, size, offset)
         file = os.open(self.archives[number], os.O_RDONLY | os.O_CLOEXEC)
-        # Those opened once stay open: another thread may be reading.
+        # Archives are never closed early, because another thread may be reading.
         kept = len(self._open) < _MAX_OPEN and self._open.setdefault(number, file) == file
         try:
             return os.pread(file, size, offset)

@@ -1,4 +1,4 @@
-"""Where the members of tar archives lie, so that they can be read without unpacking."""
+"""Positions of the members of tar archives, to read them without unpacking."""
 
 import os
 import tarfile
@@ -18,7 +18,7 @@ _BLOCK = 512
 
 
 class Member(NamedTuple):
-    """A file in an archive: the ``size`` bytes from ``offset`` of the archive's own file."""
+    """A file in an archive: ``size`` bytes from ``offset`` of the archive file."""
 
     name: str
     offset: int
@@ -26,10 +26,10 @@ class Member(NamedTuple):
 
 
 class OpenTar:
-    """A tar archive opened for reading, with the archives in it.
+    """A tar archive opened for reading, including archives in it.
 
     Args:
-        path: the archive; not compressed, or its members would be nowhere.
+        path: The archive, which must not be compressed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,7 +47,7 @@ class OpenTar:
         """Yield the files in the archive, or in a member that is an archive itself.
 
         Raises:
-            ValueError: naming the archive, if it is truncated, damaged or none.
+            ValueError: If the archive is truncated, damaged, or not a tar archive.
         """
         name = f"{within.name} in {self.path}" if within else str(self.path)
         window = _Window(self.file, *(within[1:] if within else (0, self.size)))
@@ -56,13 +56,13 @@ class OpenTar:
                 while info := tar.next():
                     if info.isreg():
                         yield Member(info.name, window.start + info.offset_data, info.size)
-                    tar.members.clear()  # it would keep them all
+                    tar.members.clear()  # tarfile would keep all of them
                 end = tar.offset
         except (tarfile.TarError, OSError, ValueError) as error:
             raise ValueError(_damaged(name, str(error))) from error
         window.seek(end)
-        if window.read(_BLOCK) != bytes(_BLOCK):  # tarfile takes any nonsense for the end
-            raise ValueError(_damaged(name, f"neither a member nor the end at byte {end:,}"))
+        if window.read(_BLOCK) != bytes(_BLOCK):  # tarfile accepts anything as the end
+            raise ValueError(_damaged(name, f"neither a member nor an end marker at byte {end:,}"))
 
     def read(self, member: Member) -> bytes:
         """Return the bytes of a member."""
@@ -70,7 +70,7 @@ class OpenTar:
 
 
 class _Window:
-    """Part of a file as a file, for tarfile."""
+    """Part of a file as a file object for tarfile."""
 
     def __init__(self, file: int, start: int, size: int) -> None:
         self.file, self.start, self.size = file, start, size
@@ -90,7 +90,7 @@ class _Window:
 
 
 def pack_members(members: Iterable[tuple[int, Member, int]]) -> Arrays:
-    """Put (position of the archive, member, label) of each image in arrays."""
+    """Pack (position of the archive, member, label) of each image into arrays."""
     rows, labels = array("q"), array("q")
 
     def names() -> Iterator[str]:
@@ -106,12 +106,12 @@ def pack_members(members: Iterable[tuple[int, Member, int]]) -> Arrays:
 
 
 def tar_source(archives: Sequence[Path], index: Arrays) -> TarSource:
-    """Make the source of what :func:`pack_members` packed."""
+    """Return the source of an index from :func:`pack_members`."""
     return TarSource(archives, index["members"], Strings.of(index, "names"), index["labels"])
 
 
 def _damaged(name: str, why: str) -> str:
     return (
-        f"{name} is no tar archive, or a truncated or damaged one ({why}). Put a whole one there, "
-        "not compressed."
+        f"{name} is truncated, damaged, or not a tar archive ({why}). Replace it with a complete, "
+        "uncompressed one."
     )

@@ -34,7 +34,7 @@ def root(tmp_path):
 
 
 def age(root: Path, seconds: float = 10) -> None:
-    """Make folders look as if they had not changed for a while."""
+    """Give folders an old mtime."""
     for folder in (root, *(path for path in root.rglob("*") if path.is_dir())):
         then = folder.stat().st_mtime_ns - int(seconds * 1e9)
         os.utime(folder, ns=(then, then))
@@ -42,7 +42,7 @@ def age(root: Path, seconds: float = 10) -> None:
 
 @pytest.fixture
 def scans(monkeypatch):
-    """Count how often folders are really looked at."""
+    """Count how often folders are scanned."""
     from se_lightning.data.files.sources import folders
 
     seen = []
@@ -61,7 +61,7 @@ def oracle(root):
     return data.samples, data.classes
 
 
-def test_strings_give_back_what_they_took_also_names_that_are_no_utf8():
+def test_strings_are_returned_unchanged_even_if_they_are_not_utf8():
     names = ["a/1.jpg", "", "b/\u00e9.png", os.fsdecode(b"\xff\xfe.jpg")]
     packed = Strings.pack(iter(names))
     assert list(packed) == names
@@ -71,7 +71,7 @@ def test_strings_give_back_what_they_took_also_names_that_are_no_utf8():
         packed[4]
 
 
-def test_the_second_time_nothing_is_scanned_and_the_same_is_found(root, scans):
+def test_the_second_call_scans_nothing_and_returns_the_same(root, scans):
     first = listed(root)
     assert listed(root) == first == oracle(root)
     assert len(scans) == 1
@@ -106,7 +106,7 @@ def test_an_image_that_is_overwritten_needs_no_new_scan(root, scans):
     assert len(scans) == 1
 
 
-def test_what_changed_a_moment_ago_is_not_cached(root, scans, cache):
+def test_recent_changes_are_not_cached(root, scans, cache):
     (root / "cat" / "0.jpg").touch()
     listed(root)
     assert not cache.exists()
@@ -116,7 +116,7 @@ def test_what_changed_a_moment_ago_is_not_cached(root, scans, cache):
     assert len(scans) == 2
 
 
-def test_on_a_file_system_that_counts_seconds_a_moment_is_two_seconds(root, scans, cache):
+def test_files_younger_than_two_seconds_are_not_cached_on_coarse_file_systems(root, scans, cache):
     now = int(time.time())
     for folder in (root, root / "cat", root / "cat" / "deep", root / "dog"):
         os.utime(folder, ns=((now - 1) * 10**9,) * 2)
@@ -132,7 +132,7 @@ def test_a_folder_dated_in_the_future_is_cached(root, scans):
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no zip", None])
-def test_a_damaged_cache_file_is_made_anew(root, scans, cache, damage):
+def test_a_damaged_cache_file_is_rebuilt(root, scans, cache, damage):
     first = listed(root)
     (path,) = cache.iterdir()
     content = path.read_bytes()
@@ -158,10 +158,10 @@ def test_every_flipped_byte_of_a_cache_file_is_noticed_or_harmless(root, cache):
 def test_a_cache_that_cannot_be_written_is_one_warning(root, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("SE_LIGHTNING_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.warns(UserWarning, match="SE_LIGHTNING_CACHE") as told:
+    with pytest.warns(UserWarning, match="SE_LIGHTNING_CACHE") as caught:
         found = listed(root)
     assert found == oracle(root)
-    assert len(told) == 1
+    assert len(caught) == 1
 
 
 def test_a_full_disk_leaves_no_part_of_a_cache_file(root, cache, monkeypatch):
@@ -186,7 +186,7 @@ def test_the_cache_is_where_xdg_says(root, tmp_path, monkeypatch):
     assert len(list((tmp_path / "home" / ".cache" / "se_lightning").glob("*.npz"))) == 1
 
 
-def test_roots_and_kinds_have_caches_of_their_own(tmp_path, cache):
+def test_roots_and_kinds_have_separate_caches(tmp_path, cache):
     file = tmp_path / "a"
     file.touch()
     os.utime(file, (1, 1))
@@ -235,7 +235,7 @@ def test_further_ranks_show_no_progress(monkeypatch, caplog):
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_files_are_ready_in_no_time_the_second_time(tmp_path):
+def test_the_second_scan_of_a_hundred_thousand_files_is_instant(tmp_path):
     root = tmp_path / "many"
     for c in range(1000):
         folder = root / f"n{c:08d}"

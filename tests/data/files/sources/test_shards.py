@@ -57,7 +57,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
     return path
 
 
-def test_what_is_read_is_what_was_written(sources, tmp_path):
+def test_written_shards_are_read_back(sources, tmp_path):
     paths = write_shards(sources, CLASSES, tmp_path / "out", shard_mb=1)
     assert [path.name for path in paths] == [
         *(f"train-{i:06d}.tar" for i in range(5)),
@@ -90,7 +90,7 @@ def test_tarfile_finds_the_files_unchanged_with_plain_headers(sources, tmp_path)
     assert number == 40
 
 
-def test_the_record_says_what_is_there(sources, tmp_path):
+def test_the_record_lists_all_shards(sources, tmp_path):
     paths = write_shards(sources, CLASSES, tmp_path / "out", shard_mb=1)
     record = json.loads((tmp_path / "out" / "shards.json").read_text())
     assert record["format"] == 1
@@ -108,7 +108,7 @@ def test_the_record_says_what_is_there(sources, tmp_path):
                 assert len(tar.getmembers()) == 2 * shard["samples"]
 
 
-def test_a_large_image_has_a_shard_of_its_own(tmp_path):
+def test_a_large_image_has_a_separate_shard(tmp_path):
     for i in range(3):
         path = tmp_path / "a" / "cat" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ class _Stop(Exception):  # noqa: N818
 
 
 @pytest.mark.parametrize("stop", [0, 1, 9, 10, 30, 43, 49])
-def test_an_interrupted_run_goes_on_to_the_same_bytes(sources, tmp_path, monkeypatch, stop):
+def test_an_interrupted_run_resumes_to_the_same_bytes(sources, tmp_path, monkeypatch, stop):
     write_shards(sources, CLASSES, tmp_path / "whole", shard_mb=1)
     add, done = shard_writer._add, []
 
@@ -155,7 +155,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(sources, tmp_path, monkeyp
         assert (tmp_path / "out" / name).stat().st_mtime_ns == then
 
 
-def test_what_a_killed_run_left_behind_is_written_over(sources, tmp_path, monkeypatch):
+def test_remains_of_a_killed_run_are_overwritten(sources, tmp_path, monkeypatch):
     write_shards(sources, CLASSES, tmp_path / "whole", shard_mb=1)
     record = shard_writer._write_record
 
@@ -184,7 +184,7 @@ def test_a_complete_folder_is_left_alone(sources, tmp_path, caplog):
 
 
 @pytest.mark.parametrize("harm", [Path.unlink, lambda path: os.truncate(path, 5000)])
-def test_a_second_call_makes_good_what_is_lost(sources, tmp_path, harm):
+def test_a_second_call_restores_lost_shards(sources, tmp_path, harm):
     write_shards(sources, CLASSES, tmp_path / "out", shard_mb=1)
     before = content(tmp_path / "out")
     harm(tmp_path / "out" / "train-000002.tar")
@@ -206,7 +206,7 @@ def test_other_images_in_the_same_folder_are_refused(sources, tmp_path):
         (sources, CLASSES, 200),
         ({"train": sources["train"]}, CLASSES, 300),
     ):
-        with pytest.raises(ValueError, match=r"out has shards of other images.*another folder"):
+        with pytest.raises(ValueError, match=r"out has shards with other images.*another folder"):
             write_shards(these, classes, out, shard_mb=size)
     assert content(out) == before
 
@@ -214,13 +214,15 @@ def test_other_images_in_the_same_folder_are_refused(sources, tmp_path):
 def test_shards_of_unknown_origin_are_not_written_over(sources, tmp_path):
     path = write_tar(tmp_path / "out" / "train-000000.tar", {"1.jpg": b"x", "1.cls": b"0"})
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="has shards of other images"):
+    with pytest.raises(ValueError, match="has shards with other images"):
         write_shards(sources, CLASSES, tmp_path / "out")
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_says_what_is_needed_and_goes_on_later(sources, tmp_path, monkeypatch, number):
+def test_a_full_disk_reports_the_space_needed_and_writing_resumes_later(
+    sources, tmp_path, monkeypatch, number
+):
     write_shards(sources, CLASSES, tmp_path / "whole", shard_mb=1)
     add = shard_writer._add
     out = tmp_path / "out"
@@ -234,24 +236,24 @@ def test_a_full_disk_says_what_is_needed_and_goes_on_later(sources, tmp_path, mo
     free = shutil._ntuple_diskusage(10**12, 10**12 - 123 * 10**6, 123 * 10**6)
     monkeypatch.setattr(shard_writer, "_add", full)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(os.listdir(path)) or free)
-    with pytest.raises(OSError, match="is full") as told:
+    with pytest.raises(OSError, match="is full") as caught:
         write_shards(sources, CLASSES, out, shard_mb=1)
-    # What is there no more when the free room is looked up is counted as free.
+    # The partial shard is deleted before the free space is measured.
     assert sorted(asked[0]) == ["shards.partial.json", "train-000000.tar", "train-000001.tar"]
-    assert "123.0 MB are free" in str(told.value)
-    assert "same command" in str(told.value)
+    assert "123.0 MB are free" in str(caught.value)
+    assert "same command" in str(caught.value)
     monkeypatch.setattr(shard_writer, "_add", add)
     write_shards(sources, CLASSES, out, shard_mb=1)
     assert content(out) == content(tmp_path / "whole")
 
 
-def test_the_room_still_needed_is_what_the_shards_then_take(sources, tmp_path):
+def test_the_estimated_space_is_what_the_shards_take(sources, tmp_path):
     record = {"splits": {"train": [{"samples": 7}], "val": []}}
-    told = shard_writer._full(tmp_path, sources, record)
+    message = shard_writer._full(tmp_path, sources, record)
     sizes = [len(s.read(i)) for s, a in ((sources["train"], 7), (sources["val"], 0))
              for i in range(a, len(s))]  # fmt: skip
     members = sum(-(-size // 512) * 512 + 3 * 512 for size in sizes)
-    assert f"about {members / 1e6:.1f} MB of shards" in told
+    assert f"about {members / 1e6:.1f} MB of shards" in message
 
 
 def test_a_source_that_cannot_be_read_is_named(sources, tmp_path):
@@ -267,18 +269,18 @@ def test_a_shard_has_at_least_a_megabyte(sources, tmp_path):
         write_shards(sources, CLASSES, tmp_path / "out", shard_mb=0)
 
 
-def test_shards_that_are_not_those_written_are_named(sources, tmp_path):
+def test_shards_that_do_not_match_the_record_are_named(sources, tmp_path):
     out = tmp_path / "out"
     write_shards(sources, CLASSES, out, shard_mb=1)
     (out / "train-000001.tar").unlink()
     os.truncate(out / "train-000003.tar", 1000)
     shutil.copy(out / "train-000000.tar", out / "train-000099.tar")
-    with pytest.raises(ValueError, match="not those that were written") as told:
+    with pytest.raises(ValueError, match=r"do not match shards\.json") as caught:
         shard_sources(out)
-    assert "train-000001.tar is missing" in str(told.value)
-    assert "train-000099.tar is not in shards.json" in str(told.value)
-    assert "train-000003.tar has 1,000 bytes, not" in str(told.value)
-    assert list(shard_sources(out, ["val"])[0]) == ["val"]  # of which all is there
+    assert "train-000001.tar is missing" in str(caught.value)
+    assert "train-000099.tar is not in shards.json" in str(caught.value)
+    assert "train-000003.tar has 1,000 bytes, not" in str(caught.value)
+    assert list(shard_sources(out, ["val"])[0]) == ["val"]  # which is complete
 
 
 def test_a_damaged_record_is_named(sources, tmp_path):
@@ -286,13 +288,13 @@ def test_a_damaged_record_is_named(sources, tmp_path):
     write_shards(sources, CLASSES, out)
     record = (out / "shards.json").read_text()
     for damage, message in (
-        (record[:100], "is damaged"),
-        ("[]", "is damaged"),
-        (record.replace('"samples"', '"x"'), "is damaged"),
-        (record.replace('"format": 1', '"format": 2'), "of format 2; this release knows 1"),
+        (record[:100], "damaged"),
+        ("[]", "damaged"),
+        (record.replace('"samples"', '"x"'), "damaged"),
+        (record.replace('"format": 1', '"format": 2'), "the format 2; this release reads format 1"),
     ):
         (out / "shards.json").write_text(damage)
-        with pytest.raises(ValueError, match=rf"shards\.json {message}|shards\.json is {message}"):
+        with pytest.raises(ValueError, match=rf"shards\.json (is|has) {message}"):
             shard_sources(out)
         with pytest.raises(ValueError, match=r"shards\.json"):
             write_shards(sources, CLASSES, out)
@@ -300,11 +302,11 @@ def test_a_damaged_record_is_named(sources, tmp_path):
 
 def test_labels_beyond_the_recorded_classes_are_refused(sources, tmp_path):
     write_shards(sources, CLASSES[:2], tmp_path / "out")
-    with pytest.raises(ValueError, match=r"label of 2, shards\.json only 2 classes"):
+    with pytest.raises(ValueError, match=r"label 2, but shards\.json has only 2 classes"):
         shard_sources(tmp_path / "out")
 
 
-def test_somebody_elses_shards_are_scanned(tmp_path):
+def test_shards_of_other_tools_are_scanned(tmp_path):
     out = tmp_path / "out"
     write_tar(out / "train-b.tar", {"x/2.png": b"b", "x/2.cls": b"12\n", "x/2.json": b"{}"})
     write_tar(
@@ -322,11 +324,17 @@ def test_somebody_elses_shards_are_scanned(tmp_path):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"1.jpg": b"", "1.cls": b"0", "2.jpg": b""}, r"image without class \(\.cls\), '2'"),
-        ({"1.jpg": b"", "1.cls": b"0", "2.cls": b"0"}, r"class \(\.cls\) without image, '2'"),
-        ({"1.jpg": b"", "1.png": b"", "1.cls": b"0"}, "two images of the key '1'"),
-        ({"1.jpg": b"", "1.cls": b"cat"}, r"1\.cls must be a class.*b'cat'"),
-        ({"1.jpg": b"", "1.cls": b"-1"}, r"1\.cls must be a class.*b'-1'"),
+        (
+            {"1.jpg": b"", "1.cls": b"0", "2.jpg": b""},
+            r"image without class \(\.cls\), such as '2'",
+        ),
+        (
+            {"1.jpg": b"", "1.cls": b"0", "2.cls": b"0"},
+            r"class \(\.cls\) without image, such as '2'",
+        ),
+        ({"1.jpg": b"", "1.png": b"", "1.cls": b"0"}, "two images with the key '1'"),
+        ({"1.jpg": b"", "1.cls": b"cat"}, r"1\.cls must be a label.*b'cat'"),
+        ({"1.jpg": b"", "1.cls": b"-1"}, r"1\.cls must be a label.*b'-1'"),
     ],
 )
 def test_shards_of_another_format_are_named(tmp_path, members, message):
@@ -338,15 +346,15 @@ def test_shards_of_another_format_are_named(tmp_path, members, message):
 def test_a_truncated_shard_is_named(tmp_path):
     path = write_tar(tmp_path / "out" / "train-0.tar", {"1.jpg": bytes(5000), "1.cls": b"0"})
     os.truncate(path, 4000)
-    with pytest.raises(ValueError, match=r"train-0\.tar is no tar archive, or a truncated"):
+    with pytest.raises(ValueError, match=r"train-0\.tar is truncated, damaged, or not a tar"):
         shard_sources(tmp_path / "out")
 
 
-def test_no_shards_are_told(tmp_path):
+def test_a_folder_without_shards_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has no shards, train-\*\.tar or"):
         shard_sources(tmp_path)
     write_tar(tmp_path / "train-0.tar", {"1.jpg": b"", "1.cls": b"0"})
-    with pytest.raises(ValueError, match="none of the split val"):
+    with pytest.raises(ValueError, match="has shards, but no val-"):
         shard_sources(tmp_path, ["train", "val"])
 
 

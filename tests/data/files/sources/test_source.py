@@ -93,11 +93,11 @@ def test_a_relative_root_stays_what_it_was(tmp_path, monkeypatch):
 def test_an_empty_class_folder_is_refused_by_name(tmp_path):
     put_classes(tmp_path, {"cat": 2})
     put(tmp_path / "dog" / "deep" / "notes.txt")
-    with pytest.raises(ValueError, match=r"without an image: dog\."):
+    with pytest.raises(ValueError, match=r"have no image: dog\."):
         class_folders(tmp_path)
 
 
-def test_images_without_class_folders_are_refused_with_what_there_is(tmp_path):
+def test_images_without_class_folders_are_refused_with_what_was_found(tmp_path):
     root = tmp_path / "root"
     put(root / "1.jpg")
     with pytest.raises(ValueError, match=r"no class folders.*It has: 1\.jpg"):
@@ -114,7 +114,7 @@ def test_a_file_that_is_gone_is_named(tmp_path):
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
 def test_members_are_where_tarfile_finds_them(tmp_path, form):
     generator = np.random.default_rng(0)
-    long = "l" * 90 + "/" + "m" * 90 + ".jpg"  # takes headers of its own in GNU and PAX
+    long = "l" * 90 + "/" + "m" * 90 + ".jpg"  # needs extra headers in GNU and PAX
     contents = {f"{i}.jpg": generator.bytes(i * 97) for i in range(20)} | {long: b"long"}
     path = write_tar(tmp_path / "a.tar", contents, form)
     with tarfile.open(path, "a") as tar:
@@ -143,23 +143,23 @@ def test_members_are_where_tarfile_finds_them(tmp_path, form):
 def test_a_truncated_archive_is_named(tmp_path, cut, why):
     path = write_tar(tmp_path / "a.tar", {f"{i}.jpg": bytes([i]) * 512 for i in range(1, 4)})
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(ValueError, match=rf"a\.tar is no tar archive.*({why}|neither)"):
+    with pytest.raises(ValueError, match=rf"a\.tar is truncated, damaged.*({why}|neither)"):
         open_tar(path)
 
 
 def test_an_archive_damaged_in_the_middle_is_named(tmp_path):
     path = write_tar(tmp_path / "a.tar", {f"{i}.jpg": bytes([i]) * 512 for i in range(1, 4)})
     content = bytearray(path.read_bytes())
-    content[1024:1040] = b"\x01" * 16  # the second header; tarfile ends here without a word
+    content[1024:1040] = b"\x01" * 16  # the second header, where tarfile stops silently
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.tar .*neither a member nor the end at byte 1,024"):
+    with pytest.raises(ValueError, match=r"a\.tar .*nor an end marker at byte 1,024"):
         open_tar(path)
 
 
 def test_a_compressed_archive_is_refused(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w:gz"):
         pass
-    with pytest.raises(ValueError, match="not compressed"):
+    with pytest.raises(ValueError, match="uncompressed"):
         open_tar(tmp_path / "a.tar")
 
 
@@ -226,7 +226,7 @@ def test_a_pickled_archive_opens_its_own_files(tmp_path):
     assert other.read(0) == b"x"
 
 
-def test_a_subset_has_the_images_asked_for(tmp_path):
+def test_a_subset_has_the_requested_images(tmp_path):
     source, _ = class_folders(put_classes(tmp_path, {"a": 3, "b": 3}))
     some = source.subset(np.array([4, 1]))
     assert len(some) == 2
@@ -236,13 +236,13 @@ def test_a_subset_has_the_images_asked_for(tmp_path):
     assert read_all(pickle.loads(pickle.dumps(some))) == read_all(some)
 
 
-def test_as_many_labels_as_images(tmp_path):
+def test_the_numbers_of_labels_and_images_must_agree(tmp_path):
     with pytest.raises(ValueError, match="2 images, but 1 `labels`"):
         FolderSource(tmp_path, Strings.pack(["a", "b"]), np.zeros(1))
 
 
 def _held_by(thing) -> list:
-    """All that an object keeps alive, short of classes and modules."""
+    """Return all objects that an object keeps alive, except classes and modules."""
     found, pending = {}, [thing]
     while pending:
         one = pending.pop()
@@ -271,7 +271,7 @@ def test_an_image_takes_less_than_a_hundred_bytes_and_no_object(kind, tmp_path):
     assert len(held) < 100
 
 
-def test_the_same_classes_in_train_val_and_test(tmp_path):
+def test_train_val_and_test_must_have_the_same_classes(tmp_path):
     for split, count in (("train", 3), ("val", 2), ("test", 1)):
         put_classes(tmp_path / split, {"cat": count, "dog": count})
     sources, classes = folder_sources(tmp_path, **CUT)
@@ -286,7 +286,7 @@ def test_the_same_classes_in_train_val_and_test(tmp_path):
         assert [(source.name(i), source.labels[i]) for i in range(len(source))] == oracle.samples
 
 
-def test_without_test_images_the_test_is_on_val(tmp_path):
+def test_without_test_images_val_is_used(tmp_path):
     for split in ("train", "val"):
         put_classes(tmp_path / split, {"cat": 1})
     sources, _ = folder_sources(tmp_path, **CUT)
@@ -316,7 +316,7 @@ def test_a_class_called_train_is_one(tmp_path):
     assert folder_sources(root, **CUT)[1] == ("plane", "train")
 
 
-def test_the_cut_is_by_class_and_by_its_own_seed(tmp_path):
+def test_the_split_is_by_class_and_has_a_separate_seed(tmp_path):
     root = put_classes(tmp_path / "root", {"a": 10, "b": 20, "c": 3})
 
     def cut(**options):
@@ -337,7 +337,7 @@ def test_the_cut_is_by_class_and_by_its_own_seed(tmp_path):
     }
 
 
-def test_another_class_that_grows_does_not_change_the_cut_of_this_one(tmp_path):
+def test_more_images_in_one_class_do_not_change_the_split_of_another(tmp_path):
     root = put_classes(tmp_path / "root", {"a": 10, "b": 20})
     before = [source.name(0) for source in folder_sources(root, **CUT)[0].values()]
     put_classes(root, {"b": 40})
@@ -357,12 +357,12 @@ def test_a_class_too_small_to_cut_is_named(tmp_path):
         folder_sources(root, **CUT)
 
 
-def test_a_missing_folder_is_told_with_both_ways_out(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none is no folder\. Put .*data\.root"):
+def test_a_missing_folder_is_reported_with_both_ways_out(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none is not a folder\. Put .*data\.root"):
         folder_sources(tmp_path / "none", **CUT)
 
 
-def test_shards_of_any_classes_give_what_they_were_written_of(tmp_path):
+def test_shards_of_any_classes_equal_their_source(tmp_path):
     root = put_classes(tmp_path / "root", {"cat": 10, "dog": 10})
     sources, classes = folder_sources(root, **CUT)
     write_shards(sources, classes, tmp_path / "shards")
@@ -376,5 +376,5 @@ def test_shards_of_any_classes_give_what_they_were_written_of(tmp_path):
 def test_shards_without_validation_are_refused(tmp_path):
     source, classes = class_folders(put_classes(tmp_path / "root", {"cat": 2}))
     write_shards({"train": source}, classes, tmp_path / "shards")
-    with pytest.raises(ValueError, match=r"none of val: val-\*\.tar"):
+    with pytest.raises(ValueError, match=r"has shards, but no val-\*\.tar"):
         folder_sources(tmp_path / "shards", **CUT)
