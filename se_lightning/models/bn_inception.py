@@ -6,7 +6,7 @@ from torch import nn
 
 from se_lightning.models.layers.inception_block import Branch, ConvNorm, Mixed
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.options import StagedGateOptions
 
 __all__ = ["SEBNInception", "se_bn_inception"]
 
@@ -65,6 +65,8 @@ class SEBNInception(ImageNetwork):
         Ioffe and Szegedy, arXiv:1502.03167; https://github.com/hujie-frank/SENet.
     """
 
+    family = "SE-BN-Inception"
+
     def __init__(
         self,
         *,
@@ -72,7 +74,7 @@ class SEBNInception(ImageNetwork):
         in_channels: int = 3,
         **gates: Unpack[StagedGateOptions],
     ) -> None:
-        excitations = Excitation.of_stages("SE-BN-Inception", gates, stages=3)
+        excitations = self._excitations(gates, 3)
         super().__init__(num_classes, in_channels, min_size=7)
         eps = 1e-5
         self.conv1 = ConvNorm(in_channels, 64, 7, 2, 3, eps=eps)

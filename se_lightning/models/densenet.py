@@ -2,14 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Unpack
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 from torch import nn
 
 from se_lightning.arguments import boolean, one_of, positive_integer
 from se_lightning.models.layers.dense_block import DenseBlock, transition
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.options import Excitation, GateOptions, StagedGateOptions
 from se_lightning.models.layers.residual import max_pool, stem_conv
 
 __all__ = [
@@ -84,6 +84,7 @@ class SEDenseNet(ImageNetwork):
     """
 
     family = "SE-DenseNet"
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
     classifier_name = "classifier"
 
     def __init__(
@@ -114,7 +115,7 @@ class SEDenseNet(ImageNetwork):
                 "channels that a transition keeps."
             )
         stages = len(member.layers)
-        excitations = Excitation.of_stages(self.family, gates, stages=stages, se_bias=False)
+        excitations = self._excitations(gates, stages)
         # Each transition halves and rounds down; the stem of imagenet quarters and rounds up.
         halved = 2 ** (stages - 1)
         smallest = 4 * halved - 3 if stem == "imagenet" else halved

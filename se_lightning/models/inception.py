@@ -1,13 +1,13 @@
 """SE-Inception-v3."""
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
 from se_lightning.arguments import boolean
 from se_lightning.models.layers.inception_block import Branch, ConvNorm, Mixed
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.options import GateOptions, StagedGateOptions
 
 __all__ = ["SEInceptionV3", "se_inception_v3"]
 
@@ -129,6 +129,9 @@ class SEInceptionV3(ImageNetwork):
         Szegedy et al., arXiv:1512.00567; titu1994/keras-squeeze-excite-network, se_inception_v3.py.
     """
 
+    family = "SE-Inception-v3"
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
+
     def __init__(
         self,
         *,
@@ -138,7 +141,7 @@ class SEInceptionV3(ImageNetwork):
         in_channels: int = 3,
         **gates: Unpack[StagedGateOptions],
     ) -> None:
-        excitations = Excitation.of_stages("SE-Inception-v3", gates, stages=3, se_bias=False)
+        excitations = self._excitations(gates, 3)
         boolean("aux", aux)
         smallest = 299 if aux else 75
         super().__init__(num_classes, in_channels, min_size=smallest, dropout=dropout)

@@ -1,14 +1,14 @@
 """SE-Inception-ResNet-v2."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from se_lightning.models.layers.inception_block import ConvNorm, Size
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, ResidualGateOptions
+from se_lightning.models.layers.options import Excitation, GateOptions, ResidualGateOptions
 from se_lightning.models.layers.residual import ResidualUnit, tail
 
 __all__ = ["SEInceptionResNetV2", "se_inception_resnet_v2"]
@@ -142,6 +142,9 @@ class SEInceptionResNetV2(ImageNetwork):
         titu1994/keras-squeeze-excite-network, se_inception_resnet_v2.py.
     """
 
+    family = "SE-Inception-ResNet-v2"
+    placements = ("standard", "pre", "post", "identity")
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
     classifier_name = "classif"
 
     def __init__(
@@ -152,13 +155,7 @@ class SEInceptionResNetV2(ImageNetwork):
         in_channels: int = 3,
         **gates: Unpack[ResidualGateOptions],
     ) -> None:
-        stages = Excitation.of_stages(
-            "SE-Inception-ResNet-v2",
-            gates,
-            stages=3,
-            placements=("standard", "pre", "post", "identity"),
-            se_bias=False,
-        )
+        stages = self._excitations(gates, 3)
         super().__init__(num_classes, in_channels, min_size=75, dropout=dropout)
         between = [e if e.placement == "post" else Excitation(gate="none") for e in stages]
         self.conv2d_1a = ConvNorm(in_channels, 32, 3, 2, 0)

@@ -1,12 +1,12 @@
 """SE-MobileNet (v1)."""
 
 import math
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.options import Excitation, GateOptions, StagedGateOptions
 from se_lightning.models.layers.residual import conv1x1
 
 __all__ = ["SEMobileNet", "se_mobilenet"]
@@ -70,6 +70,8 @@ class SEMobileNet(ImageNetwork):
         Howard et al., arXiv:1704.04861; titu1994/keras-squeeze-excite-network, se_mobilenets.py.
     """
 
+    family = "SE-MobileNet"
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
     classifier_name = "classifier"
 
     def __init__(
@@ -86,9 +88,7 @@ class SEMobileNet(ImageNetwork):
             raise ValueError(
                 f"`alpha` (={alpha!r}) must be a number of at least 1/32: the width multiplier."
             )
-        excitations = Excitation.of_stages(
-            "SE-MobileNet", gates, stages=len(_STAGES), se_bias=False
-        )
+        excitations = self._excitations(gates, len(_STAGES))
         super().__init__(num_classes, in_channels, dropout=dropout)
         channels = int(32 * alpha)
         self.conv_stem = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False)

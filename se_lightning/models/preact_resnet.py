@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from se_lightning.arguments import boolean, one_of, positive_integer
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import PLACEMENTS, Excitation, ResidualGateOptions
+from se_lightning.models.layers.options import (
+    PLACEMENTS,
+    Excitation,
+    GateOptions,
+    ResidualGateOptions,
+)
 from se_lightning.models.layers.residual import (
     RESNETS,
     Plan,
@@ -142,6 +147,8 @@ class SEPreActResNet(ImageNetwork):
     """
 
     family = "pre-activation SE-ResNet"
+    placements = PLACEMENTS
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
     published: ClassVar[Mapping[int, Plan]] = RESNETS
 
     def __init__(
@@ -161,13 +168,7 @@ class SEPreActResNet(ImageNetwork):
         positive_integer("width_factor", width_factor)
         boolean("literal", literal)
         one_of("stem", chosen.stem, ("imagenet", "cifar"))
-        excitations = Excitation.of_stages(
-            self.family,
-            gates,
-            stages=len(chosen.layers),
-            placements=PLACEMENTS,
-            se_bias=False,
-        )
+        excitations = self._excitations(gates, len(chosen.layers))
         super().__init__(num_classes, in_channels)
         channels = chosen.widths[0]
         self.conv1 = stem_conv(chosen.stem, in_channels, channels)

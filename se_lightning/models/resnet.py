@@ -186,6 +186,7 @@ class SEResNet(ImageNetwork):
     """
 
     family = "SE-ResNet"
+    placements = PLACEMENTS
     published: ClassVar[Mapping[int, Plan]] = RESNETS
     bottleneck_block: ClassVar[type[Bottleneck]] = Bottleneck
 
@@ -214,9 +215,7 @@ class SEResNet(ImageNetwork):
         one_of("stride_in", stride_in, ("3x3", "1x1"))
         boolean("ceil_pool", ceil_pool)
         boolean("relu_before_gate", relu_before_gate)
-        excitations = Excitation.of_stages(
-            self.family, gates, stages=len(chosen.layers), placements=PLACEMENTS
-        )
+        excitations = self._excitations(gates, len(chosen.layers))
         smallest = CEIL_POOL_SIZE if ceil_pool else 1
         super().__init__(num_classes, in_channels, min_size=smallest, dropout=dropout)
         channels = chosen.widths[0] * (2 if chosen.stem == "deep" else 1)

@@ -50,12 +50,19 @@ class SEResNeXt(SEResNet):
         depth: int | Sequence[int] = 50,
         widths: Sequence[int] | None = None,
         *,
+        bottleneck: bool = True,
         cardinality: int = 32,
         group_width: int = 4,
         **options: Any,
     ) -> None:
-        options = {"bottleneck": True, **options}
-        super().__init__(depth, widths, cardinality=cardinality, group_width=group_width, **options)
+        super().__init__(
+            depth,
+            widths,
+            bottleneck=bottleneck,
+            cardinality=cardinality,
+            group_width=group_width,
+            **options,
+        )
 
 
 class SENetBottleneck(Bottleneck):

@@ -1,6 +1,6 @@
 """SE-Shake-Shake, for CIFAR."""
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from se_lightning.arguments import one_of, positive_integer
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, ResidualGateOptions
+from se_lightning.models.layers.options import Excitation, GateOptions, ResidualGateOptions
 from se_lightning.models.layers.residual import ResidualUnit, conv1x1, conv3x3, stack, tail
 
 __all__ = ["SEShakeShake", "se_shake_shake26_2x96d", "se_shake_shake29_2x4x64d"]
@@ -138,6 +138,10 @@ class SEShakeShake(ImageNetwork):
         Gastaldi, arXiv:1705.07485; Hu et al., arXiv:1709.01507, Tables 4 and 5.
     """
 
+    family = "SE-Shake-Shake"
+    placements = ("standard", "pre", "post", "identity")
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
+
     def __init__(
         self,
         depth: int = 26,
@@ -157,13 +161,7 @@ class SEShakeShake(ImageNetwork):
         if depth < step + 2 or (depth - 2) % step:
             raise ValueError(f"`depth` (={depth}) must be {step}n + 2 for three equal stages.")
         one_of("backward", backward, ("shake", "even"))
-        excitations = Excitation.of_stages(
-            "SE-Shake-Shake",
-            gates,
-            stages=3,
-            placements=("standard", "pre", "post", "identity"),
-            se_bias=False,
-        )
+        excitations = self._excitations(gates, 3)
         super().__init__(num_classes, in_channels)
         channels = 16 if cardinality is None else 64
         self.conv1 = conv3x3(in_channels, channels)

@@ -1,12 +1,12 @@
 """SE-ShuffleNet (v1)."""
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.options import Excitation, GateOptions, StagedGateOptions
 from se_lightning.models.layers.residual import conv3x3, max_pool, tail
 
 __all__ = ["SEShuffleNet", "se_shufflenet"]
@@ -86,6 +86,9 @@ class SEShuffleNet(ImageNetwork):
         Zhang et al., arXiv:1707.01083; Hu et al., arXiv:1709.01507, Table 3.
     """
 
+    family = "SE-ShuffleNet"
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
+
     def __init__(
         self,
         *,
@@ -98,9 +101,7 @@ class SEShuffleNet(ImageNetwork):
             raise ValueError(
                 f"`groups` (={groups!r}) must be one of {', '.join(map(str, _WIDTHS))}."
             )
-        excitations = Excitation.of_stages(
-            "SE-ShuffleNet", gates, stages=len(_UNITS), se_bias=False
-        )
+        excitations = self._excitations(gates, len(_UNITS))
         super().__init__(num_classes, in_channels)
         self.conv1 = conv3x3(in_channels, 24, 2)
         self.bn1 = nn.BatchNorm2d(24)

@@ -1,6 +1,6 @@
 """The small networks for MNIST."""
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ class SESimple(ImageNetwork):
         ValueError: naming the argument that does not fit.
     """
 
+    family = "se_simple"
+    gate_defaults: ClassVar[GateOptions] = {"ratio": 2, "se_bias": False}
+
     def __init__(
         self,
         *,
@@ -43,7 +46,7 @@ class SESimple(ImageNetwork):
         in_channels: int = 1,
         **gates: Unpack[GateOptions],
     ) -> None:
-        (excitation,) = Excitation.of_stages("se_simple", {"ratio": 2, **gates}, se_bias=False)
+        (excitation,) = self._excitations(gates)
         positive_integer("image_size", image_size)
         boolean("residual", residual)
         super().__init__(num_classes, in_channels, image_size=image_size)
@@ -127,6 +130,9 @@ class SENested(ImageNetwork):
         ValueError: naming the argument that does not fit.
     """
 
+    family = "se_nested"
+    gate_defaults: ClassVar[GateOptions] = {"ratio": 2}
+
     def __init__(
         self,
         *,
@@ -134,7 +140,7 @@ class SENested(ImageNetwork):
         in_channels: int = 1,
         **gates: Unpack[StagedGateOptions],
     ) -> None:
-        excitations = Excitation.of_stages("se_nested", {"ratio": 2, **gates}, stages=3)
+        excitations = self._excitations(gates, 3)
         super().__init__(num_classes, in_channels)
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(16)

@@ -1,7 +1,7 @@
 """SE-VGG-16 with batch normalisation."""
 
 from collections import OrderedDict
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from se_lightning.arguments import fraction
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.options import GateOptions, StagedGateOptions
 
 __all__ = ["SEVGG16BN", "se_vgg16_bn"]
 
@@ -39,6 +39,8 @@ class SEVGG16BN(ImageNetwork):
         Simonyan and Zisserman, arXiv:1409.1556; Hu et al., arXiv:1709.01507, Table 2.
     """
 
+    family = "SE-VGG-16"
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
     classifier_name = "classifier.6"
     head_hidden_size = 4096
 
@@ -50,7 +52,7 @@ class SEVGG16BN(ImageNetwork):
         in_channels: int = 3,
         **gates: Unpack[StagedGateOptions],
     ) -> None:
-        excitations = Excitation.of_stages("SE-VGG-16", gates, stages=len(_STAGES), se_bias=False)
+        excitations = self._excitations(gates, len(_STAGES))
         fraction("dropout", dropout)
         super().__init__(num_classes, in_channels, min_size=32)
         layers: list[nn.Module] = []

@@ -1,7 +1,7 @@
 """What all networks share: images in, a feature map, logits out."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from se_lightning.arguments import fraction, positive_integer
 from se_lightning.models.layers.find import warn_of_single_units
 from se_lightning.models.layers.gates import start_at_one
 from se_lightning.models.layers.gradient_checkpointing import run, run_checkpointed
+from se_lightning.models.layers.options import Excitation, GateOptions
 
 __all__ = ["FeatureMap", "ImageNetwork", "check_images"]
 
@@ -61,6 +62,9 @@ class ImageNetwork(nn.Module):
         ValueError: naming the argument that does not fit.
     """
 
+    family: ClassVar[str]  # its name, for messages
+    placements: ClassVar[Sequence[str]] = ()  # of a residual family's gates
+    gate_defaults: ClassVar[GateOptions] = {}  # where they differ from Excitation's
     classifier_name = "fc"
 
     def __init__(
@@ -85,6 +89,12 @@ class ImageNetwork(nn.Module):
         self.grad_checkpointing = False
         # Options that change the outputs and no parameter's shape.
         self.variant: dict[str, Any] = {}
+
+    def _excitations(self, gates: Mapping[str, Any], stages: int | None = None) -> list[Excitation]:
+        """Check the gates' options; return one set per stage, or one in all without stages."""
+        return Excitation.of_stages(
+            self.family, gates, stages=stages, placements=self.placements, **self.gate_defaults
+        )
 
     def _step(self, *modules: str, channels: int, reduction: int) -> None:
         """Lay the next step of the route: the modules that lead to the next feature map."""
