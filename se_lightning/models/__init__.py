@@ -27,15 +27,11 @@ from se_lightning.models.bn_inception import *  # noqa: F403
 from se_lightning.models.densenet import *  # noqa: F403
 from se_lightning.models.inception import *  # noqa: F403
 from se_lightning.models.inception_resnet import *  # noqa: F403
-from se_lightning.models.layers.find import (
-    ExcitationParts,
-    find_excitations,
-    find_gates,
-    hidden_widths,
-)
+from se_lightning.models.layers.find import find_excitations, find_gates, hidden_widths
 from se_lightning.models.layers.gates import (
     ConcurrentExcitation,
     DoubleSigmoid,
+    ExcitationParts,
     SpatialExcitation,
     SqueezeExcitation,
 )

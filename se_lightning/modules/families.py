@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypedDict, Unpack, get_args, get_origin, get_t
 from torch import nn
 
 from se_lightning import models
+from se_lightning.models.layers.options import own_options
 from se_lightning.modules.classifier import ImageClassifier, TrainingOptions
 
 __all__ = [
@@ -71,8 +72,9 @@ class FamilyModule(ImageClassifier):
         # `save_hyperparameters` reads `options` from this frame: what was given, and the defaults
         # of the network; those of its gates are not saved, as ever.
         options = given.pop("unknown", {}) | given
+        unsaved = {*_GATES, *own_options(), *_TRAINING, "unknown"}
         for name, parameter in self._signature.parameters.items():
-            if name not in (*_GATES, *_TRAINING, "unknown"):
+            if name not in unsaved:
                 options.setdefault(name, parameter.default)
         network = self.network(**{k: v for k, v in options.items() if k not in _TRAINING})
         super().__init__(network, options["num_classes"], **self._training(options))
@@ -120,6 +122,7 @@ def _arguments(network: Callable[..., nn.Module]) -> Iterator[Parameter]:
                 yield Parameter(
                     option, Parameter.KEYWORD_ONLY, default=defaults[option], annotation=hint
                 )
+            yield from own_options().values()
         elif isinstance(network, type):  # they go to the parent class
             yield from (p for p in _arguments(network.__mro__[1]) if p.name not in own)
 

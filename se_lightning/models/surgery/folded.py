@@ -32,8 +32,10 @@ class ChannelScale(nn.Module):
 
 
 def gated_channels(parts: ExcitationParts) -> int:
-    """Return how many channels the module rescales."""
-    return parts.expand.in_channels if parts.reduce is None else parts.channels  # type: ignore[return-value]
+    """Return the number of channels that the module rescales."""
+    if parts.reduce is None and parts.width is None:
+        return parts.expand.in_channels  # type: ignore[return-value]
+    return parts.channels
 
 
 def put_in_place(model: nn.Module, path: str, scale: Tensor | None) -> None:

@@ -8,9 +8,9 @@ from typing import Any, TypedDict, Unpack
 
 from torch import Tensor, nn
 
-from se_lightning.models.layers.find import warn_of_single_units
-from se_lightning.models.layers.gates import SpatialExcitation, SqueezeExcitation, zero_last_layer
-from se_lightning.models.layers.options import Excitation
+from se_lightning.models.layers.find import own_gates, warn_of_single_units
+from se_lightning.models.layers.gates import GATES, Gate
+from se_lightning.models.layers.options import Excitation, own_options
 from se_lightning.models.surgery.forward_trace import Probe, example_of, watch
 
 __all__ = [
@@ -102,33 +102,31 @@ def inserted_excitation(gates: InsertedGateOptions) -> Excitation:
     Raises:
         ValueError: naming the option that there is not, or that does not fit.
     """
-    known = InsertedGateOptions.__annotations__
+    known = [*InsertedGateOptions.__annotations__, *own_options()]
     for name in gates:
         if name not in known:
             raise ValueError(
                 f"add_excitation has no option `{name}`. Its gates' options are: "
                 f"{', '.join(known)}."
             )
-    excitation = Excitation(**gates)
-    if excitation.gate != "concurrent" or excitation.merge == "max":
-        return replace(excitation, gate_activation="double-sigmoid")
-    if excitation.merge == "product":
-        raise ValueError("`merge` (='product') must be 'sum' or 'max': two gates of 1 make x * x.")
-    return excitation  # two plain sigmoids: x / 2 + x / 2
+    excitation = Excitation.of(**gates)
+    kind = GATES[excitation.gate]
+    if not issubclass(kind, Gate):
+        return excitation
+    return replace(excitation, **kind.identity_options({**vars(excitation), **excitation.own}))
 
 
 def _insert(excitation: Excitation, module: nn.Module, output: Tensor, axis: int) -> None:
     """Give a module a gate, which leaves its output unchanged until the gate has learned."""
     gate: Any = excitation.build(output.shape[axis])
-    for part in gate.modules():
-        if isinstance(part, SqueezeExcitation):
+    for _, part, parts in own_gates(gate):
+        if isinstance(parts.reduce, nn.Linear | nn.Conv2d):
             # He's, without biases: behind a batch norm the squeezed channels sum to zero over the
             # batch, so that no hidden unit is dead for all images.
-            nn.init.kaiming_normal_(part.fc1.weight)
-            if part.fc1.bias is not None:
-                nn.init.zeros_(part.fc1.bias)
-        if isinstance(part, SqueezeExcitation | SpatialExcitation):
-            zero_last_layer(part)
+            nn.init.kaiming_normal_(parts.reduce.weight)
+            if parts.reduce.bias is not None:
+                nn.init.zeros_(parts.reduce.bias)
+        part.zero_last_layer()
     like = next(module.parameters(), output)
     gate = ChannelsLast(gate) if axis == 3 else gate
     module.add_module("se", gate.to(like.device, like.dtype).train(module.training))

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from se_lightning.models.layers.gates import ACTIVATIONS, SqueezeExcitation
+from se_lightning.models.layers.find import own_gates
+from se_lightning.models.layers.gates import ACTIVATIONS
 from se_lightning.models.layers.network import ImageNetwork
 from se_lightning.models.layers.residual import ResidualUnit
 from se_lightning.models.weights.layouts import Layout
@@ -119,11 +120,12 @@ def check_variant(
 def _gate_options(model: nn.Module) -> dict[str, Any]:
     """Return the gates' options that their parameters do not show; all gates share them."""
     options: dict[str, Any] = {"placement": "standard"}
+    names: dict[Any, str] = {kind: name for name, kind in ACTIVATIONS.items()}
+    for _, gate, parts in own_gates(model):
+        if parts.reduce is not None:
+            options["squeeze"] = getattr(gate, "squeeze", "avg")
+            options["gate_activation"] = names.get(type(parts.gate), type(parts.gate).__name__)
     for module in model.modules():
-        if isinstance(module, SqueezeExcitation):
-            names = {kind: name for name, kind in ACTIVATIONS.items()}
-            options["squeeze"] = module.squeeze
-            options["gate_activation"] = names[type(module.gate)]
         if isinstance(module, ResidualUnit) and not isinstance(module.se, nn.Identity):
             options["placement"] = module.placement
     return options
