@@ -1,7 +1,7 @@
 """Squeeze-and-excitation networks in plain torch.
 
-A family is a file; a published network is a function in it. That function is the registration:
-:func:`list_models` reads them.
+Each family is a file, and each published network a function in it, which :func:`list_models`
+lists.
 """
 
 import difflib
@@ -101,11 +101,14 @@ def list_models() -> list[str]:
 
 
 def create_model(name: str, **options: Any) -> ImageNetwork:
-    """Build a network by name; options are its builder's.
+    """Build a network by name.
+
+    Args:
+        name: Name of a builder; see :func:`list_models`.
+        **options: Options of the builder.
 
     Raises:
-        ValueError: if there is no network of that name (the nearest names are offered) or an
-            option does not fit.
+        ValueError: If there is no network of that name, or an option is refused.
 
     Example:
         >>> create_model("se_resnet20", ratio=4).num_features

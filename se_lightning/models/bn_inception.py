@@ -14,7 +14,7 @@ __all__ = ["SEBNInception", "se_bn_inception"]
 def _branches(
     one: int, three: tuple[int, int], double: tuple[int, int], pool: str, pooled: int
 ) -> list[Branch]:
-    """1x1, 3x3, two 3x3, pool; without a 1x1 the module halves the size."""
+    """Return the branches 1x1, 3x3, two 3x3, pool; without a 1x1 the module halves the size."""
     halves = () if one else (2, 1)
     branches: list[Branch] = [[("conv1x1", one, 1)]] if one else []
     branches.append([("conv3x3_reduce", three[0], 1), ("conv3x3", three[1], 3, *halves)])
@@ -47,19 +47,19 @@ _BN_INCEPTION: list[tuple[str, int, list[Branch]]] = [
 class SEBNInception(ImageNetwork):
     """BN-Inception with a gate after each of its 10 modules, as in the paper's Caffe release.
 
-    Convolutions have no biases, the pools between the stages round up, as there.
+    As in that release, convolutions have no biases and the pools between stages round up.
 
     Args:
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, stages (1: 3a to 3c, 2: 4a to 4e, 3: 5a and 5b), squeeze,
-            gate_activation, merge, se_bias (True), divisor, as in :class:`Excitation`.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation` except placement; ``se_bias`` defaults to True.
+            ``stages``: 1 is 3a to 3c, 2 is 4a to 4e, 3 is 5a and 5b.
 
     Shape:
         (N, in_channels, H, W) to (N, K), H and W at least 7.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If a number is not positive, or a gate option is refused.
 
     Reference:
         Ioffe and Szegedy, arXiv:1502.03167; https://github.com/hujie-frank/SENet.
@@ -86,7 +86,7 @@ class SEBNInception(ImageNetwork):
         self._step("pool1", "conv2_reduce", "conv2", channels=192, reduction=4)
         channels, step = 192, ["pool2"]
         for name, stage, branches in _BN_INCEPTION:
-            if ["halve"] in branches:  # before it lies the last map of its size
+            if ["halve"] in branches:  # the map before it is the last of its size
                 self._step(*step, channels=channels, reduction=4 * 2**stage)
                 step = []
             step.append(name)

@@ -33,7 +33,7 @@ __all__ = [
 
 
 class _NoOptions(TypedDict):
-    """No option: a signature that ends with them takes any name, to refuse it by a message."""
+    """No options; lets a signature take unknown names without listing any."""
 
 
 _TRAINING = tuple(TrainingOptions.__annotations__)
@@ -41,12 +41,12 @@ _GATES = {field.name: field.default for field in fields(models.Excitation)} | {"
 
 
 class FamilyModule(ImageClassifier):
-    """A network built from plain arguments, with the training logic of :class:`ImageClassifier`.
+    """Base class of LightningModules that build their network from plain arguments.
 
-    A subclass sets ``network``: the class of a network, or a function that returns one. It takes
-    the arguments of ``network``, which are documented there, and the training options of
-    :class:`ImageClassifier`; ``num_classes`` is 10 unless given. Positional are the positional
-    arguments of ``network`` that do not default to None, then ``num_classes``.
+    A subclass sets ``network`` to the class of a network, or to a function that returns one. Its
+    arguments are those of ``network`` and the training options of :class:`ImageClassifier`;
+    ``num_classes`` defaults to 10. The positional arguments of ``network`` stay positional unless
+    they default to None, and are followed by ``num_classes``.
 
     Raises:
         ValueError: If an option is unknown or its value is refused.
@@ -69,8 +69,8 @@ class FamilyModule(ImageClassifier):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         given = self._signature.bind(*arguments, **options).arguments
-        # `save_hyperparameters` reads `options` from this frame: what was given, and the defaults
-        # of the network; those of its gates are not saved, as ever.
+        # `save_hyperparameters` reads `options` from this frame: the given options and the defaults
+        # of the network, without those of its gates and of the training.
         options = given.pop("unknown", {}) | given
         unsaved = {*_GATES, *own_options(), *_TRAINING, "unknown"}
         for name, parameter in self._signature.parameters.items():
@@ -85,7 +85,7 @@ class FamilyModule(ImageClassifier):
 
 
 def _signature(network: Callable[..., nn.Module]) -> Signature:
-    """Return the arguments of a network and of its training as one signature."""
+    """Return a signature with the arguments of a network and the training options."""
     found = {parameter.name: parameter for parameter in _arguments(network)}
     found["num_classes"] = found["num_classes"].replace(default=10)
     positional: list[Parameter] = []
@@ -109,7 +109,7 @@ def _signature(network: Callable[..., nn.Module]) -> Signature:
 
 
 def _arguments(network: Callable[..., nn.Module]) -> Iterator[Parameter]:
-    """Yield the arguments of a network, those behind its ``**`` too."""
+    """Yield the arguments of a network, including those of its ``**`` parameter."""
     init: Any = network.__init__ if isinstance(network, type) else network  # type: ignore[misc]
     hints = get_type_hints(init)
     own = inspect.signature(network).parameters
@@ -123,12 +123,12 @@ def _arguments(network: Callable[..., nn.Module]) -> Iterator[Parameter]:
                     option, Parameter.KEYWORD_ONLY, default=defaults[option], annotation=hint
                 )
             yield from own_options().values()
-        elif isinstance(network, type):  # they go to the parent class
+        elif isinstance(network, type):  # passed to the parent class
             yield from (p for p in _arguments(network.__mro__[1]) if p.name not in own)
 
 
 def _with_signature(signature: Signature) -> Any:
-    """Return a copy of FamilyModule's constructor with a signature of its own."""
+    """Return a copy of FamilyModule's constructor with another signature."""
     init = FamilyModule.__init__
     copy: Any = FunctionType(init.__code__, init.__globals__, "__init__", closure=init.__closure__)
     parameters = signature.parameters.values()

@@ -136,6 +136,6 @@ def _download(weights: Any) -> dict[str, Tensor]:
         return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"{weights} could not be fetched: {error}. Where there is a network download "
-            f"{weights.url}, bring the file here, and give its path: weights=FILE."
+            f"{weights} could not be downloaded: {error}. Download {weights.url} on a machine with "
+            "a network, copy the file here, and pass its path: weights=FILE."
         ) from error

@@ -182,8 +182,8 @@ def test_custom_groups():
         ("se_resnet20", {"num_classes": 0}, "`num_classes`"),
         ("se_resnet20", {"in_channels": 1.5}, "`in_channels`"),
         ("se_resnet50", {"stride_in": "5x5"}, "`stride_in`"),
-        ("se_resnet18", {"stride_in": "1x1"}, "BasicBlock .* take bottlenecks"),
-        ("se_resnet18", {"cardinality": 2}, "BasicBlock .* take bottlenecks"),
+        ("se_resnet18", {"stride_in": "1x1"}, "BasicBlock .* Use bottlenecks"),
+        ("se_resnet18", {"cardinality": 2}, "BasicBlock .* Use bottlenecks"),
         ("se_resnet20", {"ceil_pool": True}, "`ceil_pool`"),
         ("se_resnet50", {"width_factor": 0}, "`width_factor`"),
         ("se_resnet50", {"widths": [64]}, "`depth` .* and `widths`"),
@@ -235,7 +235,7 @@ def test_a_wrong_option_is_refused_by_name(builder, options, message):
 @pytest.mark.parametrize(
     ("net", "arguments", "message"),
     [
-        (models.SEResNet, (19,), "There is no SE-ResNet of depth 19; there are: 18, 20, 32"),
+        (models.SEResNet, (19,), r"There is no SE-ResNet of depth 19\. Use one of 18, 20, 32"),
         (models.SEResNet, ([],), "`depth`"),
         (models.SEResNet, ([2, 0],), "`depth`"),
         (models.SEResNet, ("50",), "There is no SE-ResNet of depth '50'"),

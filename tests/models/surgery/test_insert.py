@@ -596,7 +596,7 @@ class Pair(nn.Module):
     [
         ("residual", r"`where` \(='residual'\) must not find `norm`: it ran 2 times"),
         ("idle", "`idle`: it ran 0 times"),
-        ("pair", r"`pair`: its output is no feature map \(N, C, H, W\) or"),
+        ("pair", r"`pair`: its output is not a feature map \(N, C, H, W\) or"),
         ("stages", r"finds none in this Twice; take 'residual' .* such as conv, norm"),
         ("layer3.*.bn3", r"`where` \(='layer3.\*.bn3'\) must find places"),
     ],
@@ -631,7 +631,7 @@ def test_a_wrong_option_is_refused_by_name(options, message):
 
 
 def test_a_network_without_inserted_gates_is_refused():
-    with pytest.raises(ValueError, match=r"SEResNet.* no gate of add_excitation's"):
+    with pytest.raises(ValueError, match=r"SEResNet.* has no inserted gate"):
         remove_excitation(create_model("se_resnet20", ratio=4))
 
 

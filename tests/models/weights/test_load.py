@@ -336,12 +336,12 @@ def test_the_wrong_variant_of_the_same_shapes_is_refused(ours, theirs, options, 
 @pytest.mark.parametrize(
     ("options", "theirs", "message"),
     [
-        ({}, "seresnet34", "parameters differ, the first of them layer"),
-        ({}, "resnet34", r"layer1\.2\.conv1\.weight, absent here"),
-        ({}, "mobilenetv3_small_050", "is of another network"),
-        ({"gate": "none"}, "seresnet18", r"se\.fc1\.weight, absent here.*set gate='channel'"),
+        ({}, "seresnet34", "parameters differ, the first is layer"),
+        ({}, "resnet34", r"layer1\.2\.conv1\.weight: missing from the model"),
+        ({}, "mobilenetv3_small_050", "does not match this model"),
+        ({"gate": "none"}, "seresnet18", r"fc1\.weight: missing .*set gate='channel'"),
         ({"stages": [1, 2], "divisor": 8}, "seresnet18", "and all stages"),
-        ({}, "seresnet18", r"layer1\.0\.se\.fc1\.weight, \(8, 64, 1, 1\) there and \(4,.*divisor"),
+        ({}, "seresnet18", r"fc1\.weight: \(8, 64, 1, 1\) in the file and \(4,.*divisor"),
         ({"divisor": 8, "se_bias": False}, "seresnet18", r"set se_bias=True\."),
         ({"gate": "spatial"}, "seresnet18", "Only the gates differ: .*`gate`"),
     ],
@@ -351,7 +351,7 @@ def test_another_networks_weights_are_refused(options, theirs, message):
     assert_refused(create_model("se_resnet18", **options), state, message)
 
 
-def test_a_network_for_grey_images_sees_what_the_other_sees_in_grey(randomise):
+def test_a_network_for_gray_images_equals_the_color_network_on_gray_images(randomise):
     oracle = randomise(timm.create_model("seresnet18"))
     model = create_model("se_resnet18", divisor=8, in_channels=1).eval()
     report = load_weights(model, oracle.state_dict())
@@ -360,7 +360,7 @@ def test_a_network_for_grey_images_sees_what_the_other_sees_in_grey(randomise):
     with torch.no_grad():
         ours, theirs = model(x), oracle(x.expand(-1, 3, -1, -1))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
-    message = r"conv1\.weight, \(64, 3, 7, 7\) there and \(64, 4, 7, 7\) here"
+    message = r"conv1\.weight: \(64, 3, 7, 7\) in the file and \(64, 4, 7, 7\) in the model"
     assert_refused(
         create_model("se_resnet18", divisor=8, in_channels=4), oracle.state_dict(), message
     )
@@ -444,7 +444,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_runs(tmp_path):
     path, ran = tmp_path / "evil.pth", tmp_path / "ran"
     model = create_model("se_resnet20", ratio=4)
     torch.save({**model.state_dict(), "x": Code(ran)}, path)
-    assert_refused(model, path, r"evil\.pth holds more than tensors.* nothing of it ran")
+    assert_refused(model, path, r"evil\.pth contains more than tensors.* without running any")
     torch.save(Code(ran), path, _use_new_zipfile_serialization=False)
     assert_refused(model, path, "evil")
     assert not ran.exists()
@@ -471,11 +471,11 @@ def broken(kind: str, path, model) -> None:
     ("kind", "message"),
     [
         ("empty", "it is empty"),
-        ("a web page", "it is a web page. Fetch the file itself"),
+        ("a web page", "it is a web page. Download the file itself"),
         ("a pointer of git-lfs", "git lfs pull"),
         ("a cut .pth", "is damaged"),
-        ("a cut .safetensors", "safetensors says"),
-        ("a cut header", "safetensors says"),
+        ("a cut .safetensors", "safetensors: "),
+        ("a cut header", "safetensors: "),
         ("noise", "is damaged"),
     ],
 )
@@ -501,14 +501,14 @@ def test_a_broken_file_is_one_message_and_changes_nothing(kind, message, tmp_pat
 def test_a_file_without_a_state_dict_is_told_so(content, tmp_path):
     torch.save(content, tmp_path / "weights.pth")
     model = create_model("se_resnet20", ratio=4)
-    assert_refused(model, tmp_path / "weights.pth", "holds no state dict")
+    assert_refused(model, tmp_path / "weights.pth", "contains no state dict")
 
 
 def test_integers_where_weights_should_be_are_refused():
     model = create_model("se_resnet20", ratio=4)
     state = state_of(model)
     state["layer3.2.conv2.weight"] = torch.zeros(64, 64, 3, 3, dtype=torch.int8)
-    assert_refused(model, state, r"layer3\.2\.conv2\.weight, .* of torch.int8 there")
+    assert_refused(model, state, r"layer3\.2\.conv2\.weight: .* of torch.int8 in the file")
 
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "weights/nowhere.safetensors", "nowhere", "a/b/c"])
@@ -545,7 +545,7 @@ def test_weights_of_a_network_with_gates_folded_away_go_only_into_such_a_network
     about = {"structure": structure(theirs), "folded": folded(theirs)}
     content = {"state_dict": theirs.state_dict(), "se_lightning": about}
     before = {key: tensor.clone() for key, tensor in ours.state_dict().items()}
-    with pytest.raises(ValueError, match="2 gates folded away: take the network with"):
+    with pytest.raises(ValueError, match="2 gates folded away: load the network with"):
         load_weights(ours, content)
     assert all(torch.equal(tensor, before[key]) for key, tensor in ours.state_dict().items())
     repeat_folds(alike, about["folded"])
