@@ -1,4 +1,4 @@
-"""Every file of conf/ composes, and every `_target_` in it binds to the signature it names."""
+"""Every file of conf/ composes, and binds to the signatures of its targets."""
 
 import inspect
 from pathlib import Path
@@ -17,7 +17,7 @@ from se_lightning.models import create_model, list_models
 from se_lightning.modules import ImageClassifier
 from se_lightning.modules.classifier import TrainingOptions
 
-# Not networks, but whole libraries of them.
+# Libraries of networks.
 LIBRARIES = ("timm", "torchvision")
 CONF = Path(__file__).parent.parent / "conf"
 OPTIONS = sorted(
@@ -67,7 +67,7 @@ def test_each_file_composes_and_its_targets_bind(group, option):
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "data"])
 def test_a_data_file_has_the_defaults_of_its_class(option):
-    """Apart from the name of the set, and from what its images want."""
+    """Except for the name of the data set, and augmentation that suits its images."""
     node = OmegaConf.to_container(composed(f"data={option}").data, resolve=True)
     kind = get_object(node.pop("_target_"))
     name = {"name": node["name"]} if "name" in node else {}
@@ -121,7 +121,7 @@ def test_files_and_builders_are_the_same_names():
 
 
 def test_every_parameter_of_the_closed_nodes_is_in_the_shipped_config():
-    """Then a key that only a `+` brings in is a typing error."""
+    """So that a key that needs a `+` is a typo."""
     config = composed()
     for group in ("model", "data", "optimizer", "trainer"):
         target = get_object(config[group]._target_)

@@ -28,10 +28,9 @@ from se_lightning.models.densenet import *  # noqa: F403
 from se_lightning.models.inception import *  # noqa: F403
 from se_lightning.models.inception_resnet import *  # noqa: F403
 from se_lightning.models.layers.find import find_excitations, find_gates, hidden_widths
+from se_lightning.models.layers.gate_base import DoubleSigmoid, ExcitationParts
 from se_lightning.models.layers.gates import (
     ConcurrentExcitation,
-    DoubleSigmoid,
-    ExcitationParts,
     SpatialExcitation,
     SqueezeExcitation,
 )

@@ -1,4 +1,7 @@
-"""Training logic for image classification with any backbone."""
+"""Training logic for image classification with any backbone.
+
+Over 300 lines, because the hooks of a LightningModule belong to one class.
+"""
 
 import inspect
 import math
@@ -297,7 +300,7 @@ class ImageClassifier(LightningModule):
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if fitting and "optimizer_states" not in checkpoint:
             raise MisconfigurationException(
-                "This checkpoint has no optimizer state (as those of task=fold), so training cannot "
+                "This checkpoint has no optimizer state (task=fold writes none), so no run can "
                 "resume from it: load the model with load_from_checkpoint and fit that."
             )
         repeat_folds(self.backbone, checkpoint.get("se_lightning", {}).get("folded", {}))

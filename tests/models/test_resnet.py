@@ -62,7 +62,7 @@ def test_a_ratio_per_stage():
 
 
 class Tripled(nn.Module):
-    """Stands where a gate stands, and shows where that is."""
+    """Replaces a gate to show its place."""
 
     def forward(self, x):
         return 3 * x

@@ -1,4 +1,4 @@
-"""One LightningModule per family: plain arguments, and checkpoints that load alone."""
+"""One LightningModule per family: plain arguments, and self-contained checkpoints."""
 
 import inspect
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from se_lightning.modules import ImageClassifier
 from se_lightning.modules.classifier import TrainingOptions
 from se_lightning.modules.families import FamilyModule
 
-# A small member of each family, at options of its own; what the builder of that member is called.
+# A small member of each family, with non-default options.
 MEMBERS = [
     ("SEResNetModule", {"depth": [1, 1], "widths": [8, 16], "placement": "pre", "ratio": [2, 4]}),
     ("SEResNetModule", {"depth": 18, "gate": "concurrent", "merge": "max", "stages": [2, 4]}),
@@ -35,10 +35,10 @@ MEMBERS = [
     ("SESimpleModule", {"in_channels": 3, "image_size": 80, "residual": True}),
     ("SENestedModule", {"in_channels": 3, "gate_activation": "hard-sigmoid"}),
 ]
-LARGE = ("SENet154Module", "SEVGG16BNModule")  # 15 seconds each, of checkpoints of 0.5 GB
+LARGE = ("SENet154Module", "SEVGG16BNModule")  # 15 seconds each, with checkpoints of 0.5 GB
 
 
-# Those of other libraries have tests of their own.
+# Modules of other libraries are tested in test_foreign.py.
 FAMILIES = set(modules.__all__) - {"ImageClassifier", "TorchvisionModule", "TimmModule"}
 
 
@@ -57,7 +57,7 @@ def test_every_family_is_here():
 )
 def test_it_trains_in_a_bare_trainer_and_loads_alone(name, options, tmp_path):
     kind = getattr(modules, name)
-    # A large step would leave weights that four images' statistics do not fit.
+    # A large step would make the statistics of four images useless.
     gentle = partial(torch.optim.SGD, lr=1e-4)
     model = kind(num_classes=3, label_smoothing=0.1, optimizer=gentle, **options)
     assert issubclass(kind, ImageClassifier)
@@ -149,7 +149,7 @@ def test_a_subclass_adds_arguments_of_its_own():
 
 
 def test_defaults_are_the_published_member():
-    """A module without arguments is the net that its name says, with 10 classes."""
+    """A module without arguments is the published network of its name, with 10 classes."""
     members = {
         "SEResNetModule": "se_resnet50",
         "SEResNeXtModule": "se_resnext50_32x4d",

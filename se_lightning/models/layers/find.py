@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from se_lightning.models.layers.gates import ExcitationParts, Gate
+from se_lightning.models.layers.gate_base import ExcitationParts, Gate
 
 __all__ = [
     "find_excitations",
@@ -69,6 +69,7 @@ def hidden_widths(model: nn.Module) -> dict[str, int]:
     """Return the number of hidden units of each gate that has a hidden layer, by module path.
 
     Example:
+        >>> from se_lightning.models import SqueezeExcitation
         >>> hidden_widths(nn.Sequential(SqueezeExcitation(64, ratio=16)))
         {'0': 4}
     """

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from se_lightning.arguments import fraction, positive_integer
 from se_lightning.models.layers.find import warn_of_single_units
-from se_lightning.models.layers.gates import start_at_one
+from se_lightning.models.layers.gate_base import start_at_one
 from se_lightning.models.layers.gradient_checkpointing import run, run_checkpointed
 from se_lightning.models.layers.options import Excitation, GateOptions
 

@@ -9,7 +9,8 @@ from typing import Any, TypedDict, Unpack
 from torch import Tensor, nn
 
 from se_lightning.models.layers.find import own_gates, warn_of_single_units
-from se_lightning.models.layers.gates import GATES, Gate
+from se_lightning.models.layers.gate_base import Gate
+from se_lightning.models.layers.gates import GATES
 from se_lightning.models.layers.options import Excitation, own_options
 from se_lightning.models.surgery.forward_trace import Probe, example_of, watch
 

@@ -16,7 +16,7 @@ class Layout(NamedTuple):
     caffe: bool = False  # of the paper's Caffe release, with other strides and pool
 
 
-_HEAD = "<head>"  # stands for the classifier's name in the network
+_HEAD = "<head>"  # placeholder for the classifier's name in the network
 _CAFFE = ((r"\.se_module\.", ".se."), (r"^last_linear\.", f"{_HEAD}."))
 _DEEP_STEM = (
     (r"^layer0\.conv1\.", "conv1.0."),

@@ -29,7 +29,7 @@ def read_file(path: Path) -> Any:
         return _read_safetensors(path)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # the error says more
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # see the error
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if re.search("(?i)unsupported (global|class)|not an allowed global", str(error)):

@@ -22,15 +22,8 @@ from se_lightning.models import (
     se_densenet40_12,
     se_resnet20,
 )
-from se_lightning.models.layers.gates import (
-    ACTIVATIONS,
-    GATES,
-    MERGES,
-    SQUEEZES,
-    ExcitationParts,
-    Gate,
-    start_at_one,
-)
+from se_lightning.models.layers.gate_base import ExcitationParts, Gate, start_at_one
+from se_lightning.models.layers.gates import ACTIVATIONS, GATES, MERGES, SQUEEZES
 from se_lightning.models.weights.structure import structure
 from se_lightning.modules import SEResNetModule
 from se_lightning.modules.families import FamilyModule

@@ -35,7 +35,7 @@ def _one_thread():
 
 
 def torchvisions(name: str, block: str = "", skips: str = ""):
-    """Return a builder, and how many residual blocks torchvision says that the network has."""
+    """Return a builder, and the number of residual blocks in torchvision's network."""
 
     def blocks(net: nn.Module) -> int:
         found = [module for module in net.modules() if type(module).__name__ == block]
@@ -80,7 +80,7 @@ def network(name: str) -> nn.Module:
 
 
 def small() -> nn.Module:
-    """Return a plain network of ours whose last norms are not zero."""
+    """Return a plain network of this package whose last norms are not zero."""
     torch.manual_seed(0)
     return create_model("se_resnet20", gate="none")
 
@@ -224,7 +224,7 @@ class Sum(nn.Module):
 
 
 class Wired(nn.Module):
-    """Some layers, wired as a test says."""
+    """Layers that a test wires up."""
 
     def __init__(self, wiring: Callable) -> None:
         super().__init__()
@@ -239,7 +239,7 @@ class Wired(nn.Module):
 
 
 def attend(net: Wired, x: torch.Tensor) -> torch.Tensor:
-    """Weigh pixels by a map that has a norm of its own."""
+    """Weights pixels by a map that has its own norm."""
     return x * net.norm_of_one(net.to_one(x)).sigmoid()
 
 
@@ -307,7 +307,7 @@ def test_stages_in_a_module_list_end_before_the_single_pixel():
 
 
 class Squares(nn.Module):
-    """Residual blocks whose maps are as wide as they have channels, so that sizes tell nothing."""
+    """Residual blocks whose maps have as many pixels per side as channels."""
 
     def __init__(self, last: bool) -> None:
         super().__init__()

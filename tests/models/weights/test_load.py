@@ -15,7 +15,7 @@ from se_lightning.models.surgery.folded import folded, repeat_folds
 from se_lightning.models.weights.structure import structure
 
 CAFFE = {"ceil_pool": True}
-# Ours, timm's, options of ours.
+# This package's network, timm's network, options of the former.
 TIMM = [
     ("se_resnet18", "seresnet18", {"divisor": 8}),
     ("se_resnet34", "seresnet34", {"divisor": 8}),
@@ -70,7 +70,7 @@ PLAIN_TORCHVISION = [
 ]
 
 
-# Of each kind of keys one; the others take long, mostly to initialise.
+# One per kind of keys; the others take long, mostly to initialize.
 FAST = ("seresnet18", "seresnet50", "seresnext50_32x4d", "legacy_seresnet18", "legacy_seresnet50")
 FAST += ("legacy_seresnext50_32x4d", "resnet18", "resnet50", "densenet121", "mobilenetv1_100")
 
@@ -97,12 +97,12 @@ def state_of(model):
 
 
 def assert_refused(model, source, message):
-    """It says so, and changes nothing."""
+    """Check the message, and that the network is unchanged."""
     before = state_of(model)
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as told:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
         load_weights(model, source)
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
-    return str(told.value)
+    return str(raised.value)
 
 
 @pytest.mark.parametrize(("ours", "theirs", "options"), TIMM)
@@ -482,8 +482,8 @@ def broken(kind: str, path, model) -> None:
 def test_a_broken_file_is_one_message_and_changes_nothing(kind, message, tmp_path):
     model = create_model("se_resnet20", ratio=4)
     broken(kind, tmp_path / "weights.pth", model)
-    told = assert_refused(model, tmp_path / "weights.pth", message)
-    assert str(tmp_path / "weights.pth") in told
+    message = assert_refused(model, tmp_path / "weights.pth", message)
+    assert str(tmp_path / "weights.pth") in message
 
 
 @pytest.mark.parametrize(
@@ -540,7 +540,7 @@ def test_the_state_dict_of_a_network_with_spatial_gates():
 
 
 def test_weights_of_a_network_with_gates_folded_away_go_only_into_such_a_network():
-    theirs, ours, alike = (create_model("se_resnet20", ratio=4) for _ in range(3))
+    theirs, ours, same = (create_model("se_resnet20", ratio=4) for _ in range(3))
     repeat_folds(theirs, {"layer1.0.se": "identity", "layer3.2.se": "scale"})
     about = {"structure": structure(theirs), "folded": folded(theirs)}
     content = {"state_dict": theirs.state_dict(), "se_lightning": about}
@@ -548,7 +548,7 @@ def test_weights_of_a_network_with_gates_folded_away_go_only_into_such_a_network
     with pytest.raises(ValueError, match="2 gates folded away: load the network with"):
         load_weights(ours, content)
     assert all(torch.equal(tensor, before[key]) for key, tensor in ours.state_dict().items())
-    repeat_folds(alike, about["folded"])
-    load_weights(alike, content)
+    repeat_folds(same, about["folded"])
+    load_weights(same, content)
     for key, tensor in theirs.state_dict().items():
-        assert torch.equal(alike.state_dict()[key], tensor)
+        assert torch.equal(same.state_dict()[key], tensor)
