@@ -1,8 +1,8 @@
-"""Put gates into a plain network that was trained on digits, and train only them.
+"""Insert gates into a plain network trained on digits, and train only the gates.
 
 python examples/gates_into_a_plain_network.py
 
-The gates start as an exact identity, so that nothing is lost when they are put in.
+The gates start as an exact identity, so inserting them does not change the accuracy.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from se_lightning.modules.optim import cosine
 
 
 def trainer(**options: object) -> pl.Trainer:
-    """Return a quiet trainer that leaves no files."""
+    """Return a quiet trainer that writes no files."""
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     return pl.Trainer(**quiet, enable_checkpointing=False, **options)
 
 
 def train(network: torch.nn.Module, epochs: int, freeze: str | None = None) -> None:
-    """Train what is not frozen."""
+    """Train the parameters that are not frozen."""
     model = ImageClassifier(
         network,
         num_classes=10,
@@ -37,17 +37,17 @@ def train(network: torch.nn.Module, epochs: int, freeze: str | None = None) -> N
 
 
 def accuracy(network: torch.nn.Module) -> str:
-    """Return the share of the test set that is right."""
+    """Return the test accuracy in percent."""
     model = ImageClassifier(network, num_classes=10)
     (metrics,) = trainer().test(model, datamodule=DigitsDataModule(), verbose=False)
     return f"{100 * metrics['test/acc1']:.2f} %"
 
 
 def main() -> None:
-    """Train, put the gates in, train them."""
+    """Train the network, insert gates, train the gates."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=2, help="of the plain network")
-    parser.add_argument("--gate-epochs", type=int, default=3, help="of the gates")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of the plain network")
+    parser.add_argument("--gate-epochs", type=int, default=3, help="epochs of the gates")
     arguments = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*many workers|.*LeafSpec|.*logging interval")
@@ -57,7 +57,7 @@ def main() -> None:
     train(network, arguments.epochs)
     print(f"plain: {accuracy(network)}", flush=True)
     add_excitation(network, "residual", ratio=4, image=torch.zeros(1, 1, 32, 32))
-    print(f"with gates put in: {accuracy(network)}", flush=True)
+    print(f"with inserted gates: {accuracy(network)}", flush=True)
     train(network, arguments.gate_epochs, freeze="all_but_gates")
     print(f"after training them: {accuracy(network)}")
 

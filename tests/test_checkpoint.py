@@ -121,7 +121,7 @@ def test_files_that_are_not_checkpoints_are_refused(saved, tmp_path, kind):
     if kind == "a zip of something else":
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("a.txt", "a")
-    with pytest.raises(ValueError, match=r"broken\.ckpt is no checkpoint, or is damaged"):
+    with pytest.raises(ValueError, match=r"broken\.ckpt is not a checkpoint, or is damaged"):
         read_checkpoint(path)
 
 

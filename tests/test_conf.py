@@ -1,8 +1,8 @@
-"""Every file of conf/ composes, and every `_target_` in it binds to the signature it names."""
+"""Every file of conf/ composes, and binds to the signatures of its targets."""
 
 import inspect
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Unpack, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
@@ -11,13 +11,14 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule, LightningModule
 
+from se_lightning import models
 from se_lightning.cli.command import GROUPS
 from se_lightning.cli.schema import VALUES
 from se_lightning.models import create_model, list_models
 from se_lightning.modules import ImageClassifier
 from se_lightning.modules.classifier import TrainingOptions
 
-# Not networks, but whole libraries of them.
+# Libraries of networks.
 LIBRARIES = ("timm", "torchvision")
 CONF = Path(__file__).parent.parent / "conf"
 OPTIONS = sorted(
@@ -43,11 +44,13 @@ def nodes(config: dict, path: str = ""):
 
 
 def takes(module: type[LightningModule | LightningDataModule]) -> set[str]:
-    """Return the names of a module's arguments, those of its **options too."""
-    names = set(inspect.signature(module).parameters)
-    (more,) = names & {"options", "augmentation"}
-    (options,) = get_args(get_type_hints(module.__init__)[more])
-    return names - {more} | set(get_type_hints(options))
+    """Return the names of a module's arguments."""
+    parameters = inspect.signature(module).parameters.values()
+    names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    for hint in get_type_hints(module.__init__).values():
+        if get_origin(hint) is Unpack:
+            names |= set(get_type_hints(get_args(hint)[0]))
+    return names
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -65,7 +68,7 @@ def test_each_file_composes_and_its_targets_bind(group, option):
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "data"])
 def test_a_data_file_has_the_defaults_of_its_class(option):
-    """Apart from the name of the set, and from what its images want."""
+    """Except for the name of the data set, and augmentation that suits its images."""
     node = OmegaConf.to_container(composed(f"data={option}").data, resolve=True)
     kind = get_object(node.pop("_target_"))
     name = {"name": node["name"]} if "name" in node else {}
@@ -84,8 +87,33 @@ def test_a_models_file_its_builder_and_its_module_agree(name, monkeypatch):
         plain.pop(training)
     with torch.device("meta"):
         module = get_object(plain.pop("_target_"))(**plain)
-    oracle = create_model(name, num_classes=10, in_channels=3, ratio=config.model.ratio)
-    assert repr(module.backbone) == repr(oracle)
+        oracle = create_model(name, num_classes=10, in_channels=3, ratio=config.model.ratio)
+        # The builder's name fixes these.
+        fixed = {"depth", "width_factor"} if "wrn" in name else {"depth"}
+        same = create_model(name, **{key: plain[key] for key in plain if key not in fixed})
+    assert repr(module.backbone) == repr(oracle) == repr(same)
+
+
+def options_of(network: type[models.ImageNetwork]) -> set[str]:
+    """Return the names of a network's arguments, class by class where they go to the parent."""
+    names: set[str] = set()
+    for kind in network.__mro__:
+        parameters = inspect.signature(kind.__init__).parameters.values()
+        names |= {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - {"self"}
+        for hint in get_type_hints(kind.__init__).values():
+            if get_origin(hint) is Unpack:
+                return names | set(get_type_hints(get_args(hint)[0]))
+    raise AssertionError(network)
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_option_of_a_network_is_one_of_its_module_and_of_its_file(name):
+    node = composed(f"model={name}").model
+    network = get_type_hints(getattr(models, name))["return"]
+    module = get_object(node._target_)
+    assert module.network is network
+    training = set(TrainingOptions.__annotations__)
+    assert takes(module) - training == options_of(network) == set(node) - training - {"_target_"}
 
 
 def test_files_and_builders_are_the_same_names():
@@ -94,7 +122,7 @@ def test_files_and_builders_are_the_same_names():
 
 
 def test_every_parameter_of_the_closed_nodes_is_in_the_shipped_config():
-    """Then a key that only a `+` brings in is a typing error."""
+    """So that a key that needs a `+` is a typo."""
     config = composed()
     for group in ("model", "data", "optimizer", "trainer"):
         target = get_object(config[group]._target_)

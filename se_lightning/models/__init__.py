@@ -1,7 +1,7 @@
 """Squeeze-and-excitation networks in plain torch.
 
-A family is a file; a published network is a function in it. That function is the registration:
-:func:`list_models` reads them.
+Each family is a file, and each published network a function in it, which :func:`list_models`
+lists.
 """
 
 import difflib
@@ -27,15 +27,10 @@ from se_lightning.models.bn_inception import *  # noqa: F403
 from se_lightning.models.densenet import *  # noqa: F403
 from se_lightning.models.inception import *  # noqa: F403
 from se_lightning.models.inception_resnet import *  # noqa: F403
-from se_lightning.models.layers.find import (
-    ExcitationParts,
-    find_excitations,
-    find_gates,
-    hidden_widths,
-)
+from se_lightning.models.layers.find import find_excitations, find_gates, hidden_widths
+from se_lightning.models.layers.gate_base import DoubleSigmoid, ExcitationParts
 from se_lightning.models.layers.gates import (
     ConcurrentExcitation,
-    DoubleSigmoid,
     SpatialExcitation,
     SqueezeExcitation,
 )
@@ -105,11 +100,14 @@ def list_models() -> list[str]:
 
 
 def create_model(name: str, **options: Any) -> ImageNetwork:
-    """Build a network by name; options are its builder's.
+    """Build a network by name.
+
+    Args:
+        name: Name of a builder; see :func:`list_models`.
+        **options: Options of the builder.
 
     Raises:
-        ValueError: if there is no network of that name (the nearest names are offered) or an
-            option does not fit.
+        ValueError: If there is no network of that name, or an option is refused.
 
     Example:
         >>> create_model("se_resnet20", ratio=4).num_features

@@ -6,7 +6,7 @@ from torch import nn
 
 from se_lightning.models.layers.inception_block import Branch, ConvNorm, Mixed
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.options import StagedGateOptions
 
 __all__ = ["SEBNInception", "se_bn_inception"]
 
@@ -14,7 +14,7 @@ __all__ = ["SEBNInception", "se_bn_inception"]
 def _branches(
     one: int, three: tuple[int, int], double: tuple[int, int], pool: str, pooled: int
 ) -> list[Branch]:
-    """1x1, 3x3, two 3x3, pool; without a 1x1 the module halves the size."""
+    """Return the branches 1x1, 3x3, two 3x3, pool; without a 1x1 the module halves the size."""
     halves = () if one else (2, 1)
     branches: list[Branch] = [[("conv1x1", one, 1)]] if one else []
     branches.append([("conv3x3_reduce", three[0], 1), ("conv3x3", three[1], 3, *halves)])
@@ -47,23 +47,25 @@ _BN_INCEPTION: list[tuple[str, int, list[Branch]]] = [
 class SEBNInception(ImageNetwork):
     """BN-Inception with a gate after each of its 10 modules, as in the paper's Caffe release.
 
-    Convolutions have no biases, the pools between the stages round up, as there.
+    As in that release, convolutions have no biases and the pools between stages round up.
 
     Args:
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, stages (1: 3a to 3c, 2: 4a to 4e, 3: 5a and 5b), squeeze,
-            gate_activation, merge, se_bias (True), divisor, as in :class:`Excitation`.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation` except placement; ``se_bias`` defaults to True.
+            ``stages``: 1 is 3a to 3c, 2 is 4a to 4e, 3 is 5a and 5b.
 
     Shape:
         (N, in_channels, H, W) to (N, K), H and W at least 7.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If a number is not positive, or a gate option is refused.
 
     Reference:
         Ioffe and Szegedy, arXiv:1502.03167; https://github.com/hujie-frank/SENet.
     """
+
+    family = "SE-BN-Inception"
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class SEBNInception(ImageNetwork):
         in_channels: int = 3,
         **gates: Unpack[StagedGateOptions],
     ) -> None:
-        excitations = Excitation.of_stages("SE-BN-Inception", gates, stages=3)
+        excitations = self._excitations(gates, 3)
         super().__init__(num_classes, in_channels, min_size=7)
         eps = 1e-5
         self.conv1 = ConvNorm(in_channels, 64, 7, 2, 3, eps=eps)
@@ -84,7 +86,7 @@ class SEBNInception(ImageNetwork):
         self._step("pool1", "conv2_reduce", "conv2", channels=192, reduction=4)
         channels, step = 192, ["pool2"]
         for name, stage, branches in _BN_INCEPTION:
-            if ["halve"] in branches:  # before it lies the last map of its size
+            if ["halve"] in branches:  # the map before it is the last of its size
                 self._step(*step, channels=channels, reduction=4 * 2**stage)
                 step = []
             step.append(name)

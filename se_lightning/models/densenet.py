@@ -2,14 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Unpack
+from typing import Any, ClassVar, NamedTuple, Unpack
 
 from torch import nn
 
 from se_lightning.arguments import boolean, one_of, positive_integer
 from se_lightning.models.layers.dense_block import DenseBlock, transition
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.options import Excitation, GateOptions, StagedGateOptions
 from se_lightning.models.layers.residual import max_pool, stem_conv
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class Member(NamedTuple):
-    """A published DenseNet: layers of each block, growth rate k, channels of the stem."""
+    """A published DenseNet: layers per block, growth rate k, channels of the stem."""
 
     layers: tuple[int, ...]
     growth_rate: int
@@ -49,41 +49,42 @@ GATES_AFTER = {"both": (True, True), "block": (True, False), "transition": (Fals
 class SEDenseNet(ImageNetwork):
     """DenseNet with a gate after each dense block and after each transition.
 
-    These are the places of the Keras seed (titu1994/keras-squeeze-excite-network,
-    se_densenet.py). The seed counts (depth - 4) / 3 layers in a block with bottlenecks too, so
-    that its "100, bottleneck" has twice the layers of DenseNet-BC-100; here a bottleneck layer
-    counts as two, as published. Names are torchvision's.
+    The gates are placed as in the Keras seed (titu1994/keras-squeeze-excite-network,
+    se_densenet.py). The seed counts (depth - 4) / 3 layers per block also with bottlenecks, so
+    its "100, bottleneck" has twice the layers of DenseNet-BC-100; here a bottleneck layer counts
+    as two, as published. Parameter names are torchvision's.
 
     Args:
         depth: 121, 161, 169, 201, 264; with the cifar stem any L of three equal blocks (3n + 4,
-            with bottlenecks 6n + 4); or a list, the number of layers of each block.
-        growth_rate: k, the channels that a layer adds; None takes the member's own (12 for
-            others).
-        bottleneck: a 1x1 to 4k before each 3x3 (DenseNet-B).
-        compression: fraction of the channels that a transition keeps (DenseNet-C); None is 0.5
+            with bottlenecks 6n + 4); or a list with the number of layers of each block.
+        growth_rate: Channels k that a layer adds; None uses the published value, or 12.
+        bottleneck: Whether a 1x1 to 4k precedes each 3x3 (DenseNet-B).
+        compression: Fraction of the channels that a transition keeps (DenseNet-C); None is 0.5
             with bottlenecks and 1 without.
-        init_features: channels of the stem; None takes the member's own (2k with bottlenecks or
-            with the imagenet stem, else 16, as published; the seed has 2k always).
-        stem: ``"imagenet"`` or ``"cifar"``; None takes imagenet for a published ImageNet depth
-            and cifar for others.
+        init_features: Channels of the stem; None uses the published value: 2k with bottlenecks or
+            with the imagenet stem, else 16 (the seed always has 2k).
+        stem: ``"imagenet"`` or ``"cifar"``; None is imagenet for a published ImageNet depth and
+            cifar for all others.
         gates_after: ``"both"``, ``"block"`` or ``"transition"``. A stage is a block with the
             transition that follows it.
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, stages, squeeze, gate_activation, merge, se_bias (False), divisor,
-            as in :class:`Excitation`.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation` except placement, and ``stages``; ``se_bias``
+            defaults to False.
 
     Shape:
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If there is no network of that depth, a number is out of range, a name is
+            unknown, or a gate option is refused.
 
     Reference:
         Huang et al., arXiv:1608.06993.
     """
 
     family = "SE-DenseNet"
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
     classifier_name = "classifier"
 
     def __init__(
@@ -114,8 +115,8 @@ class SEDenseNet(ImageNetwork):
                 "channels that a transition keeps."
             )
         stages = len(member.layers)
-        excitations = Excitation.of_stages(self.family, gates, stages=stages, se_bias=False)
-        # Each transition halves and rounds down; the stem of imagenet quarters and rounds up.
+        excitations = self._excitations(gates, stages)
+        # Each transition halves and rounds down; the imagenet stem divides by 4 and rounds up.
         halved = 2 ** (stages - 1)
         smallest = 4 * halved - 3 if stem == "imagenet" else halved
         super().__init__(num_classes, in_channels, min_size=smallest)
@@ -127,7 +128,7 @@ class SEDenseNet(ImageNetwork):
             parts["pool0"] = max_pool(stem)
         blocks, channels = _blocks(member, bottleneck, keep, gates_after, excitations)
         parts |= blocks
-        # Torchvision's name, whose nets have four blocks.
+        # torchvision's name; its networks have four blocks.
         parts["norm5"] = nn.BatchNorm2d(channels[-1])
         parts["relu5"] = nn.ReLU(inplace=True)
         self.features = nn.Sequential(parts)
@@ -136,7 +137,7 @@ class SEDenseNet(ImageNetwork):
         self._finish()
 
     def _lay_route(self, member: Member, channels: Sequence[int], stem: str) -> None:
-        """Name the steps; a block's map is its own output, before the transition halves it."""
+        """Name the steps; a block's map is its output, before the transition halves it."""
         names = [f"features.{name}" for name, _ in self.features.named_children()]
         ends = ["conv0" if stem == "cifar" else "relu0"]
         ends += [f"denseblock{number}" for number in range(1, len(member.layers))] + ["relu5"]
@@ -155,16 +156,18 @@ def _member(
     growth_rate: int | None,
     init_features: int | None,
 ) -> Member:
-    """Find the published member, or take the layers of each block; what is given goes on top."""
+    """Return the published member or a custom one, with the values that are given."""
     if isinstance(depth, Sequence):
         if isinstance(depth, str) or not depth:
-            raise ValueError(f"`depth` (={depth!r}) must be a number, or list one per block.")
+            raise ValueError(
+                f"`depth` (={depth!r}) must be a number, or a list of layers per block."
+            )
         layers = tuple(depth)
     elif stem == "imagenet":
         if depth not in IMAGENET:
             raise ValueError(
-                f"There is no SE-DenseNet of depth {depth!r} for ImageNet; there are: "
-                f"{', '.join(map(str, IMAGENET))}. Or list the layers of each block: "
+                f"There is no SE-DenseNet of depth {depth!r} for ImageNet. Use one of "
+                f"{', '.join(map(str, IMAGENET))}, or list the layers of each block: "
                 "depth=[6, 12, 24, 16]."
             )
         layers, own_rate, own_features = IMAGENET[depth]
@@ -196,7 +199,7 @@ def _blocks(
     gates_after: str,
     excitations: Sequence[Excitation],
 ) -> tuple[dict[str, nn.Module], list[int]]:
-    """Build blocks and transitions with their gates; return them and each block's channels."""
+    """Return the blocks and transitions with their gates, and the channels after each block."""
     parts: dict[str, nn.Module] = {}
     after: list[int] = []
     channels = member.init_features

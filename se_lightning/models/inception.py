@@ -1,13 +1,13 @@
 """SE-Inception-v3."""
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
 from se_lightning.arguments import boolean
 from se_lightning.models.layers.inception_block import Branch, ConvNorm, Mixed
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.options import GateOptions, StagedGateOptions
 
 __all__ = ["SEInceptionV3", "se_inception_v3"]
 
@@ -18,7 +18,7 @@ def _double(width: int, out: int, *stride_padding: int) -> Branch:
 
 
 def _mixed_35(pooled: int) -> list[Branch]:
-    """35x35: 1x1, 5x5, two 3x3, and a pool."""
+    """Return the branches at 35x35: 1x1, 5x5, two 3x3, pool."""
     return [
         [("branch1x1", 64, 1)],
         [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
@@ -28,7 +28,7 @@ def _mixed_35(pooled: int) -> list[Branch]:
 
 
 def _mixed_17(c: int) -> list[Branch]:
-    """17x17: 1x1, a 7x7 in two steps, two 7x7 in four, and a pool."""
+    """Return the branches at 17x17: 1x1, a 7x7 in two steps, two 7x7 in four, pool."""
     return [
         [("branch1x1", 192, 1)],
         [
@@ -71,7 +71,7 @@ _TO_8: list[Branch] = [
     ],
     ["shrink"],
 ]
-# Torchvision's name of each mixed block, its stage, its branches.
+# torchvision's name of each mixed block, its stage and its branches.
 _INCEPTION_V3: list[tuple[str, int, list[Branch]]] = [
     ("Mixed_5b", 1, _mixed_35(32)),
     ("Mixed_5c", 1, _mixed_35(64)),
@@ -88,7 +88,7 @@ _INCEPTION_V3: list[tuple[str, int, list[Branch]]] = [
 
 
 class AuxiliaryHead(nn.Module):
-    """A classifier on the 17x17 map, for training.
+    """Auxiliary classifier on the 17x17 map, used in training.
 
     Shape:
         (N, C, H, W), at least 17x17, to (N, K).
@@ -108,26 +108,30 @@ class AuxiliaryHead(nn.Module):
 class SEInceptionV3(ImageNetwork):
     """Inception-v3 with a gate after each of its 11 mixed blocks.
 
-    Names are torchvision's. The norms have a scale, which those of the Keras seed have not.
+    Parameter names are torchvision's. Unlike the Keras seed's, the norms have a scale.
 
     Args:
-        aux: also classify the 17x17 map while training; ``forward`` then returns (logits,
-            auxiliary logits) in training mode. Needs images of at least 299x299.
-        dropout: fraction of the pooled features that is dropped in training.
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, stages (1: 35x35, 2: 17x17, 3: 8x8), squeeze, gate_activation,
-            merge, se_bias (False), divisor, as in :class:`Excitation`.
+        aux: Whether to classify the 17x17 map too in training mode; ``forward`` then returns
+            (logits, auxiliary logits). Needs images of at least 299x299.
+        dropout: Dropout rate before the classifier.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation` except placement; ``se_bias`` defaults to False.
+            ``stages``: 1 is 35x35, 2 is 17x17, 3 is 8x8.
 
     Shape:
         (N, in_channels, H, W) to (N, K), H and W at least 75.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If `aux` is not a boolean, a number is out of range, or a gate option is
+            refused.
 
     Reference:
         Szegedy et al., arXiv:1512.00567; titu1994/keras-squeeze-excite-network, se_inception_v3.py.
     """
+
+    family = "SE-Inception-v3"
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
 
     def __init__(
         self,
@@ -138,7 +142,7 @@ class SEInceptionV3(ImageNetwork):
         in_channels: int = 3,
         **gates: Unpack[StagedGateOptions],
     ) -> None:
-        excitations = Excitation.of_stages("SE-Inception-v3", gates, stages=3, se_bias=False)
+        excitations = self._excitations(gates, 3)
         boolean("aux", aux)
         smallest = 299 if aux else 75
         super().__init__(num_classes, in_channels, min_size=smallest, dropout=dropout)
@@ -166,14 +170,14 @@ class SEInceptionV3(ImageNetwork):
         self._finish()
 
     def forward(self, x: Tensor) -> Any:
-        """Return logits (N, K); while training with ``aux``, a pair of them."""
+        """Return logits (N, K); in training mode with ``aux``, also the auxiliary ones."""
         if self.AuxLogits is None or not self.training:
             return super().forward(x)
         last, (at_17,) = self.forward_intermediates(x, [-2])
         return self.forward_head(last), self.AuxLogits(at_17)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier, and the auxiliary one; 0 classes leave the pooled features."""
+        """Replace both classifiers; with 0 classes the network returns pooled features."""
         super().reset_classifier(num_classes)
         if self.AuxLogits is not None and num_classes == 0:
             self.AuxLogits = None

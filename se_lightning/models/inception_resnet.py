@@ -1,25 +1,24 @@
 """SE-Inception-ResNet-v2."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from se_lightning.models.layers.inception_block import ConvNorm, Size
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, ResidualGateOptions
+from se_lightning.models.layers.options import Excitation, GateOptions, ResidualGateOptions
 from se_lightning.models.layers.residual import ResidualUnit, tail
 
 __all__ = ["SEInceptionResNetV2", "se_inception_resnet_v2"]
 
-# A branch is a list of convolutions (channels, kernel[, stride, padding]), after a pool if the
-# first is one.
+# A branch is a list of convolutions (channels, kernel[, stride, padding]), optionally after a pool.
 Branch = Sequence[tuple[int, Size] | tuple[int, Size, int, int] | nn.Module]
 
 
 class Branches(nn.Module):
-    """Parallel branches over the same input, concatenated; ``branch0`` on, as in timm.
+    """Parallel branches over the same input, concatenated; named as in timm.
 
     Shape:
         (N, C, H, W) to (N, out_channels, H', W').
@@ -42,13 +41,13 @@ class Branches(nn.Module):
             self.out_channels += channels
 
     def concatenated(self, x: Tensor) -> Tensor:
-        """Run the branches."""
+        """Run the branches and concatenate their outputs."""
         names = [name for name in self._modules if name.startswith("branch")]
         return torch.cat([getattr(self, name)(x) for name in names], 1)
 
 
 class Mixed(Branches):
-    """Branches without a shortcut, where the size or width changes, and a gate on the whole."""
+    """Branches without a shortcut, where the size or width changes, and a gate on their output."""
 
     def __init__(
         self, in_channels: int, branches: Sequence[Branch], excitation: Excitation
@@ -61,7 +60,7 @@ class Mixed(Branches):
 
 
 class InceptionUnit(Branches, ResidualUnit):
-    """Branches, a linear 1x1 back to the width, scaled down; gate, shortcut and ReLU.
+    """Residual unit: branches, a linear 1x1 back to the width, scaled down; gate, shortcut, ReLU.
 
     Shape:
         (N, C, H, W) to (N, C, H, W).
@@ -118,30 +117,33 @@ _BLOCK_8: list[Branch] = [[(192, 1)], [(192, 1), (224, (1, 3)), (256, (3, 1))]]
 class SEInceptionResNetV2(ImageNetwork):
     """Inception-ResNet-v2 with a gate on the residual branch of each of its 40 units.
 
-    Names are timm's. ``placement="post"`` is what the Keras seed means: a gate after each sum,
-    and also after ``mixed_5b``, ``mixed_6a``, ``mixed_7a`` and once more after the last unit, 44
-    in all. (As published the seed cannot be built: its Lambda is called with ``scale`` and takes
+    Parameter names are timm's. ``placement="post"`` is what the Keras seed intends: a gate after
+    each sum, and also after ``mixed_5b``, ``mixed_6a``, ``mixed_7a`` and the last unit, 44 in
+    all. (The published seed fails to build: it passes ``scale`` to a Lambda that takes
     ``scale_``.)
 
     Args:
-        dropout: fraction of the pooled features that is dropped in training.
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, placement (all but "inner", since the branches share no 3x3), stages
-            (1: 35x35, 2: 17x17, 3: 8x8), squeeze, gate_activation, merge, se_bias (False),
-            divisor, as in :class:`Excitation`.
+        dropout: Dropout rate before the classifier.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation`; ``se_bias`` defaults to False, and ``placement``
+            cannot be "inner", since the branches share no 3x3. ``stages``: 1 is 35x35, 2 is
+            17x17, 3 is 8x8.
 
     Shape:
         (N, in_channels, H, W) to (N, K), H and W at least 75.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If a number is out of range, or a gate option is refused.
 
     Reference:
         Szegedy et al., arXiv:1602.07261; Hu et al., arXiv:1709.01507;
         titu1994/keras-squeeze-excite-network, se_inception_resnet_v2.py.
     """
 
+    family = "SE-Inception-ResNet-v2"
+    placements = ("standard", "pre", "post", "identity")
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
     classifier_name = "classif"
 
     def __init__(
@@ -152,13 +154,7 @@ class SEInceptionResNetV2(ImageNetwork):
         in_channels: int = 3,
         **gates: Unpack[ResidualGateOptions],
     ) -> None:
-        stages = Excitation.of_stages(
-            "SE-Inception-ResNet-v2",
-            gates,
-            stages=3,
-            placements=("standard", "pre", "post", "identity"),
-            se_bias=False,
-        )
+        stages = self._excitations(gates, 3)
         super().__init__(num_classes, in_channels, min_size=75, dropout=dropout)
         between = [e if e.placement == "post" else Excitation(gate="none") for e in stages]
         self.conv2d_1a = ConvNorm(in_channels, 32, 3, 2, 0)

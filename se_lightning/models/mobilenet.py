@@ -1,17 +1,17 @@
 """SE-MobileNet (v1)."""
 
 import math
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.options import Excitation, GateOptions, StagedGateOptions
 from se_lightning.models.layers.residual import conv1x1
 
 __all__ = ["SEMobileNet", "se_mobilenet"]
 
-# Output channels of each block, by resolution; the first of all but the first stage has stride 2.
+# Output channels of each block, by stage; the first block of stages 2 to 5 has stride 2.
 _STAGES = ((64,), (128, 128), (256, 256), (512,) * 6, (1024, 1024))
 
 
@@ -49,27 +49,30 @@ class SeparableBlock(nn.Module):
 class SEMobileNet(ImageNetwork):
     """MobileNet with a gate after each of its 13 pointwise convolutions (after norm and ReLU6).
 
-    The place is not published; with it the parameters are the 4.7 million of the paper's Table 3.
-    Names are timm's.
+    The paper does not state the placement; this one has the 4.7 million parameters of its
+    Table 3. Parameter names are timm's.
 
     Args:
-        alpha: width multiplier; each width is ``int(alpha * width)``.
-        dropout: fraction of the pooled features that is dropped in training.
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, stages (1 to 5, by resolution), squeeze, gate_activation, merge,
-            se_bias (False), divisor, as in :class:`Excitation`.
+        alpha: Width multiplier; each width is ``int(alpha * width)``.
+        dropout: Dropout rate before the classifier.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation` except placement, and ``stages`` (1 to 5, by
+            resolution); ``se_bias`` defaults to False.
 
     Shape:
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If `alpha` is below 1/32, another number is out of range, or a gate option is
+            refused.
 
     Reference:
         Howard et al., arXiv:1704.04861; titu1994/keras-squeeze-excite-network, se_mobilenets.py.
     """
 
+    family = "SE-MobileNet"
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
     classifier_name = "classifier"
 
     def __init__(
@@ -86,9 +89,7 @@ class SEMobileNet(ImageNetwork):
             raise ValueError(
                 f"`alpha` (={alpha!r}) must be a number of at least 1/32: the width multiplier."
             )
-        excitations = Excitation.of_stages(
-            "SE-MobileNet", gates, stages=len(_STAGES), se_bias=False
-        )
+        excitations = self._excitations(gates, len(_STAGES))
         super().__init__(num_classes, in_channels, dropout=dropout)
         channels = int(32 * alpha)
         self.conv_stem = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False)

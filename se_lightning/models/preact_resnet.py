@@ -8,7 +8,12 @@ from torch import Tensor, nn
 
 from se_lightning.arguments import boolean, one_of, positive_integer
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import PLACEMENTS, Excitation, ResidualGateOptions
+from se_lightning.models.layers.options import (
+    PLACEMENTS,
+    Excitation,
+    GateOptions,
+    ResidualGateOptions,
+)
 from se_lightning.models.layers.residual import (
     RESNETS,
     Plan,
@@ -40,8 +45,8 @@ __all__ = [
 class PreActUnit(ResidualUnit, ABC):
     """Norm, ReLU, convolution, two or three times; the last convolution is followed by the gate.
 
-    A projection reads the pre-activated input, an identity shortcut the input itself. A gate
-    "pre" sits on the branch alone, between the first activation and the first convolution.
+    A projection reads the pre-activated input, an identity shortcut the input itself. A "pre"
+    gate is on the branch only, between the first activation and the first convolution.
 
     Shape:
         (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
@@ -110,38 +115,40 @@ class PreActBottleneck(PreActUnit):
 class SEPreActResNet(ImageNetwork):
     """Pre-activation ResNet with a gate at the end of each residual branch.
 
-    The Keras seed's network (titu1994/keras-squeeze-excite-network, se_resnet.py) with what it
-    left out: after the 7x7 stem come a norm and a ReLU, and the classifier has a bias. Strided
-    layers pad evenly on all sides, as torch does; TensorFlow's "same" pads one more at the end.
-    The CIFAR stem has no norm, as published: the first unit begins with one.
+    The network of the Keras seed (titu1994/keras-squeeze-excite-network, se_resnet.py), with a
+    norm and a ReLU after the 7x7 stem and a bias in the classifier, which the seed omits. Strided
+    layers pad evenly on all sides, as in torch; TensorFlow's "same" pads one more at the end. The
+    CIFAR stem has no norm, as published: the first unit starts with one.
 
     Args:
-        depth: 18, 34, 50, 101, 152; 20, 32, 56, 110, 164 for small images; or a list, the number
-            of units of each stage.
-        widths: width of each stage before the unit's expansion; None takes the member's own
-            (for a list, 64 or with the cifar stem 16, and doubled each stage).
-        bottleneck: 1x1-3x3-1x1 units that widen by 4, or two 3x3; None takes the member's own
-            (for a list, False).
-        width_factor: k, multiplies all widths but the stem's.
-        stem: ``"imagenet"`` or ``"cifar"``; None takes the member's own.
-        literal: the seed to the letter: no norm and ReLU after the stem, no bias in the
-            classifier.
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, placement, stages, squeeze, gate_activation, merge, se_bias (False),
-            divisor, as in :class:`Excitation`.
+        depth: 18, 34, 50, 101, 152; 20, 32, 56, 110, 164 for small images; or a list with the
+            number of units of each stage.
+        widths: Width of each stage before the unit's expansion; None uses the published widths
+            (for a list: 64, with the cifar stem 16, doubled in each stage).
+        bottleneck: Whether units are 1x1-3x3-1x1 with an expansion of 4, or two 3x3; None uses
+            the published value (for a list: False).
+        width_factor: Factor k of all widths except the stem's.
+        stem: ``"imagenet"`` or ``"cifar"``; None uses the published stem.
+        literal: Whether to omit what the seed omits: norm and ReLU after the stem, the bias of
+            the classifier.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation`, and ``stages``; ``se_bias`` defaults to False.
 
     Shape:
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If there is no network of that depth, `depth` and `widths` differ in length, a
+            number is out of range, a name is unknown, or a gate option is refused.
 
     Reference:
         He et al., Identity Mappings in Deep Residual Networks, arXiv:1603.05027.
     """
 
     family = "pre-activation SE-ResNet"
+    placements = PLACEMENTS
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
     published: ClassVar[Mapping[int, Plan]] = RESNETS
 
     def __init__(
@@ -161,13 +168,7 @@ class SEPreActResNet(ImageNetwork):
         positive_integer("width_factor", width_factor)
         boolean("literal", literal)
         one_of("stem", chosen.stem, ("imagenet", "cifar"))
-        excitations = Excitation.of_stages(
-            self.family,
-            gates,
-            stages=len(chosen.layers),
-            placements=PLACEMENTS,
-            se_bias=False,
-        )
+        excitations = self._excitations(gates, len(chosen.layers))
         super().__init__(num_classes, in_channels)
         channels = chosen.widths[0]
         self.conv1 = stem_conv(chosen.stem, in_channels, channels)

@@ -1,4 +1,4 @@
-"""SE-ResNet, for ImageNet and for CIFAR; its blocks and net are SE-ResNeXt's too."""
+"""SE-ResNet, for ImageNet and for CIFAR; SE-ResNeXt shares its blocks and network."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -40,7 +40,7 @@ __all__ = [
 
 
 class PostActUnit(ResidualUnit, ABC):
-    """A branch, its norm and gate, the shortcut, ReLU."""
+    """Residual unit that ends with its norm, gate, shortcut and ReLU."""
 
     downsample: nn.Module | None
     gate_act: nn.Module
@@ -48,7 +48,7 @@ class PostActUnit(ResidualUnit, ABC):
 
     @abstractmethod
     def _branch(self, x: Tensor) -> tuple[Tensor, nn.Module]:
-        """Run the branch to its last convolution; return also the norm that follows it."""
+        """Run the branch up to its last convolution; return the norm that follows it too."""
 
     def forward(self, x: Tensor) -> Tensor:
         out, norm = self._branch(self.at("pre")(x))
@@ -79,9 +79,9 @@ class BasicBlock(PostActUnit):
         super().__init__()
         if groups != 1 or group_width != 64 or stride_in != "3x3":
             raise ValueError(
-                f"BasicBlock has two 3x3 convolutions without groups (cardinality={groups}, "
-                f"group_width={group_width}, stride_in={stride_in!r}); take bottlenecks: a depth "
-                "of 50 and more, or bottleneck=True."
+                f"BasicBlock has two 3x3 convolutions without groups, got cardinality={groups}, "
+                f"group_width={group_width}, stride_in={stride_in!r}. Use bottlenecks: a depth of "
+                "50 or more, or bottleneck=True."
             )
         self.conv1 = conv3x3(in_channels, width, stride)
         self.bn1 = nn.BatchNorm2d(width)
@@ -100,7 +100,7 @@ class BasicBlock(PostActUnit):
 class Bottleneck(PostActUnit):
     """1x1 down, 3x3 with the groups, 1x1 up, followed by the gate.
 
-    The stride is in the 3x3, as in torchvision and timm, or in the first 1x1, as in the paper's
+    The 3x3 has the stride, as in torchvision and timm, or the first 1x1 has, as in the paper's
     Caffe release (https://github.com/hujie-frank/SENet).
 
     Shape:
@@ -148,44 +148,47 @@ class Bottleneck(PostActUnit):
 class SEResNet(ImageNetwork):
     """ResNet with a gate in each residual unit.
 
-    Parameter names are torchvision's, and the gates' are timm's, so that state dicts of both load.
+    Parameter names are torchvision's, and timm's for the gates; state dicts of both load.
 
     Args:
-        depth: 18, 34, 50, 101, 152; 20, 32, 56, 110, 164 for small images; or a list, the number
-            of blocks of each stage.
-        widths: width of each stage before the block's expansion; None takes the member's own
-            (for a list, 64 or with the cifar stem 16, and doubled each stage).
-        bottleneck: 1x1-3x3-1x1 blocks that widen by 4, or two 3x3; None takes the member's own
-            (for a list, False).
-        width_factor: k, multiplies all widths but the stem's.
+        depth: 18, 34, 50, 101, 152; 20, 32, 56, 110, 164 for small images; or a list with the
+            number of blocks of each stage.
+        widths: Width of each stage before the block's expansion; None uses the published widths
+            (for a list: 64, with the cifar stem 16, doubled in each stage).
+        bottleneck: Whether blocks are 1x1-3x3-1x1 with an expansion of 4, or two 3x3; None uses
+            the published value (for a list: False).
+        width_factor: Factor k of all widths except the stem's.
         stem: ``"imagenet"`` (7x7 with stride 2, then max-pool with stride 2), ``"deep"`` (three
-            3x3 instead of the 7x7) or ``"cifar"`` (3x3 with stride 1); None: the member's own.
-        cardinality: number of groups of the bottlenecks' 3x3 convolutions.
-        group_width: width of a group at a stage width of 64 (ResNeXt's d; 128 with one group is
+            3x3 instead of the 7x7) or ``"cifar"`` (3x3 with stride 1); None uses the published
+            stem.
+        cardinality: Number of groups of the bottlenecks' 3x3 convolutions.
+        group_width: Width of a group at a stage width of 64 (ResNeXt's d; 128 with one group is
             torchvision's wide_resnet50_2).
-        stride_in: ``"3x3"``, or ``"1x1"`` as in the paper's Caffe release: a bottleneck's
-            convolution that has the stride.
-        ceil_pool: the max-pool without padding that rounds its size up, of the same release.
-        relu_before_gate: a ReLU between the last norm and the gate, as timm's legacy_seresnet18
-            and 34 have it.
-        dropout: fraction of the pooled features that is dropped in training.
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, placement, stages, squeeze, gate_activation, merge, se_bias (True),
-            divisor, as in :class:`Excitation`; ratio may be one per stage, ``stages`` lists those
-            with gates, from 1.
+        stride_in: Which convolution of a bottleneck has the stride: ``"3x3"``, or ``"1x1"`` as in
+            the paper's Caffe release.
+        ceil_pool: Whether the max-pool has no padding and rounds its size up, as in that release.
+        relu_before_gate: Whether a ReLU is between the last norm and the gate, as in timm's
+            legacy_seresnet18 and 34.
+        dropout: Dropout rate before the classifier.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation`, where ``ratio`` may be a list with one per stage,
+            and ``stages``, which lists the stages with gates, from 1. ``se_bias`` defaults to
+            True.
 
     Shape:
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If there is no network of that depth, `depth` and `widths` differ in length, a
+            number is out of range, a name is unknown, or a gate option is refused.
 
     Reference:
         Hu et al., arXiv:1709.01507; He et al., arXiv:1512.03385.
     """
 
     family = "SE-ResNet"
+    placements = PLACEMENTS
     published: ClassVar[Mapping[int, Plan]] = RESNETS
     bottleneck_block: ClassVar[type[Bottleneck]] = Bottleneck
 
@@ -214,9 +217,7 @@ class SEResNet(ImageNetwork):
         one_of("stride_in", stride_in, ("3x3", "1x1"))
         boolean("ceil_pool", ceil_pool)
         boolean("relu_before_gate", relu_before_gate)
-        excitations = Excitation.of_stages(
-            self.family, gates, stages=len(chosen.layers), placements=PLACEMENTS
-        )
+        excitations = self._excitations(gates, len(chosen.layers))
         smallest = CEIL_POOL_SIZE if ceil_pool else 1
         super().__init__(num_classes, in_channels, min_size=smallest, dropout=dropout)
         channels = chosen.widths[0] * (2 if chosen.stem == "deep" else 1)

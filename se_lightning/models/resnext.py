@@ -22,18 +22,18 @@ class SEResNeXt(SEResNet):
     """ResNeXt with a gate in each residual unit.
 
     Args:
-        depth: 50, 101, 152; 29 for small images; or a list, the number of blocks of each stage.
-        widths: width of each stage before the block's expansion; None takes the member's own.
-        cardinality: number of groups of the 3x3 convolutions.
-        group_width: width of a group at a stage width of 64 (d).
-        **options: stem, ceil_pool, stride_in, width_factor, dropout, num_classes, in_channels and
-            the gates' options, as in :class:`SEResNet`.
+        depth: 50, 101, 152; 29 for small images; or a list with the blocks of each stage.
+        widths: Width of each stage before the block's expansion; None uses the published widths.
+        bottleneck: Whether blocks are bottlenecks, which groups require.
+        cardinality: Number of groups of the 3x3 convolutions.
+        group_width: Width d of a group at a stage width of 64.
+        **options: Other options of :class:`SEResNet`.
 
     Shape:
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If :class:`SEResNet` refuses an option.
 
     Reference:
         Hu et al., arXiv:1709.01507; Xie et al., arXiv:1611.05431.
@@ -50,16 +50,23 @@ class SEResNeXt(SEResNet):
         depth: int | Sequence[int] = 50,
         widths: Sequence[int] | None = None,
         *,
+        bottleneck: bool = True,
         cardinality: int = 32,
         group_width: int = 4,
         **options: Any,
     ) -> None:
-        options = {"bottleneck": True, **options}
-        super().__init__(depth, widths, cardinality=cardinality, group_width=group_width, **options)
+        super().__init__(
+            depth,
+            widths,
+            bottleneck=bottleneck,
+            cardinality=cardinality,
+            group_width=group_width,
+            **options,
+        )
 
 
 class SENetBottleneck(Bottleneck):
-    """The first 1x1 is half as wide, and projections that shrink are 3x3."""
+    """Bottleneck with a first 1x1 of half the width, and 3x3 projections where the size shrinks."""
 
     reduce_first = 2
     projection_kernel = 3
@@ -68,22 +75,22 @@ class SENetBottleneck(Bottleneck):
 class SENet154(SEResNet):
     """SENet-154, the winner of ILSVRC 2017: a modified SE-ResNeXt-152 64x4d.
 
-    Three 3x3 stem convolutions, a halved first 1x1, 3x3 projections where the size shrinks, and
-    dropout before the classifier.
+    It has three 3x3 stem convolutions, a halved first 1x1, 3x3 projections where the size
+    shrinks, and dropout before the classifier.
 
     Args:
-        ceil_pool: the max-pool of the Caffe release, without padding and with its size rounded up.
-        dropout: fraction of the pooled features that is dropped in training.
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, placement, stages, squeeze, gate_activation, merge, se_bias (True),
-            divisor, as in :class:`Excitation`.
+        ceil_pool: Whether the max-pool has no padding and rounds its size up, as in the Caffe
+            release.
+        dropout: Dropout rate before the classifier.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation`, and ``stages``; ``se_bias`` defaults to True.
 
     Shape:
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If :class:`SEResNet` refuses an option.
 
     Reference:
         Hu et al., arXiv:1709.01507, appendix.

@@ -1,6 +1,6 @@
 """SE-Shake-Shake, for CIFAR."""
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -8,30 +8,30 @@ from torch.nn import functional as F
 
 from se_lightning.arguments import one_of, positive_integer
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, ResidualGateOptions
+from se_lightning.models.layers.options import Excitation, GateOptions, ResidualGateOptions
 from se_lightning.models.layers.residual import ResidualUnit, conv1x1, conv3x3, stack, tail
 
 __all__ = ["SEShakeShake", "se_shake_shake26_2x96d", "se_shake_shake29_2x4x64d"]
 
 
 def shake(first: Tensor, second: Tensor, backward: str) -> Tensor:
-    """Mix two branches by a random share per image; gradients go back by another one.
+    """Mix two branches with a random share per image, and their gradients with another.
 
     Args:
-        first: (N, C, H, W).
-        second: the same.
-        backward: ``"shake"`` for another random share, ``"even"`` for halves.
+        first: Output of the first branch, (N, C, H, W).
+        second: Output of the second branch, (N, C, H, W).
+        backward: Shares of the gradients: ``"shake"`` draws another, ``"even"`` takes halves.
     """
     shares = first.new_empty(2, first.shape[0], 1, 1, 1).uniform_()
     back = shares[1] if backward == "shake" else 0.5
-    # The value is that of the first line, the gradient that of the second.
+    # The value of `forward` with the gradient of `mixed`.
     forward = torch.lerp(second, first, shares[0])
     mixed = back * first + (1 - back) * second
     return mixed + (forward - mixed).detach()
 
 
 class SkipConnection(nn.Module):
-    """ReLU, then two 1x1 on every stride-th pixel, the second a pixel further; norm.
+    """Shortcut: ReLU, two 1x1 on every stride-th pixel, the second shifted by a pixel, norm.
 
     Shape:
         (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
@@ -75,7 +75,7 @@ def _grouped_branch(in_channels: int, width: int, stride: int, groups: int) -> n
 
 
 class ShakeUnit(ResidualUnit):
-    """Two branches, mixed at random while training and evenly after; gate; shortcut.
+    """Residual unit of two branches, mixed at random in training and evenly in evaluation.
 
     Shape:
         (N, in_channels, H, W) to (N, width, H / stride, W / stride).
@@ -119,24 +119,29 @@ class SEShakeShake(ImageNetwork):
 
     Args:
         depth: 6n + 2 for three stages of n units, with cardinality 9n + 2.
-        width: of a branch in the first stage (of each group there, with cardinality).
-        cardinality: None for branches of two 3x3; a number for branches 1x1, grouped 3x3, 1x1.
-        backward: share of the first branch in the gradient: ``"shake"`` draws one for itself
+        width: Width of a branch in the first stage; with cardinality, of each group there.
+        cardinality: None for branches of two 3x3; number of groups for 1x1, grouped 3x3, 1x1.
+        backward: Share of the first branch in the gradient: ``"shake"`` draws another one
             (Shake-Shake-Image), ``"even"`` is one half (Shake-Even-Image).
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, placement (all but "inner", since there are two branches), stages,
-            squeeze, gate_activation, merge, se_bias (False), divisor, as in :class:`Excitation`.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation`, and ``stages``; ``se_bias`` defaults to False,
+            and ``placement`` cannot be "inner", since there are two branches.
 
     Shape:
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If `depth` is not 6n + 2 (9n + 2), a number is not positive, a name is unknown,
+            or a gate option is refused.
 
     Reference:
         Gastaldi, arXiv:1705.07485; Hu et al., arXiv:1709.01507, Tables 4 and 5.
     """
+
+    family = "SE-Shake-Shake"
+    placements = ("standard", "pre", "post", "identity")
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
 
     def __init__(
         self,
@@ -157,13 +162,7 @@ class SEShakeShake(ImageNetwork):
         if depth < step + 2 or (depth - 2) % step:
             raise ValueError(f"`depth` (={depth}) must be {step}n + 2 for three equal stages.")
         one_of("backward", backward, ("shake", "even"))
-        excitations = Excitation.of_stages(
-            "SE-Shake-Shake",
-            gates,
-            stages=3,
-            placements=("standard", "pre", "post", "identity"),
-            se_bias=False,
-        )
+        excitations = self._excitations(gates, 3)
         super().__init__(num_classes, in_channels)
         channels = 16 if cardinality is None else 64
         self.conv1 = conv3x3(in_channels, channels)
@@ -185,7 +184,7 @@ class SEShakeShake(ImageNetwork):
             channels = out_channels
             ends = ("act",) if stage == 2 else ()
             self._step(f"layer{stage + 1}", *ends, channels=channels, reduction=2**stage)
-        self.act = nn.ReLU()  # alone in its part when the gradients are checkpointed
+        self.act = nn.ReLU()  # not in place: gradient checkpointing runs it alone
         self.fc: nn.Module = nn.Linear(channels, num_classes)
         self._finish()
 

@@ -1,25 +1,26 @@
 """SE-ShuffleNet (v1)."""
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.options import Excitation, GateOptions, StagedGateOptions
 from se_lightning.models.layers.residual import conv3x3, max_pool, tail
 
 __all__ = ["SEShuffleNet", "se_shufflenet"]
 
-# Output channels of the first stage by number of groups (the paper's Table 1); the next double.
+# Output channels of the first stage by number of groups (the paper's Table 1); stages 2 and 3
+# double them.
 _WIDTHS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 _UNITS = (4, 8, 4)
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1, norm, gate; added to the shortcut.
+    """Residual unit: grouped 1x1, shuffle, depthwise 3x3, grouped 1x1, norm, gate.
 
-    With stride 2 the shortcut is an average pool, and the two are concatenated.
+    With stride 2 the shortcut is an average pool, and is concatenated instead of added.
 
     Shape:
         (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
@@ -36,7 +37,8 @@ class ShuffleUnit(nn.Module):
     ) -> None:
         super().__init__()
         self.groups = groups
-        # The bottleneck is a quarter of the unit's width, and the branch what the shortcut leaves.
+        # The bottleneck has a quarter of the unit's width. With stride 2 the shortcut is
+        # concatenated, and the branch has the channels that are left.
         inner = out_channels // 4
         branch = out_channels - in_channels if stride == 2 else out_channels
         self.conv1 = nn.Conv2d(in_channels, inner, 1, groups=first_groups, bias=False)
@@ -66,25 +68,29 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
 class SEShuffleNet(ImageNetwork):
     """ShuffleNet 1x with a gate at the end of each unit's branch.
 
-    The place is not published; with it three groups have 2,476,144 parameters, and 1,865,728
-    without gates. The paper's Table 3 prints 2.4M and 1.8M, which is these two, cut.
+    The paper does not state the placement. With this one, three groups have 2,476,144 parameters,
+    and 1,865,728 without gates; the paper's Table 3 truncates them to 2.4M and 1.8M.
 
     Args:
-        groups: of the 1x1 convolutions: 1, 2, 3, 4 or 8, which also sets the widths.
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, stages (1 to 3), squeeze, gate_activation, merge, se_bias (False),
-            divisor, as in :class:`Excitation`.
+        groups: Groups of the 1x1 convolutions: 1, 2, 3, 4 or 8, which also sets the widths.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation` except placement, and ``stages`` (1 to 3);
+            ``se_bias`` defaults to False.
 
     Shape:
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If `groups` is not one of these, a number is not positive, or a gate option is
+            refused.
 
     Reference:
         Zhang et al., arXiv:1707.01083; Hu et al., arXiv:1709.01507, Table 3.
     """
+
+    family = "SE-ShuffleNet"
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
 
     def __init__(
         self,
@@ -98,9 +104,7 @@ class SEShuffleNet(ImageNetwork):
             raise ValueError(
                 f"`groups` (={groups!r}) must be one of {', '.join(map(str, _WIDTHS))}."
             )
-        excitations = Excitation.of_stages(
-            "SE-ShuffleNet", gates, stages=len(_UNITS), se_bias=False
-        )
+        excitations = self._excitations(gates, len(_UNITS))
         super().__init__(num_classes, in_channels)
         self.conv1 = conv3x3(in_channels, 24, 2)
         self.bn1 = nn.BatchNorm2d(24)
@@ -112,7 +116,7 @@ class SEShuffleNet(ImageNetwork):
             width = _WIDTHS[groups] * 2**stage
             units = []
             for index in range(count):
-                # The very first 1x1 reads 24 channels, too few to group.
+                # The first 1x1 reads 24 channels, too few to group.
                 first = 1 if stage == 0 and index == 0 else groups
                 stride = 2 if index == 0 else 1
                 units.append(ShuffleUnit(channels, width, stride, groups, first, excitation))

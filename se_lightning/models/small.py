@@ -1,6 +1,6 @@
-"""The small networks for MNIST."""
+"""Small networks for MNIST."""
 
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +14,28 @@ __all__ = ["SENested", "SESimple", "se_nested", "se_simple", "se_simple_residual
 
 
 class SESimple(ImageNetwork):
-    """3x3 convolution to 32, ReLU, gate, 1x1 convolution to 1, ReLU, dense.
+    """Network of a 3x3 convolution to 32, ReLU, gate, 1x1 convolution to 1, ReLU, dense layer.
 
-    The Keras MNIST seed, whose code drops the dense layer at the end; here it is there. At
-    28x28x1 with 10 classes it has 320 + 1,024 + 33 + 7,850 = 9,227 parameters.
+    The Keras MNIST seed, with the final dense layer that the seed's code discards. At 28x28x1
+    with 10 classes it has 320 + 1,024 + 33 + 7,850 = 9,227 parameters.
 
     Args:
-        residual: add the gate's input to its output.
-        image_size: side of the images, pixels: the dense layer reads each of them.
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio (2), gate, squeeze, gate_activation, merge, se_bias (False), divisor, as in
-            :class:`Excitation`.
+        residual: Whether to add the gate's input to its output.
+        image_size: Side of the images in pixels, which fixes the size of the dense layer.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation` except placement; ``ratio`` defaults to 2,
+            ``se_bias`` to False.
 
     Shape:
         (N, in_channels, image_size, image_size) to (N, K).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If a number is not positive, or a gate option is refused.
     """
+
+    family = "se_simple"
+    gate_defaults: ClassVar[GateOptions] = {"ratio": 2, "se_bias": False}
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class SESimple(ImageNetwork):
         in_channels: int = 1,
         **gates: Unpack[GateOptions],
     ) -> None:
-        (excitation,) = Excitation.of_stages("se_simple", {"ratio": 2, **gates}, se_bias=False)
+        (excitation,) = self._excitations(gates)
         positive_integer("image_size", image_size)
         boolean("residual", residual)
         super().__init__(num_classes, in_channels, image_size=image_size)
@@ -76,7 +79,7 @@ class SESimple(ImageNetwork):
 
 
 class NestedUnit(nn.Module):
-    """A whole residual unit, a gate on its output, and a second projection around both.
+    """Residual unit with a gate on its output, and a second projection around both.
 
     Shape:
         (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
@@ -110,22 +113,25 @@ def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequenti
 class SENested(ImageNetwork):
     """Three nested units, 16, 32 and 64 wide, after a 3x3 convolution.
 
-    The form of the PyTorch seed: the gate, whose layers have biases, sits on the output of a
-    whole residual unit, and a second projection shortcut is added around it; convolutions have
-    biases too. The widths are ours, for images of 28x28.
+    The form of the PyTorch seed: the gate is on the output of a whole residual unit, and a second
+    projection shortcut is added around it; gates and convolutions have biases. The widths are
+    chosen for images of 28x28.
 
     Args:
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio (2), gate, stages (1 to 3, a unit each), squeeze, gate_activation, merge,
-            se_bias (True), divisor, as in :class:`Excitation`.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation` except placement, and ``stages`` (1 to 3, one unit
+            each); ``ratio`` defaults to 2, ``se_bias`` to True.
 
     Shape:
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If a number is not positive, or a gate option is refused.
     """
+
+    family = "se_nested"
+    gate_defaults: ClassVar[GateOptions] = {"ratio": 2}
 
     def __init__(
         self,
@@ -134,7 +140,7 @@ class SENested(ImageNetwork):
         in_channels: int = 1,
         **gates: Unpack[StagedGateOptions],
     ) -> None:
-        excitations = Excitation.of_stages("se_nested", {"ratio": 2, **gates}, stages=3)
+        excitations = self._excitations(gates, 3)
         super().__init__(num_classes, in_channels)
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(16)
@@ -156,7 +162,7 @@ def se_simple(num_classes: int = 10, **options: Any) -> SESimple:
 
 
 def se_simple_residual(num_classes: int = 10, **options: Any) -> SESimple:
-    """The smallest SE net, with the gate's input added to its output. Options: `SESimple`."""
+    """The smallest SE net, with a shortcut around its gate. Options as in :class:`SESimple`."""
     return SESimple(num_classes=num_classes, **{"residual": True, **options})
 
 

@@ -1,7 +1,7 @@
-"""SE-VGG-16 with batch normalisation."""
+"""SE-VGG-16 with batch normalization."""
 
 from collections import OrderedDict
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -9,36 +9,38 @@ from torch.nn import functional as F
 
 from se_lightning.arguments import fraction
 from se_lightning.models.layers.network import ImageNetwork
-from se_lightning.models.layers.options import Excitation, StagedGateOptions
+from se_lightning.models.layers.options import GateOptions, StagedGateOptions
 
 __all__ = ["SEVGG16BN", "se_vgg16_bn"]
 
-# Width and number of the convolutions of each stage, which a pool ends.
+# Width and number of the convolutions of each stage; each stage ends with a pool.
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
 class SEVGG16BN(ImageNetwork):
-    """VGG-16 with batch normalisation and a gate after each of its 13 ReLUs.
+    """VGG-16 with batch normalization and a gate after each of its 13 ReLUs.
 
-    Names are torchvision's; the gate is ``se`` beside its ReLU.
+    Parameter names are torchvision's; the gate is ``se`` next to its ReLU.
 
     Args:
-        dropout: fraction of the two hidden layers' units that is dropped in training.
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, stages (1 to 5, each ends with a pool), squeeze, gate_activation,
-            merge, se_bias (False), divisor, as in :class:`Excitation`.
+        dropout: Dropout rate of the two hidden dense layers.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation` except placement, and ``stages`` (1 to 5, each
+            ends with a pool); ``se_bias`` defaults to False.
 
     Shape:
         (N, in_channels, H, W) to (N, K), H and W at least 32.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If a number is out of range, or a gate option is refused.
 
     Reference:
         Simonyan and Zisserman, arXiv:1409.1556; Hu et al., arXiv:1709.01507, Table 2.
     """
 
+    family = "SE-VGG-16"
+    gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
     classifier_name = "classifier.6"
     head_hidden_size = 4096
 
@@ -50,7 +52,7 @@ class SEVGG16BN(ImageNetwork):
         in_channels: int = 3,
         **gates: Unpack[StagedGateOptions],
     ) -> None:
-        excitations = Excitation.of_stages("SE-VGG-16", gates, stages=len(_STAGES), se_bias=False)
+        excitations = self._excitations(gates, len(_STAGES))
         fraction("dropout", dropout)
         super().__init__(num_classes, in_channels, min_size=32)
         layers: list[nn.Module] = []

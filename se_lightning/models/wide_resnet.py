@@ -14,17 +14,16 @@ class SEWideResNet(SEPreActResNet):
 
     Args:
         depth: 6n + 4: three stages of n units of two convolutions.
-        width_factor: k; the stages are 16k, 32k and 64k wide.
-        num_classes: K.
-        in_channels: channels of the images.
-        **gates: ratio, gate, placement, stages, squeeze, gate_activation, merge, se_bias (False),
-            divisor, as in :class:`Excitation`.
+        width_factor: Factor k; the stages are 16k, 32k and 64k wide.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        **gates: Options of :class:`Excitation`, and ``stages``; ``se_bias`` defaults to False.
 
     Shape:
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If `depth` is not 6n + 4, a number is not positive, or a gate option is refused.
 
     Reference:
         Zagoruyko and Komodakis, arXiv:1605.07146; Hu et al., arXiv:1709.01507, Tables 4 and 5.

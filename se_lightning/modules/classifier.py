@@ -1,4 +1,7 @@
-"""Training logic for image classification around any backbone."""
+"""Training logic for image classification with any backbone.
+
+Over 300 lines, because the hooks of a LightningModule belong to one class.
+"""
 
 import inspect
 import math
@@ -34,7 +37,7 @@ __all__ = ["ImageClassifier", "TrainingOptions"]
 
 
 class TrainingOptions(TypedDict, total=False):
-    """The keyword arguments that every family module passes on to :class:`ImageClassifier`."""
+    """Keyword arguments of :class:`ImageClassifier`, which every family module takes too."""
 
     label_smoothing: float
     decay_norm_bias: bool
@@ -48,44 +51,47 @@ class TrainingOptions(TypedDict, total=False):
     lr_scheduler: SchedulerFactory | None
 
 
-# What a checkpoint makes needless, or could not hold.
+# Arguments that a checkpoint makes unnecessary, or cannot hold.
 NOT_SAVED = ("backbone", "optimizer", "lr_scheduler", "weights", "use_ema")
-# Of an auxiliary classifier's loss, as in torchvision's training reference.
+# Weight of an auxiliary classifier's loss, as in torchvision's training reference.
 AUXILIARY_WEIGHT = 0.4
 
 
 class ImageClassifier(LightningModule):
     """Cross-entropy training, with top-1 and (for more than 5 classes) top-5 accuracy.
 
-    Logs ``train/loss`` a step, and ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5``,
-    ``test/...`` an epoch; accuracies are micro-averaged fractions over all samples of all ranks.
+    Logs ``train/loss`` per step, and ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5``,
+    ``test/...`` per epoch; accuracies are micro-averaged fractions over all samples of all ranks.
 
     Args:
-        backbone: (N, C, H, W) images to (N, K) logits; while training it may return a tuple, the
-            logits first, then those of auxiliary classifiers, whose losses count 0.4. Not a
-            hyper-parameter: give it again to ``load_from_checkpoint``.
-        num_classes: K, at least 2.
-        label_smoothing: fraction of the target spread over all classes; in training only.
-        decay_norm_bias: False keeps weight decay off biases and norms.
-        channels_last: run in the channels-last memory format, which tensor cores want; on a CPU
-            with AVX-512 a training step of SE-ResNet-20 took 1.15 times as long without it.
-        grad_checkpointing: run each unit again for its gradients instead of keeping what it
-            computed: less memory, more time.
-        weights: a file of published weights, a name on the Hugging Face hub, a checkpoint of ours,
-            or a state dict, to begin with; see :func:`se_lightning.models.load_weights`. Not saved.
-        use_ema: of weights in a file that holds both, take the averaged, not the raw. Not saved.
-        freeze: what is not trained: ``"backbone"`` (all but the classifier), ``"norms"`` or
+        backbone: Network from (N, C, H, W) images to (N, K) logits. In training it may return a
+            tuple of its logits and those of auxiliary classifiers, whose losses have weight 0.4.
+            Not a hyper-parameter: pass it to ``load_from_checkpoint`` again.
+        num_classes: Number of classes K, at least 2.
+        label_smoothing: Fraction of the target spread over all classes, in training only.
+        decay_norm_bias: Whether weight decay applies to biases and norms.
+        channels_last: Use the channels-last memory format, which suits tensor cores; on a CPU with
+            AVX-512 a training step of SE-ResNet-20 took 1.15 times as long without it.
+        grad_checkpointing: Recompute each unit for its gradients instead of storing its
+            activations: less memory, more time.
+        weights: Initial weights: a file of published weights, a name on the Hugging Face hub, a
+            checkpoint of this package, or a state dict; see
+            :func:`se_lightning.models.load_weights`. Not saved.
+        use_ema: Load the averaged instead of the raw weights from a file that has both. Not saved.
+        freeze: Part that is not trained: ``"backbone"`` (all but the classifier), ``"norms"`` or
             ``"all_but_gates"``; batch norms then keep their statistics.
-        layer_decay: factor of the learning rate from each layer to the one below it, above 0 and
+        layer_decay: Factor of the learning rate from each layer to the one below it, above 0 and
             at most 1; see :func:`se_lightning.modules.optim.parameter_groups`.
-        optimizer: parameters to optimizer, e.g. ``partial(torch.optim.AdamW, lr=1e-3)``. None is
-            SGD with Nesterov momentum 0.9, learning rate 0.1 and weight decay 1e-4. Not saved.
-        lr_scheduler: optimizer to scheduler. One that takes ``total_steps`` (those of
-            :mod:`se_lightning.modules.optim`, ``OneCycleLR``) is told the run's length and
-            advances a step, any other an epoch. None keeps the rate. Not saved.
+        optimizer: Function from parameters to an optimizer, e.g.
+            ``partial(torch.optim.AdamW, lr=1e-3)``. None is SGD with Nesterov momentum 0.9,
+            learning rate 0.1 and weight decay 1e-4. Not saved.
+        lr_scheduler: Function from an optimizer to a scheduler. If it takes ``total_steps`` (as in
+            :mod:`se_lightning.modules.optim`, ``OneCycleLR``), it gets the length of the run and
+            advances per step, otherwise per epoch. None keeps the rate constant. Not saved.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If a number is out of range, a name is unknown, the weights cannot be loaded,
+            or ``freeze`` leaves nothing to train.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
@@ -119,17 +125,17 @@ class ImageClassifier(LightningModule):
             rank_zero_info(str(report))
             if freeze == "all_but_gates" and classifier_path(backbone) in report.fresh:
                 warnings.warn(
-                    "The classifier is new, since that of the weights does not fit, and "
+                    "The classifier is random, because the one in the weights does not fit, and "
                     "freeze=all_but_gates never trains it.",
                     stacklevel=2,
                 )
         if freeze is not None:
             freezing.freeze(backbone, freeze)
         if layer_decay is not None:
-            parameter_groups(backbone, layer_decay=layer_decay)  # checks it
+            parameter_groups(backbone, layer_decay=layer_decay)  # checks the argument
         if grad_checkpointing:
             _checkpoint_gradients(backbone)
-        # One call serves the family modules too: it collects the arguments of all constructors.
+        # Collects the arguments of the constructors of subclasses too.
         self.save_hyperparameters(ignore=NOT_SAVED)
         self.backbone = (
             backbone.to(memory_format=torch.channels_last) if channels_last else backbone
@@ -148,7 +154,7 @@ class ImageClassifier(LightningModule):
         self.test_metrics = evaluation(num_classes, "test")
 
     def train(self, mode: bool = True) -> Self:
-        """Change the mode; what is frozen keeps its statistics."""
+        """Set the mode; frozen batch norms stay in evaluation mode."""
         super().train(mode)
         if self.frozen is not None:
             freezing.hold_statistics(self.backbone)
@@ -160,7 +166,7 @@ class ImageClassifier(LightningModule):
         return self.backbone(x)
 
     def setup(self, stage: str) -> None:
-        """Hold the network against the data, as far as the datamodule tells."""
+        """Check that the network fits the data, if the datamodule describes it."""
         data = getattr(self.trainer, "datamodule", None)
         classes = getattr(data, "num_classes", None)
         if classes is not None and classes != self.num_classes:
@@ -172,14 +178,13 @@ class ImageClassifier(LightningModule):
         self._check_images(getattr(data, "in_channels", None), size)
         if stage == "fit" and size is not None and math.ceil(size / reduction) == 1:
             warnings.warn(
-                f"Images of {size}x{size} pixels leave a last feature map of 1x1: the last stage "
-                "sees no space any more. A net for small images (se_resnet20), or stem=cifar, "
-                "fits better.",
+                f"Images of {size}x{size} pixels leave a last feature map of 1x1, without spatial "
+                "information. Use a network for small images (se_resnet20), or stem=cifar.",
                 stacklevel=2,
             )
 
     def _check_images(self, channels: int | None, size: int | None) -> None:
-        """Refuse images that the network cannot take, before a loader or a rank is started."""
+        """Refuse images that the network cannot take, before loaders or ranks start."""
         wanted = getattr(self.backbone, "in_channels", None)
         if None not in (channels, wanted) and channels != wanted:
             raise MisconfigurationException(
@@ -198,13 +203,13 @@ class ImageClassifier(LightningModule):
         if size < smallest:
             raise MisconfigurationException(
                 f"The images are {size}x{size} pixels, the network takes at least "
-                f"{smallest}x{smallest}; take a network for small images (se_resnet20, say)."
+                f"{smallest}x{smallest}; use a network for small images such as se_resnet20."
             )
 
     def on_train_start(self) -> None:
-        """Mend what Lightning's set-up has undone, and hold what is frozen.
+        """Restore the hooks that Lightning's setup removes, and the mode of frozen batch norms.
 
-        Any earlier Lightning would warn of modules that do not train.
+        Any earlier, Lightning would warn about modules in evaluation mode.
         """
         restore_hooks(self.backbone)
         if self.frozen is not None:
@@ -217,7 +222,7 @@ class ImageClassifier(LightningModule):
         loss = self._loss(logits, labels)
         for more in auxiliary:
             loss = loss + AUXILIARY_WEIGHT * self._loss(more, labels)
-        # Labels that mixup or cutmix has mixed are probabilities.
+        # Labels from mixup or cutmix are probabilities.
         name, metric = "acc1", self.train_acc1
         if labels.ndim == 2:
             name, metric = "acc1_mixed", self.train_acc1_mixed
@@ -243,7 +248,7 @@ class ImageClassifier(LightningModule):
     def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> None:
         images, labels = batch
         logits = self(images)
-        if len(labels):  # a rank without a sample of the last batch takes part all the same
+        if len(labels):  # a rank may have no sample of the last batch
             metrics.update(logits, labels)
         self.log_dict(metrics, prog_bar=True, batch_size=len(labels))
 
@@ -251,8 +256,8 @@ class ImageClassifier(LightningModule):
         strategy = None if self._trainer is None else self.trainer.strategy
         if not self.decay_norm_bias and isinstance(strategy, FSDPStrategy):
             raise MisconfigurationException(
-                "FSDP flattens the weights, so that norms and biases cannot be told from others: "
-                "leave `decay_norm_bias` true, or take trainer.strategy=ddp."
+                "FSDP flattens the weights, so norms and biases cannot be identified: leave "
+                "`decay_norm_bias` true, or use trainer.strategy=ddp."
             )
         groups = parameter_groups(
             self.backbone, decay_norm_bias=self.decay_norm_bias, layer_decay=self.layer_decay
@@ -267,7 +272,7 @@ class ImageClassifier(LightningModule):
         total_steps = self.trainer.estimated_stepping_batches
         if math.isinf(total_steps):
             raise MisconfigurationException(
-                "A learning rate schedule needs an end: set `max_epochs` or `max_steps`."
+                "A learning rate schedule needs the run's length: set `max_epochs` or `max_steps`."
             )
         steps_per_epoch = math.ceil(
             self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
@@ -281,7 +286,7 @@ class ImageClassifier(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say who wrote it, so that the model and its data are rebuilt from the file alone."""
+        """Record the classes, so that model and data can be rebuilt from the file alone."""
         data = getattr(self.trainer, "datamodule", None)
         checkpoint["se_lightning"] = {
             "module": type(self).__name__,
@@ -291,21 +296,21 @@ class ImageClassifier(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the gates that were folded away in the network that was saved."""
+        """Fold the gates that were folded in the saved network."""
         fitting = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
         if fitting and "optimizer_states" not in checkpoint:
             raise MisconfigurationException(
-                "This checkpoint has weights and no optimizer (task=fold writes such), so that no "
-                "run can go on from it: take its model with load_from_checkpoint and fit that."
+                "This checkpoint has no optimizer state (task=fold writes none), so no run can "
+                "resume from it: load the model with load_from_checkpoint and fit that."
             )
         repeat_folds(self.backbone, checkpoint.get("se_lightning", {}).get("folded", {}))
 
 
 def _checkpoint_gradients(backbone: nn.Module) -> None:
-    switch = getattr(backbone, "set_grad_checkpointing", None)  # ours and timm's
+    switch = getattr(backbone, "set_grad_checkpointing", None)  # this package's and timm's
     if switch is None:
         raise ValueError(
-            f"`grad_checkpointing` needs a network that can do it; {type(backbone).__name__} has "
+            f"`grad_checkpointing` needs a network that supports it; {type(backbone).__name__} has "
             "no set_grad_checkpointing."
         )
     switch(True)

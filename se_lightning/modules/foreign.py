@@ -1,38 +1,70 @@
-"""LightningModules of other libraries' networks, with gates put into them."""
+"""LightningModules of other libraries' networks, optionally with gates inserted."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 from torch import Tensor, nn
 
 from se_lightning.models import add_excitation
 from se_lightning.models.surgery.insert import InsertedGateOptions, inserted_excitation
-from se_lightning.modules.classifier import ImageClassifier, TrainingOptions
-from se_lightning.modules.options import split
+from se_lightning.modules.families import FamilyModule
 
 __all__ = ["TimmModule", "TorchvisionModule"]
 
 
-class AddedOptions(InsertedGateOptions, TrainingOptions, total=False):
-    """Those of gates that are put into a network, and the training's."""
+def _torchvision_network(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    add_gates: str | None = None,
+    **gates: Unpack[InsertedGateOptions],
+) -> nn.Module:
+    import torchvision
+
+    _check_name(name, torchvision.models.list_models(module=torchvision.models), "torchvision")
+    more = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    network = torchvision.models.get_model(name, num_classes=num_classes, **more)
+    if in_channels != 3:
+        _replace_first_convolution(network, in_channels)
+    return _gated(network, add_gates, gates)
 
 
-class TorchvisionModule(ImageClassifier):
-    """Any of torchvision's classification networks, plain or with gates put into it.
+def _timm_network(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    add_gates: str | None = None,
+    **gates: Unpack[InsertedGateOptions],
+) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ValueError(
+            'timm is not installed, which this network needs: pip install "se-lightning[timm]".'
+        ) from error
+    _check_name(name, timm.list_models(), "timm")
+    network = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
+    return _gated(network, add_gates, gates)
+
+
+class TorchvisionModule(FamilyModule):
+    """A classification network of torchvision, plain or with inserted gates.
 
     Args:
-        name: as in ``torchvision.models.list_models()``.
-        num_classes: K, at least 2.
-        in_channels: channels of the images; other than 3 replaces the first convolution.
-        add_gates: where to put gates: ``"residual"``, ``"stages"``, or a pattern over the
-            submodules' paths; see :func:`se_lightning.models.add_excitation`. None for none.
-        **options: the gates' (ratio, gate, squeeze, merge, se_bias, divisor) and the training's
-            (see :class:`ImageClassifier`). ``weights`` may also be the name of torchvision's own:
-            ``"DEFAULT"``, ``"IMAGENET1K_V2"``.
+        name: A name in ``torchvision.models.list_models()``.
+        num_classes: Number of classes, at least 2.
+        in_channels: Channels of the images; a number other than 3 replaces the first convolution.
+        add_gates: Where to insert gates: ``"residual"``, ``"stages"``, or a glob over module
+            paths; see :func:`se_lightning.models.add_excitation`. None inserts none.
+        **options: Options of the gates (ratio, gate, squeeze, merge, se_bias, divisor) and of the
+            training (see :class:`ImageClassifier`). ``weights`` may also name torchvision's own
+            weights: ``"DEFAULT"``, ``"IMAGENET1K_V2"``.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If the name or an option is unknown, or its value is refused.
 
     Example:
         >>> module = TorchvisionModule("resnet18", num_classes=5, add_gates="residual")
@@ -40,76 +72,47 @@ class TorchvisionModule(ImageClassifier):
         4
     """
 
-    def __init__(
-        self,
-        name: str,
-        num_classes: int = 10,
-        *,
-        in_channels: int = 3,
-        add_gates: str | None = None,
-        **options: Unpack[AddedOptions],
-    ) -> None:
+    network = staticmethod(_torchvision_network)
+
+    def _training(self, options: Mapping[str, Any]) -> dict[str, Any]:
         import torchvision
 
-        _known(name, torchvision.models.list_models(module=torchvision.models), "torchvision")
-        training, gates = split(options)
-        more = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        network = torchvision.models.get_model(name, num_classes=num_classes, **more)
-        if in_channels != 3:
-            _replace_first_convolution(network, in_channels)
-        network = _gated(network, add_gates, gates)
-        published = torchvision.models.get_model_weights(name).__members__
+        training = super()._training(options)
+        published = torchvision.models.get_model_weights(options["name"]).__members__
         weights = training.get("weights")
         if isinstance(weights, str) and weights in published:
             training["weights"] = _download(published[weights])
-        super().__init__(network, num_classes, **training)
+        return training
 
 
-class TimmModule(ImageClassifier):
-    """Any of timm's networks, as it is or with gates put into it. Needs ``se-lightning[timm]``.
+class TimmModule(FamilyModule):
+    """A network of timm, plain or with inserted gates. Needs ``se-lightning[timm]``.
 
     Args:
-        name: as in ``timm.list_models()``.
-        num_classes: K, at least 2.
-        in_channels: channels of the images.
-        add_gates: as in :class:`TorchvisionModule`.
-        **options: as in :class:`TorchvisionModule`; timm's own weights are on the Hugging Face
-            hub: ``weights="timm/resnet50.a1_in1k"``.
+        name: A name in ``timm.list_models()``.
+        num_classes: Number of classes, at least 2.
+        in_channels: Channels of the images.
+        add_gates: Where to insert gates; see :class:`TorchvisionModule`.
+        **options: As in :class:`TorchvisionModule`. timm's weights are on the Hugging Face hub:
+            ``weights="timm/resnet50.a1_in1k"``.
 
     Raises:
-        ValueError: naming the argument that does not fit, or if timm is not installed.
+        ValueError: If timm is not installed, the name or an option is unknown, or its value is
+            refused.
     """
 
-    def __init__(
-        self,
-        name: str,
-        num_classes: int = 10,
-        *,
-        in_channels: int = 3,
-        add_gates: str | None = None,
-        **options: Unpack[AddedOptions],
-    ) -> None:
-        try:
-            import timm
-        except ImportError as error:
-            raise ValueError(
-                'This network is of timm, which is not installed: pip install "se-lightning[timm]".'
-            ) from error
-        _known(name, timm.list_models(), "timm")
-        training, gates = split(options)
-        network = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
-        super().__init__(_gated(network, add_gates, gates), num_classes, **training)
+    network = staticmethod(_timm_network)
 
 
-def _known(name: object, names: Sequence[str], library: str) -> None:
+def _check_name(name: object, names: Sequence[str], library: str) -> None:
     if name not in names:
         near = difflib.get_close_matches(str(name), names, n=3)
         hint = f"Nearest: {', '.join(near)}." if near else f"{library} has {len(names)} others."
         raise ValueError(f"`name` (={name!r}) must be one of {library}'s networks. {hint}")
 
 
-def _gated(network: nn.Module, where: str | None, gates: Any) -> nn.Module:
-    inserted_excitation(gates)  # checks them, even where none is put in
+def _gated(network: nn.Module, where: str | None, gates: InsertedGateOptions) -> nn.Module:
+    inserted_excitation(gates)  # also where no gate is inserted
     return network if where is None else add_excitation(network, where, **gates)
 
 
@@ -133,6 +136,6 @@ def _download(weights: Any) -> dict[str, Tensor]:
         return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"{weights} could not be fetched: {error}. Where there is a network download "
-            f"{weights.url}, bring the file here, and give its path: weights=FILE."
+            f"{weights} could not be downloaded: {error}. Download {weights.url} on a machine with "
+            "a network, copy the file here, and pass its path: weights=FILE."
         ) from error

@@ -1,4 +1,4 @@
-"""Training a part of a network only."""
+"""Freezing parts of a network."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -14,15 +14,15 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def freeze(network: nn.Module, what: str) -> None:
-    """Take parameters out of training.
+    """Exclude parameters from training.
 
     Args:
-        network: ours or any other.
+        network: Any network.
         what: ``"backbone"``: all but the classifier; ``"norms"``; ``"all_but_gates"``: all but
-            the squeeze-and-excitation modules, the classifier too.
+            the squeeze-and-excitation modules, including the classifier.
 
     Raises:
-        ValueError: if it is none of these, or nothing is left to train.
+        ValueError: If ``what`` is unknown, or nothing is left to train.
     """
     one_of("freeze", what, FREEZES)
     if what == "norms":
@@ -42,7 +42,7 @@ def freeze(network: nn.Module, what: str) -> None:
 
 
 def hold_statistics(network: nn.Module) -> None:
-    """Let the batch norms use the statistics that they have, and keep them."""
+    """Make the batch norms use and keep their running statistics."""
     for module in network.modules():
         if isinstance(module, _NormBase):
             module.eval()

@@ -1,4 +1,4 @@
-"""What is measured on validation and test data."""
+"""Metrics on training, validation and test data."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ __all__ = ["MeanCrossEntropy", "MixedAccuracy", "accuracy", "evaluation"]
 
 
 class _Mean(Metric):
-    """A mean over the samples of all batches and ranks."""
+    """Mean over the samples of all batches and ranks."""
 
     full_state_update = False
     total: Tensor
@@ -29,8 +29,8 @@ class _Mean(Metric):
 class MeanCrossEntropy(_Mean):
     """Cross-entropy per sample, in nats.
 
-    ``self.log(..., sync_dist=True)`` would do, but that Lightning averages the ranks' numbers of
-    samples as integers: 11 and 10 make 10, and the loss 5 % too large (2.6.6, result.py).
+    ``self.log(..., sync_dist=True)`` would be wrong: Lightning averages the ranks' numbers of
+    samples as integers, so 11 and 10 become 10 and the loss is 5 % too large (2.6.6, result.py).
     """
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -40,7 +40,7 @@ class MeanCrossEntropy(_Mean):
 
 
 class MixedAccuracy(_Mean):
-    """Share of a mixed label (mixup, cutmix) that lies on the predicted class, in [0, 1].
+    """Share of the predicted class in mixed labels (mixup, cutmix), in [0, 1].
 
     A sample that is 0.7 of class a and 0.3 of class b counts 0.7 if a is predicted: the papers'
     ``lam * accuracy(a) + (1 - lam) * accuracy(b)``.
@@ -54,15 +54,15 @@ class MixedAccuracy(_Mean):
 
 def accuracy(num_classes: int, k: int) -> Metric:
     """Return top-k accuracy over all samples."""
-    # validate_args looks at the values, which would wait for the GPU in every step.
+    # validate_args reads the values, which would synchronize with the GPU in every step.
     return MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
 
 
 def evaluation(num_classes: int, split: str) -> MetricCollection:
-    """Return what is measured on a split: loss, top-1 and, of more than 5 classes, top-5."""
+    """Return the metrics of a split: loss, top-1 and, for more than 5 classes, top-5."""
     metrics: dict[str, Metric | MetricCollection] = {"loss": MeanCrossEntropy()}
     metrics["acc1"] = accuracy(num_classes, 1)
     if num_classes > 5:
         metrics["acc5"] = accuracy(num_classes, 5)
-    # Compute groups would take top-1 and top-5 for one metric if the first batch scores alike.
+    # Compute groups would merge top-1 and top-5 if they are equal on the first batch.
     return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)

@@ -15,21 +15,20 @@ __all__ = ["cosine", "layers", "multi_step", "parameter_groups", "scale_rates"]
 def parameter_groups(
     model: nn.Module, *, decay_norm_bias: bool = True, layer_decay: float | None = None
 ) -> list[dict[str, Any]]:
-    """Return the trained parameters in groups: frozen ones are left out.
+    """Return the trained parameters in groups; frozen ones are left out.
 
-    What has at most one dimension is a bias or belongs to a norm; the gates' layers keep their
-    decay.
+    Parameters with at most one dimension count as biases and norms; gates keep their decay.
 
     Args:
-        model: the network.
+        model: The network.
         decay_norm_bias: False gives biases and norms a group with ``weight_decay=0``.
-        layer_decay: factor of the learning rate from each layer to the one below it, above 0 and
-            at most 1; the last, the classifier, has the full rate. A layer is a child of the
+        layer_decay: Factor of the learning rate from each layer to the one below it, above 0 and
+            at most 1; the last layer, the classifier, has the full rate. A layer is a child of the
             network, or of one of its sequences (a residual unit), with the norms that follow it.
-            The groups have it as ``lr_scale``.
+            The groups hold the product as ``lr_scale``.
 
     Raises:
-        ValueError: if ``layer_decay`` does not fit.
+        ValueError: If ``layer_decay`` is not above 0 and at most 1.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2))
@@ -65,13 +64,13 @@ def _by_dimension(group: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def layers(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Return the parameters of each layer, from the images up, in the order of definition."""
+    """Return the parameters of each layer in order of definition, starting at the images."""
     found = [list(model.parameters(recurse=False))]
     for child in model.children():
         for layer in child.children() if type(child) is nn.Sequential else [child]:
             params = list(layer.parameters())
             if all(p.ndim <= 1 for p in params):
-                found[-1] += params  # a norm, or nothing
+                found[-1] += params  # a norm, or no parameters
             elif not any(p.ndim > 1 for p in found[-1]):
                 found[-1] += params
             else:
@@ -83,10 +82,12 @@ def scale_rates(optimizer: Optimizer) -> None:
     """Multiply each group's learning rate by its ``lr_scale``.
 
     Raises:
-        ValueError: if this is no optimizer.
+        ValueError: If this is not an optimizer.
     """
     if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"`optimizer` makes a {type(optimizer).__name__}, no optimizer of torch.")
+        raise ValueError(
+            f"`optimizer` returns a {type(optimizer).__name__}, not a torch optimizer."
+        )
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_scale", 1.0)
 
@@ -98,15 +99,15 @@ def _ramp(warmup_epochs: float, total_steps: float, steps_per_epoch: int) -> flo
     ramp = warmup_epochs * steps_per_epoch
     if ramp > total_steps / 2:
         warnings.warn(
-            f"A warm-up of {warmup_epochs:g} epochs is cut to half of this run's {total_steps} "
-            "steps.",
+            f"A warm-up of {warmup_epochs:g} epochs is shortened to half of this run's "
+            f"{total_steps} steps.",
             stacklevel=3,
         )
     return min(ramp, total_steps / 2)
 
 
 def _warm_up(step: int, ramp: float) -> float:
-    """Return the linear ramp's factor; the very first step already moves."""
+    """Return the factor of the linear ramp, which is above 0 in the first step."""
     return min(1.0, (step + 1) / ramp) if ramp > 0 else 1.0
 
 
@@ -121,15 +122,15 @@ def cosine(
     """Ramp linearly for ``warmup_epochs``, then follow half a cosine down to the end of the run.
 
     Args:
-        optimizer: its groups' learning rates are the peaks.
-        total_steps: optimizer steps of the run.
-        steps_per_epoch: optimizer steps of an epoch.
-        warmup_epochs: length of the ramp in epochs; fractions are allowed.
-        min_factor: what is left at the end, as a fraction of the peak.
+        optimizer: Optimizer whose learning rates are the peaks.
+        total_steps: Optimizer steps of the run.
+        steps_per_epoch: Optimizer steps of an epoch.
+        warmup_epochs: Length of the ramp in epochs; fractions are allowed.
+        min_factor: Final learning rate as a fraction of the peak.
 
     Raises:
-        ValueError: if the run has no end, the ramp's length is negative, or ``min_factor`` is no
-            fraction.
+        ValueError: If the run's length is infinite, the ramp's is negative, or ``min_factor`` is
+            not in [0, 1].
 
     Reference:
         Loshchilov and Hutter, arXiv:1608.03983; Goyal et al., arXiv:1706.02677 (warm-up).
@@ -161,15 +162,15 @@ def multi_step(
     """Multiply the learning rate by ``gamma`` at each milestone.
 
     Args:
-        optimizer: its groups' learning rates are the starting values.
-        total_steps: optimizer steps of the run.
-        steps_per_epoch: optimizer steps of an epoch.
-        milestones: in epochs, ascending; fractions are allowed.
-        gamma: factor of each drop.
-        warmup_epochs: length of a linear ramp at the start, in epochs.
+        optimizer: Optimizer whose learning rates are the initial values.
+        total_steps: Optimizer steps of the run.
+        steps_per_epoch: Optimizer steps of an epoch.
+        milestones: Epochs of the drops, ascending; fractions are allowed.
+        gamma: Factor of each drop.
+        warmup_epochs: Length of a linear ramp at the start, in epochs.
 
     Raises:
-        ValueError: if the milestones do not ascend, the ramp's length is negative, or ``gamma`` is
+        ValueError: If the milestones do not ascend, the ramp's length is negative, or ``gamma`` is
             not above 0.
 
     Reference:
@@ -182,8 +183,8 @@ def multi_step(
         raise ValueError(f"`milestones` (={list(milestones)}) must be above 0 and ascend.")
     if drops and drops[-1] >= total_steps:
         warnings.warn(
-            f"The last drop, after {milestones[-1]:g} epochs, lies beyond the end of this run of "
-            f"{total_steps / steps_per_epoch:g}.",
+            f"The last drop, after {milestones[-1]:g} epochs, is beyond the end of this run of "
+            f"{total_steps / steps_per_epoch:g} epochs.",
             stacklevel=2,
         )
     ramp = _ramp(warmup_epochs, total_steps, steps_per_epoch)
@@ -194,7 +195,7 @@ def multi_step(
     return LambdaLR(optimizer, factor)
 
 
-# What modules take for `optimizer` and `lr_scheduler`: functions that still want what only the
-# trainer knows. `functools.partial`, or `_partial_: true` in a config, makes them.
+# Types of a module's `optimizer` and `lr_scheduler`: functions of arguments that only the trainer
+# knows, made with `functools.partial` or with `_partial_: true` in a config.
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[..., Any]

@@ -52,7 +52,7 @@ MISTAKES = [
     (["model.gate_activation=foo"], "`gate_activation` (='foo') must be one of sigmoid, tanh"),
     (["model.placement=foo"], "model: `placement` (='foo') must be one of standard, pre, post"),
     (["model.stages=[4]"], "model: `stages` (=[4]) must list numbers from 1 to 3"),
-    (["model.depth=19"], "There is no SE-ResNet of depth 19; there are: 18, 20, "),
+    (["model.depth=19"], "There is no SE-ResNet of depth 19. Use one of 18, 20, "),
     (["model=se_vgg16_bn", "model.placement=pre"], "'model.placement'"),
     (
         ["model=se_vgg16_bn", "+model.placement=pre"],

@@ -1,4 +1,4 @@
-"""Every name trains from the command line, at the shape of its data set."""
+"""Every network trains from the command line, on images of its size."""
 
 import inspect
 import sys
@@ -9,7 +9,7 @@ from se_lightning import models
 from se_lightning.cli import main as command_line
 from se_lightning.models import list_models
 
-# One of each family, and of each set of defaults; the others take two minutes more.
+# One per family and set of defaults; the others take two more minutes.
 FAST = (
     "se_bn_inception",
     "se_densenet121",
@@ -41,7 +41,7 @@ def shape_of(name: str) -> tuple[int, int, int]:
     return classes, 3, 299 if "inception_" in name and "bn" not in name else 224
 
 
-@pytest.mark.filterwarnings("ignore")  # a user sees them; two steps of two samples deserve them
+@pytest.mark.filterwarnings("ignore")  # two steps on two samples cause many warnings
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in list_models()]
 )

@@ -1,4 +1,4 @@
-"""Published weights, gates put into other networks, and frozen parts, from the command line."""
+"""Published weights, gates in other networks, and frozen parts, from the command line."""
 
 import re
 import sys
@@ -13,7 +13,7 @@ from se_lightning.cli.run import run as train
 
 
 def test_gates_are_trained_into_a_plain_network(cli, short, tmp_path, result):
-    """The two commands of README; all but the gates stays to the last bit."""
+    """The two commands of README; only the gates change."""
     cli(*short, "model.gate=none", "logger=csv", "hydra.run.dir=plain")
     best = tmp_path / "plain" / "checkpoints" / "best.ckpt"
     options = ["model.gate_activation=double-sigmoid", "model.freeze=all_but_gates"]
@@ -28,7 +28,7 @@ def test_gates_are_trained_into_a_plain_network(cli, short, tmp_path, result):
         assert torch.equal(gated["state_dict"][key], tensor), key
     assert gated["state_dict"]["backbone.layer1.0.se.fc2.weight"].any()
     assert gated["hyper_parameters"]["freeze"] == "all_but_gates"
-    best.unlink()  # the checkpoint needs no other file
+    best.unlink()  # the checkpoint must not depend on it
     again = tmp_path / "gated" / "checkpoints" / "last.ckpt"
     cli("task=test", f"ckpt_path={again}", "logger=csv", "trainer.limit_test_batches=1")
 
@@ -69,8 +69,8 @@ def test_published_weights_from_the_command_line(cli, short, tmp_path):
     ("arguments", "message"),
     [
         (["model.weights=nowhere.pth"], "model: `weights` (=nowhere.pth) is not a file"),
-        (["model.weights=page.pth"], "page.pth is no checkpoint, or is damaged: it is a web page"),
-        (["model.weights=other.pth"], "other.pth (timm's layout) is of another network"),
+        (["model.weights=page.pth"], "page.pth is not a checkpoint, or is damaged: it is a web p"),
+        (["model.weights=other.pth"], "other.pth (timm's layout) does not match this model"),
         (["model.weights=other.pth", "ckpt_path=x.ckpt"], "both set the initial weights"),
         (["model.freeze=gates"], "`freeze` (='gates') must be one of backbone, norms, all_but_"),
         (["model.freeze=all_but_gates", "model.gate=none"], "leaves nothing to train"),
@@ -98,7 +98,11 @@ def test_the_example_runs(cli, short):
     example = Path(__file__).parents[2] / "examples" / "gates_into_a_plain_network.py"
     done = cli("--gate-epochs", "1", command=[sys.executable, str(example)])
     accuracies = re.findall(r"^(\w[\w ]+): ([\d.]+) %", done.stdout, re.MULTILINE)
-    assert [name for name, _ in accuracies] == ["plain", "with gates put in", "after training them"]
+    assert [name for name, _ in accuracies] == [
+        "plain",
+        "with inserted gates",
+        "after training them",
+    ]
     assert accuracies[0][1] == accuracies[1][1]
 
 

@@ -256,22 +256,25 @@ def zipped(name, content):
 
 
 BYTES = {
-    "one byte": (lambda content: content[:1], "is no checkpoint, or is damaged"),
-    "a third": (lambda content: content[: len(content) // 3], "is no checkpoint, or is damaged"),
-    "all but a byte": (lambda content: content[:-1], "is no checkpoint, or is damaged"),
-    "all but its directory": (lambda content: content[:-3000], "is no checkpoint, or is damaged"),
+    "one byte": (lambda content: content[:1], "not a checkpoint, or is damaged"),
+    "a third": (lambda content: content[: len(content) // 3], "not a checkpoint, or is damaged"),
+    "all but a byte": (lambda content: content[:-1], "not a checkpoint, or is damaged"),
+    "all but its directory": (
+        lambda content: content[:-3000],
+        "not a checkpoint, or is damaged",
+    ),
     "a wrong byte": (lambda content: flip(content, len(content) // 2), "the checksum of "),
-    "zeros": (lambda _: bytes(5000), "is no checkpoint, or is damaged"),
-    "noise": (lambda _: random.Random(0).randbytes(5000), "is no checkpoint, or is damaged"),
+    "zeros": (lambda _: bytes(5000), "not a checkpoint, or is damaged"),
+    "noise": (lambda _: random.Random(0).randbytes(5000), "not a checkpoint, or is damaged"),
     "a pickle": (lambda _: pickle.dumps({"state_dict": 3}), "bad.ckpt"),
     "code": (lambda _: pickle.dumps(Code("ran")), "bad.ckpt"),
     "a safetensors header too long": (
         lambda _: struct.pack("<Q", 1 << 60) + b'{"a":1}',
-        "safetensors says",
+        "(safetensors: ",
     ),
     "a safetensors header that is none": (
         lambda _: struct.pack("<Q", 20) + b'{"a": not json      }',
-        "safetensors says",
+        "(safetensors: ",
     ),
 }
 

@@ -136,7 +136,7 @@ def rounding(model, x):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_is_finite_and_as_near_as_without_gates(name):
-    """Autocast, as Lightning's bf16-mixed. How far rounding carries is the plain twin's to say."""
+    """Autocast, as Lightning's bf16-mixed. The plain twin shows the effect of rounding."""
     model, x = built(name)
     plain = create_model(name, gate="none")
     assert rounding(model, x) < 2 * rounding(plain, x) + 0.01

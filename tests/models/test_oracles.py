@@ -118,7 +118,7 @@ def test_multiply_adds_are_within_a_percent_of_the_papers(name, options, plain, 
     assert counted == pytest.approx(gated, rel=0.01)
 
 
-# Where the published figure does not fit the published form: ours, and what the paper prints.
+# Where the paper's figure does not match its architecture: our count, and the paper's figure.
 @pytest.mark.parametrize(
     ("name", "pixels", "plain", "gated", "printed"),
     [

@@ -62,7 +62,7 @@ def test_a_ratio_per_stage():
 
 
 class Tripled(nn.Module):
-    """Stands where a gate stands, and shows where that is."""
+    """Replaces a gate to show its place."""
 
     def forward(self, x):
         return 3 * x
@@ -182,13 +182,13 @@ def test_custom_groups():
         ("se_resnet20", {"num_classes": 0}, "`num_classes`"),
         ("se_resnet20", {"in_channels": 1.5}, "`in_channels`"),
         ("se_resnet50", {"stride_in": "5x5"}, "`stride_in`"),
-        ("se_resnet18", {"stride_in": "1x1"}, "BasicBlock .* take bottlenecks"),
-        ("se_resnet18", {"cardinality": 2}, "BasicBlock .* take bottlenecks"),
+        ("se_resnet18", {"stride_in": "1x1"}, "BasicBlock .* Use bottlenecks"),
+        ("se_resnet18", {"cardinality": 2}, "BasicBlock .* Use bottlenecks"),
         ("se_resnet20", {"ceil_pool": True}, "`ceil_pool`"),
         ("se_resnet50", {"width_factor": 0}, "`width_factor`"),
         ("se_resnet50", {"widths": [64]}, "`depth` .* and `widths`"),
         ("se_resnet50", {"widths": [64, 0, 1, 1]}, "`widths`"),
-        ("se_resnet50", {"ratio": [1, 2]}, "one per stage, of which there are 4"),
+        ("se_resnet50", {"ratio": [1, 2]}, "one per stage; the network has 4 stages"),
         ("se_resnet50", {"ratio": [1, 2, 3, 0]}, r"`ratio` \(=0\)"),
         ("se_resnet50", {"stages": [0]}, r"`stages` .* from 1 to 4"),
         ("se_resnet50", {"stages": [5]}, r"`stages` .* from 1 to 4"),
@@ -196,8 +196,12 @@ def test_custom_groups():
         ("se_resnet50", {"stages": 1}, r"`stages` .* from 1 to 4"),
         ("se_resnet50", {"placement": "inside"}, "`placement` .* one of standard, pre, post"),
         ("se_resnet50", {"growth_rate": 3}, "SE-ResNet has no option `growth_rate`"),
-        ("se_resnet50", {"merge": "max"}, "`merge` .* gate='concurrent' only"),
-        ("se_resnet50", {"gate": "spatial", "squeeze": "max"}, "`squeeze`"),
+        ("se_resnet50", {"merge": "max"}, r"`merge` .* applies only to gate=concurrent\."),
+        (
+            "se_resnet50",
+            {"gate": "spatial", "squeeze": "max"},
+            "only to gate=channel or conc",
+        ),
         ("se_resnet50", {"se_bias": "no"}, "`se_bias`"),
         ("se_resnet50", {"divisor": 0}, "`divisor`"),
         ("se_resnet50", {"ceil_pool": "maybe"}, "`ceil_pool` .* true or false"),
@@ -231,7 +235,7 @@ def test_a_wrong_option_is_refused_by_name(builder, options, message):
 @pytest.mark.parametrize(
     ("net", "arguments", "message"),
     [
-        (models.SEResNet, (19,), "There is no SE-ResNet of depth 19; there are: 18, 20, 32"),
+        (models.SEResNet, (19,), r"There is no SE-ResNet of depth 19\. Use one of 18, 20, 32"),
         (models.SEResNet, ([],), "`depth`"),
         (models.SEResNet, ([2, 0],), "`depth`"),
         (models.SEResNet, ("50",), "There is no SE-ResNet of depth '50'"),

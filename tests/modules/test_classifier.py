@@ -167,7 +167,7 @@ def test_a_last_map_of_one_pixel_is_told(tmp_path):
     [
         ({"num_classes": 1}, "`num_classes`"),
         ({"label_smoothing": 1.0}, "`label_smoothing`"),
-        ({"depth": 19}, r"no SE-ResNet of depth 19; there are: 18, 20, .*152"),
+        ({"depth": 19}, r"no SE-ResNet of depth 19\. Use one of 18, 20, .*152"),
         ({"ratio": 0}, "`ratio`"),
         ({"ratoi": 4}, "SE-ResNet has no option `ratoi`. .* ratio, gate"),
     ],

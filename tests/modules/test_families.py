@@ -1,7 +1,9 @@
-"""One LightningModule per family: plain arguments, and checkpoints that load alone."""
+"""One LightningModule per family: plain arguments, and self-contained checkpoints."""
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -11,8 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from se_lightning import modules
 from se_lightning.models import create_model
 from se_lightning.modules import ImageClassifier
+from se_lightning.modules.classifier import TrainingOptions
+from se_lightning.modules.families import FamilyModule
 
-# A small member of each family, at options of its own; what the builder of that member is called.
+# A small member of each family, with non-default options.
 MEMBERS = [
     ("SEResNetModule", {"depth": [1, 1], "widths": [8, 16], "placement": "pre", "ratio": [2, 4]}),
     ("SEResNetModule", {"depth": 18, "gate": "concurrent", "merge": "max", "stages": [2, 4]}),
@@ -31,10 +35,10 @@ MEMBERS = [
     ("SESimpleModule", {"in_channels": 3, "image_size": 80, "residual": True}),
     ("SENestedModule", {"in_channels": 3, "gate_activation": "hard-sigmoid"}),
 ]
-LARGE = ("SENet154Module", "SEVGG16BNModule")  # 15 seconds each, of checkpoints of 0.5 GB
+LARGE = ("SENet154Module", "SEVGG16BNModule")  # 15 seconds each, with checkpoints of 0.5 GB
 
 
-# Those of other libraries have tests of their own.
+# Modules of other libraries are tested in test_foreign.py.
 FAMILIES = set(modules.__all__) - {"ImageClassifier", "TorchvisionModule", "TimmModule"}
 
 
@@ -53,7 +57,7 @@ def test_every_family_is_here():
 )
 def test_it_trains_in_a_bare_trainer_and_loads_alone(name, options, tmp_path):
     kind = getattr(modules, name)
-    # A large step would leave weights that four images' statistics do not fit.
+    # A large step would make the statistics of four images useless.
     gentle = partial(torch.optim.SGD, lr=1e-4)
     model = kind(num_classes=3, label_smoothing=0.1, optimizer=gentle, **options)
     assert issubclass(kind, ImageClassifier)
@@ -81,8 +85,71 @@ def test_an_unknown_argument_is_refused_by_name(name, options):
         getattr(modules, name)(ratoi=4, **options)
 
 
+def test_an_unknown_argument_is_refused_beside_a_checkpoint_too(tmp_path):
+    model = modules.SESimpleModule()
+    Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            max_epochs=0, default_root_dir=tmp_path).fit(model, [0])  # fmt: skip
+    model.trainer.save_checkpoint(tmp_path / "net.ckpt", weights_only=True)
+    with pytest.raises(ValueError, match="se_simple has no option `ratoi`"):
+        modules.SESimpleModule.load_from_checkpoint(tmp_path / "net.ckpt", ratoi=4)
+    checkpoint = torch.load(tmp_path / "net.ckpt", weights_only=True)
+    del checkpoint["hyper_parameters"]["residual"], checkpoint["hyper_parameters"]["freeze"]
+    torch.save(checkpoint, tmp_path / "older.ckpt")  # of a version without these options
+    assert (
+        modules.SESimpleModule.load_from_checkpoint(tmp_path / "older.ckpt").hparams.freeze is None
+    )
+
+
+POSITIONAL = {
+    "SEResNetModule": ["depth", "num_classes"],
+    "SEResNeXtModule": ["depth", "num_classes"],
+    "SEPreActResNetModule": ["depth", "num_classes"],
+    "SEWideResNetModule": ["depth", "width_factor", "num_classes"],
+    "SEShakeShakeModule": ["depth", "width", "num_classes"],
+    "SEDenseNetModule": ["depth", "num_classes"],
+    "TorchvisionModule": ["name", "num_classes"],
+    "TimmModule": ["name", "num_classes"],
+    "ImageClassifier": ["backbone", "num_classes"],
+}
+
+
+@pytest.mark.parametrize("name", modules.__all__)
+def test_the_signature_has_the_arguments_their_order_and_their_types(name):
+    kind = getattr(modules, name)
+    parameters = inspect.signature(kind).parameters
+    positional = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert positional == POSITIONAL.get(name, ["num_classes"])
+    hints = get_type_hints(kind.__init__)
+    for parameter in parameters.values():
+        assert hints[parameter.name] == parameter.annotation
+    assert name == "ImageClassifier" or parameters["num_classes"].default == 10
+    assert set(TrainingOptions.__annotations__) <= set(parameters)
+    if issubclass(kind, FamilyModule):
+        assert hints["ratio"] in (float, float | Sequence[float])
+
+
+def test_hyper_parameters_are_what_was_given_and_the_structures_defaults():
+    with torch.device("meta"):
+        hparams = modules.SEWideResNetModule(16, 8, ratio=4, optimizer=torch.optim.SGD).hparams
+    training = set(TrainingOptions.__annotations__)
+    assert {key: value for key, value in hparams.items() if key not in training} == {
+        "depth": 16, "width_factor": 8, "num_classes": 10, "in_channels": 3, "ratio": 4,
+    }  # fmt: skip
+    assert training - set(hparams) == {"optimizer", "lr_scheduler", "weights", "use_ema"}
+
+
+def test_a_subclass_adds_arguments_of_its_own():
+    class Named(modules.SESimpleModule):
+        def __init__(self, title: str, **options):
+            super().__init__(**options)
+
+    assert list(inspect.signature(Named).parameters) == ["title", "options"]
+    hparams = Named("mine", ratio=4).hparams
+    assert (hparams["title"], hparams["ratio"], hparams["image_size"]) == ("mine", 4, 28)
+
+
 def test_defaults_are_the_published_member():
-    """A module without arguments is the net that its name says, with 10 classes."""
+    """A module without arguments is the published network of its name, with 10 classes."""
     members = {
         "SEResNetModule": "se_resnet50",
         "SEResNeXtModule": "se_resnext50_32x4d",
@@ -120,10 +187,3 @@ def test_an_auxiliary_loss_counts_0_4():
     logits = images.flatten(1)
     expected = loss(logits, labels) + 0.4 * loss(2 * logits, labels)
     torch.testing.assert_close(model.training_step((images, labels), 0), expected)
-
-
-def test_signatures_say_their_arguments():
-    for name in modules.__all__:
-        parameters = inspect.signature(getattr(modules, name)).parameters
-        assert "num_classes" in parameters
-        assert "args" not in parameters

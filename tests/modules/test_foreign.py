@@ -22,12 +22,12 @@ def test_torchvisions_own_weights_by_name(monkeypatch):
     assert "weights" not in module.hparams
 
 
-def test_without_a_network_it_says_what_to_fetch(monkeypatch):
+def test_without_a_connection_the_message_has_the_address(monkeypatch):
     def refuse(*arguments, **options):
         raise URLError("no network")
 
     monkeypatch.setattr(ResNet18_Weights, "get_state_dict", refuse)
-    with pytest.raises(ValueError, match=r"download https://.*resnet18-.*\.pth, bring"):
+    with pytest.raises(ValueError, match=r"Download https://.*resnet18-.*\.pth on a machine"):
         TorchvisionModule("resnet18", weights="DEFAULT")
 
 
@@ -44,7 +44,7 @@ def test_the_options_are_checked_whether_gates_are_put_in_or_not(kind):
         kind("resnet18", layer_decay=2.0)
 
 
-def test_grey_images_and_auxiliary_classifiers():
+def test_gray_images_and_auxiliary_classifiers():
     module = TorchvisionModule("inception_v3", 7, in_channels=1)
     logits, auxiliary = module(torch.randn(2, 1, 299, 299))
     assert logits.shape == auxiliary.shape == (2, 7)

@@ -47,14 +47,14 @@ def test_multi_step_drops_at_its_epochs():
     assert found == pytest.approx(expected)
 
 
-def test_a_warm_up_longer_than_the_run_is_cut_and_told():
-    with pytest.warns(UserWarning, match="warm-up of 5 epochs is cut to half of this run's 20"):
+def test_a_warm_up_longer_than_the_run_is_shortened_with_a_warning():
+    with pytest.warns(UserWarning, match="5 epochs is shortened to half of this run's 20"):
         found = rates(cosine, 20, warmup_epochs=5)
     assert found.index(max(found)) in (9, 10)
 
 
 def test_a_drop_beyond_the_end_is_told():
-    with pytest.warns(UserWarning, match="after 8 epochs, lies beyond the end of this run of 2"):
+    with pytest.warns(UserWarning, match="after 8 epochs, is beyond the end of this run of 2"):
         assert rates(multi_step, 20, milestones=[1, 8]) == pytest.approx([1.0] * 10 + [0.1] * 10)
 
 

@@ -40,11 +40,17 @@ def test_averaged_and_raw_weights_of_a_checkpoint(averaged, use_ema):
         assert torch.equal(tensor, state[f"backbone.{key}"]), key
 
 
-def test_the_structure_of_a_checkpoint_is_held_against_the_network(averaged):
+def test_the_structure_of_a_checkpoint_is_compared_with_the_network(averaged):
     for options, message in [
-        ({"squeeze": "max"}, r"layer1\.0\.se is .*squeeze=avg.* there and .*squeeze=max"),
-        ({"placement": "post"}, "placement=standard.* there and .*placement=post"),
-        ({"gate_activation": "tanh"}, r"layer1\.0\.se\.gate is Sigmoid.* there and Tanh"),
+        (
+            {"squeeze": "max"},
+            r"layer1\.0\.se is .*squeeze=avg.* in the .*squeeze=max",
+        ),
+        ({"placement": "post"}, "placement=standard.* in the checkpoint and .*placement=post"),
+        (
+            {"gate_activation": "tanh"},
+            r"layer1\.0\.se\.gate is Sigmoid.* in the .* Tanh",
+        ),
     ]:
         network = se_resnet20(ratio=2, in_channels=1, **options)
         before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
@@ -77,11 +83,11 @@ def test_a_module_begins_with_weights_and_its_checkpoint_does_without_the_file(t
 
 def test_a_new_classifier_that_is_frozen_is_warned_of(tmp_path):
     torch.save(timm.create_model("seresnet18").state_dict(), tmp_path / "timm.pth")
-    with pytest.warns(UserWarning, match="classifier is new.* never trains it"):
+    with pytest.warns(UserWarning, match="classifier is random.* never trains it"):
         SEResNetModule(18, 7, divisor=8, weights=str(tmp_path / "timm.pth"), freeze="all_but_gates")
 
 
-def test_a_checkpoint_of_colours_goes_into_a_network_for_grey_images_and_into_a_module(tmp_path):
+def test_a_checkpoint_for_color_images_loads_into_a_network_for_gray_images_and_a_module(tmp_path):
     source = SEResNetModule(20, ratio=2)
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, limit_train_batches=1, logger=False,

@@ -1,4 +1,4 @@
-"""The dense block and the transition of SE-DenseNet."""
+"""Dense block and transition of SE-DenseNet."""
 
 from collections import OrderedDict
 
@@ -11,7 +11,7 @@ __all__ = ["DenseBlock", "DenseLayer", "transition"]
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU, [1x1 to 4k, norm, ReLU,] 3x3 to k; what it makes is appended to its input.
+    """Norm, ReLU, [1x1 to 4k, norm, ReLU,] 3x3 to k; the output is appended to the input.
 
     Shape:
         (N, C, H, W) to (N, C + growth_rate, H, W).
@@ -37,7 +37,7 @@ class DenseLayer(nn.Module):
 
 
 class DenseBlock(nn.Sequential):
-    """Dense layers, and a gate on all that they have gathered."""
+    """Dense layers, and a gate on their concatenated output."""
 
     def __init__(
         self, layers: int, in_channels: int, growth_rate: int, bottleneck: bool, gate: nn.Module
@@ -51,7 +51,7 @@ class DenseBlock(nn.Sequential):
 
 
 def transition(in_channels: int, out_channels: int, gate: nn.Module) -> nn.Sequential:
-    """Norm, ReLU, 1x1, average over 2x2, gate."""
+    """Return a transition: norm, ReLU, 1x1, average over 2x2, gate."""
     return nn.Sequential(
         OrderedDict(
             norm=nn.BatchNorm2d(in_channels),

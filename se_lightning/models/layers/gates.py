@@ -1,44 +1,42 @@
-"""Gates: the squeeze-and-excitation modules."""
+"""Gates: the squeeze-and-excitation modules.
 
+A gate is a subclass of :class:`Gate` and a row of ``GATES``.
+"""
+
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from inspect import Parameter
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from se_lightning.arguments import one_of, positive_integer
+from se_lightning.models.layers.gate_base import (
+    DoubleSigmoid,
+    ExcitationParts,
+    Gate,
+    start_at_one,
+)
 
 __all__ = [
+    "GATES",
     "ConcurrentExcitation",
-    "DoubleSigmoid",
     "SpatialExcitation",
     "SqueezeExcitation",
+    "gate_options",
     "hidden_width",
-    "start_at_one",
-    "zero_last_layer",
 ]
 
 
-class DoubleSigmoid(nn.Module):
-    r"""A gate that can enlarge as well as shrink: :math:`2 \sigma(x)`, in [0, 2].
-
-    At 0 it is exactly 1, so that a gate whose last layer is zero is an identity that can learn.
-
-    Shape:
-        Any to the same.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return 2 * x.sigmoid()
-
-
 SQUEEZES: dict[str, Callable[[Tensor], Tensor]] = {
-    # mean() and not AdaptiveAvgPool2d, which gave NaN under AMP with channels-last
+    # mean() instead of AdaptiveAvgPool2d, which gave NaN under AMP with channels-last
     # (pytorch/pytorch#43992).
     "avg": lambda x: x.mean((2, 3), keepdim=True),
     "max": lambda x: x.amax((2, 3), keepdim=True),
-    # As timm's add_maxpool has it.
+    # As timm's add_maxpool.
     "avgmax": lambda x: 0.5 * x.mean((2, 3), keepdim=True) + 0.5 * x.amax((2, 3), keepdim=True),
     "none": lambda x: x,
 }
@@ -60,12 +58,13 @@ def hidden_width(channels: int, ratio: float, divisor: int = 1) -> int:
     """Return the number of hidden units of a gate over ``channels`` channels.
 
     Args:
-        channels: C.
-        ratio: reduction ratio r, at least 1; the width is ``max(1, C // r)``.
-        divisor: round the width to the nearest multiple, as timm does with 8; 1 keeps it exact.
+        channels: Number of channels C.
+        ratio: Reduction ratio r, at least 1; the width is ``max(1, C // r)``.
+        divisor: Round the width to the nearest multiple, as timm does with 8; 1 keeps it exact.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If ``ratio`` is below 1 or not a finite number, or ``divisor`` is not a
+            positive integer.
 
     Example:
         >>> hidden_width(64, 16), hidden_width(64, 16, divisor=8)
@@ -84,30 +83,30 @@ def hidden_width(channels: int, ratio: float, divisor: int = 1) -> int:
     return max(divisor, nearest)
 
 
-class SqueezeExcitation(nn.Module):
-    r"""Rescales each channel by a gate computed from the whole image's channel means.
+class SqueezeExcitation(Gate):
+    r"""Squeeze-and-excitation block: rescales each channel by a gate computed from all channels.
 
     :math:`y = x \cdot \sigma(W_2\, \mathrm{ReLU}(W_1\, z))` with
-    :math:`z_c = \frac{1}{HW} \sum_{i,j} x_{cij}` (equations 2 to 4 of the paper). The two layers
-    are 1x1 convolutions called ``fc1`` and ``fc2``, as in timm; the sigmoid is the submodule
-    ``gate``, so that a forward hook on it sees the excitations.
+    :math:`z_c = \frac{1}{HW} \sum_{i,j} x_{cij}` (equations 2 to 4 of the paper). As in timm, the
+    two layers are 1x1 convolutions called ``fc1`` and ``fc2``. The sigmoid is the submodule
+    ``gate``; a forward hook on it sees the excitations.
 
     Args:
-        channels: C.
-        ratio: reduction ratio r, at least 1.
-        squeeze: over space: ``"avg"``, ``"max"``, ``"avgmax"`` (the mean of the two), or
-            ``"none"``, which gives each pixel its own excitation (the paper's NoSqueeze).
+        channels: Number of channels C.
+        ratio: Reduction ratio r, at least 1.
+        squeeze: Pooling over space: ``"avg"``, ``"max"``, ``"avgmax"`` (the mean of the two), or
+            ``"none"``, which computes a gate per pixel (the paper's NoSqueeze).
         gate_activation: ``"sigmoid"``, ``"tanh"``, ``"relu"``, ``"hard-sigmoid"``, or
-            ``"double-sigmoid"``: twice the sigmoid, with ``fc2`` zero at the start and so a gate
-            of exactly 1.
-        bias: whether the two layers have biases.
-        divisor: round the hidden width to a multiple; 1 keeps ``max(1, C // ratio)``.
+            ``"double-sigmoid"``, which starts at exactly 1: twice the sigmoid, ``fc2`` zeroed.
+        bias: Whether the two layers have biases.
+        divisor: Round the hidden width to a multiple; 1 keeps ``max(1, C // ratio)``.
 
     Shape:
         (N, C, H, W) to (N, C, H, W); the gate is (N, C, 1, 1), without a squeeze (N, C, H, W).
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If ``ratio`` is below 1, a number is not a positive integer, or a name is
+            unknown.
 
     Example:
         >>> import torch
@@ -141,6 +140,9 @@ class SqueezeExcitation(nn.Module):
         self.gate = ACTIVATIONS[gate_activation]()
         start_at_one(self)
 
+    def parts(self) -> ExcitationParts:  # noqa: D102
+        return ExcitationParts(self, self.fc1, self.fc2, self.gate)
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         z = SQUEEZES[self.squeeze](x)
         return x * self.gate(self.fc2(self.act(self.fc1(z))))
@@ -149,16 +151,19 @@ class SqueezeExcitation(nn.Module):
         return f"squeeze={self.squeeze}"
 
 
-class SpatialExcitation(nn.Module):
+class SpatialExcitation(Gate):
     r"""Rescales each pixel by a gate computed from its channels: :math:`x \cdot \sigma(w * x)`.
 
     Args:
-        channels: C.
-        gate_activation: as in :class:`SqueezeExcitation`.
-        bias: whether the 1x1 convolution has a bias.
+        channels: Number of channels C.
+        gate_activation: As in :class:`SqueezeExcitation`.
+        bias: Whether the 1x1 convolution has a bias.
 
     Shape:
         (N, C, H, W) to (N, C, H, W); the gate is (N, 1, H, W).
+
+    Raises:
+        ValueError: If ``channels`` is not a positive integer, or the activation is unknown.
 
     Reference:
         Roy, Navab, Wachinger. Concurrent Spatial and Channel Squeeze & Excitation in Fully
@@ -175,24 +180,30 @@ class SpatialExcitation(nn.Module):
         self.gate = ACTIVATIONS[gate_activation]()
         start_at_one(self)
 
+    def parts(self) -> ExcitationParts:  # noqa: D102
+        return ExcitationParts(self, None, self.conv, self.gate)
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return x * self.gate(self.conv(x))
 
 
-class ConcurrentExcitation(nn.Module):
-    """Merges the outputs of a channel gate and of a spatial gate over the same input.
+class ConcurrentExcitation(Gate):
+    """Merges the outputs of a channel gate and a spatial gate over the same input.
 
     Args:
-        channels: C.
-        ratio: reduction ratio r of the channel gate.
+        channels: Number of channels C.
+        ratio: Reduction ratio r of the channel gate.
         merge: ``"sum"``, ``"max"`` or ``"product"`` of the two rescaled maps, element by element.
-        squeeze: of the channel gate.
-        gate_activation: of both gates.
-        bias: whether the layers of both have biases.
-        divisor: of the channel gate's hidden width.
+        squeeze: Squeeze of the channel gate.
+        gate_activation: Activation of both gates.
+        bias: Whether the layers of both gates have biases.
+        divisor: Divisor of the channel gate's hidden width.
 
     Shape:
         (N, C, H, W) to (N, C, H, W).
+
+    Raises:
+        ValueError: If ``merge`` is unknown, or :class:`SqueezeExcitation` refuses an argument.
 
     Reference:
         Roy et al., arXiv:1803.02579 (sum), and arXiv:1808.08127, section III (max, product).
@@ -222,6 +233,18 @@ class ConcurrentExcitation(nn.Module):
         )
         self.spatial = SpatialExcitation(channels, gate_activation=gate_activation, bias=bias)
 
+    def parts(self) -> None:  # noqa: D102
+        return None
+
+    @classmethod
+    def identity_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:  # noqa: D102
+        if options["merge"] == "product":
+            raise ValueError(
+                "`merge` (='product') must be 'sum' or 'max': two gates of 1 make x * x."
+            )
+        # Two plain sigmoids sum to an identity: x / 2 + x / 2.
+        return {} if options["merge"] == "sum" else super().identity_options(options)
+
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return MERGES[self.merge](self.channel(x), self.spatial(x))
 
@@ -229,17 +252,16 @@ class ConcurrentExcitation(nn.Module):
         return f"merge={self.merge}"
 
 
-def zero_last_layer(gate: SqueezeExcitation | SpatialExcitation) -> None:
-    """Make the gate independent of its input, until it has learned."""
-    layer = gate.fc2 if isinstance(gate, SqueezeExcitation) else gate.conv
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
+# The only list of gates: names, messages, the options of networks and modules follow from it.
+GATES: dict[str, type[nn.Module]] = {
+    "channel": SqueezeExcitation,
+    "spatial": SpatialExcitation,
+    "concurrent": ConcurrentExcitation,
+    "none": nn.Identity,
+}
 
 
-def start_at_one(model: nn.Module) -> None:
-    """Zero the last layer of each gate with a double sigmoid, which then passes all unchanged."""
-    for module in model.modules():
-        if not isinstance(module, SqueezeExcitation | SpatialExcitation):
-            continue
-        if isinstance(module.gate, DoubleSigmoid):
-            zero_last_layer(module)
+def gate_options(gate: str) -> dict[str, Parameter]:
+    """Return the options of a gate, by name, from its constructor."""
+    parameters = inspect.signature(GATES[gate]).parameters
+    return {name: p for name, p in parameters.items() if p.default is not p.empty}

@@ -1,4 +1,4 @@
-"""Running a step of a network, all at once or with its activations thrown away in between."""
+"""Running the steps of a network with or without gradient checkpointing."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +21,9 @@ def run(steps: Sequence[Step], x: Tensor) -> Tensor:
 
 
 def run_checkpointed(steps: Sequence[Step], x: Tensor) -> Tensor:
-    """Run modules one after the other, and again, in parts, when their gradients are wanted.
+    """Run modules one after the other, and again for their gradients.
 
-    A part is a unit of a stack, or what lies between two stacks.
+    Checkpointed are single units of a stack, and the modules between two stacks.
     """
     for part in _parts(steps):
         norms = [
@@ -48,7 +48,7 @@ def _first_and_second(norms: Sequence[_BatchNorm]) -> tuple[Contexts, Contexts]:
 def _parts(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
     between: list[Step] = []
     for step in steps:
-        # A sequence of units, not one of single layers, which may work in place.
+        # A sequence of units; single layers may work in place and are not split.
         if type(step) is nn.Sequential and all(next(unit.children(), None) for unit in step):
             if between:
                 yield between
@@ -62,7 +62,7 @@ def _parts(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
 
 @contextlib.contextmanager
 def _counted_already(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Keep the second run of a batch out of the running statistics."""
+    """Keep the second run of a batch from updating the running statistics."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

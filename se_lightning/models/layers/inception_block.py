@@ -1,4 +1,4 @@
-"""The mixed block of the Inception networks: parallel branches, concatenated, and a gate."""
+"""Mixed block of the Inception networks: concatenated parallel branches, and a gate."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,18 +42,18 @@ class ConvNorm(nn.Module):
 
 
 class HalvingPool(nn.Module):
-    """Max over 3x3 with stride 2, from the first pixel on, to half the size rounded up.
+    """Max-pool over 3x3 with stride 2 that starts at the first pixel and rounds the size up.
 
-    On even sizes that is Caffe's pool without padding; on odd ones Caffe's would be a pixel
-    smaller than the strided convolutions beside it, and could not be concatenated with them.
+    On even sizes it equals Caffe's pool without padding. On odd sizes Caffe's is one pixel smaller
+    than the strided convolutions beside it, and could not be concatenated with them.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return F.max_pool2d(F.pad(x, (0, 2, 0, 2), value=-torch.inf), 3, stride=2)
 
 
-# A branch is a list of steps. A step is a convolution (name, channels, kernel[, stride, padding]),
-# a tuple of such that read the same and are concatenated, or the name of a pool.
+# A branch is a list of steps: a convolution (name, channels, kernel[, stride, padding]), a tuple of
+# convolutions that read the same map and are concatenated, or the name of a pool.
 Conv = tuple[Any, ...]
 Branch = Sequence[Conv | str]
 POOLS: dict[str, Callable[[], nn.Module]] = {
@@ -65,13 +65,13 @@ POOLS: dict[str, Callable[[], nn.Module]] = {
 
 
 class Mixed(nn.Module):
-    """Parallel branches over the same input, concatenated, and a gate on the whole.
+    """Parallel branches over the same input, concatenated, and a gate on their output.
 
     Args:
-        in_channels: C.
-        branches: as above.
-        excitation: of the gate.
-        eps: of the norms.
+        in_channels: Number of channels C.
+        branches: Steps of each branch.
+        excitation: Options of the gate.
+        eps: Epsilon of the norms.
 
     Shape:
         (N, C, H, W) to (N, out_channels, H', W').

@@ -1,42 +1,43 @@
-"""What all networks share: images in, a feature map, logits out."""
+"""Base class of all networks: images to a feature map to logits."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from se_lightning.arguments import fraction, positive_integer
 from se_lightning.models.layers.find import warn_of_single_units
-from se_lightning.models.layers.gates import start_at_one
+from se_lightning.models.layers.gate_base import start_at_one
 from se_lightning.models.layers.gradient_checkpointing import run, run_checkpointed
+from se_lightning.models.layers.options import Excitation, GateOptions
 
 __all__ = ["FeatureMap", "ImageNetwork", "check_images"]
 
 
 @torch.fx.wrap
 def check_images(x: Tensor, in_channels: int, min_size: int, image_size: int | None = None) -> None:
-    """Refuse what the network cannot take; a leaf to torch.fx, whose tracing knows no sizes."""
+    """Refuse images that the network cannot take; a leaf for torch.fx, which traces no sizes."""
     if x.ndim != 4 or x.shape[1] != in_channels:
         raise ValueError(
-            f"The network takes images (N, {in_channels}, H, W), got {tuple(x.shape)}; "
-            f"`in_channels` (={in_channels}) must be theirs."
+            f"The network takes images (N, {in_channels}, H, W), got {tuple(x.shape)}; set "
+            f"`in_channels` (={in_channels}) to the number of image channels."
         )
     if min_size > 1 and min(x.shape[2:]) < min_size:
         raise ValueError(
             f"The network takes images of at least {min_size}x{min_size} pixels, got "
-            f"{x.shape[2]}x{x.shape[3]}; enlarge them, or take a network for small images "
-            "(se_resnet20, say)."
+            f"{x.shape[2]}x{x.shape[3]}; enlarge them, or use a network for small images such as "
+            "se_resnet20."
         )
     if image_size is not None and (x.shape[2], x.shape[3]) != (image_size, image_size):
         raise ValueError(
             f"The network was built for images of {image_size}x{image_size} pixels, got "
-            f"{x.shape[2]}x{x.shape[3]}; `image_size` (={image_size}) must be theirs."
+            f"{x.shape[2]}x{x.shape[3]}; set `image_size` (={image_size}) to their size."
         )
 
 
 class FeatureMap(NamedTuple):
-    """A map on the way through a network: the module whose output it is, channels, stride."""
+    """A feature map of a network: the module that returns it, its channels and its stride."""
 
     module: str
     channels: int
@@ -44,23 +45,27 @@ class FeatureMap(NamedTuple):
 
 
 class ImageNetwork(nn.Module):
-    """Images to logits in two steps, with timm's names for them.
+    """Base class of networks from images to logits, with the methods of timm's networks.
 
-    A family lays its route, a step for each feature map, with ``_step``, sets the classifier, and
-    ends its constructor with ``_finish``. ``feature_info`` lists the maps: the stem's, and the
-    last of each stage.
+    The constructor of a family calls ``_step`` for each feature map, sets the classifier, and
+    finally calls ``_finish``. ``feature_info`` lists the maps: the stem's, and the last of each
+    stage.
 
     Args:
-        num_classes: K.
-        in_channels: channels of the images.
-        min_size: side of the smallest image that leaves a feature map, pixels.
-        dropout: fraction of the pooled features that is dropped in training.
-        image_size: side of the images, pixels, where it must be this one; None for any.
+        num_classes: Number of classes K.
+        in_channels: Number of image channels.
+        min_size: Side of the smallest image that leaves a feature map, in pixels.
+        dropout: Dropout rate before the classifier.
+        image_size: Side that the images must have, in pixels; None for any.
 
     Raises:
-        ValueError: naming the argument that does not fit.
+        ValueError: If a number of classes or channels is not positive, or `dropout` is not in
+            [0, 1).
     """
 
+    family: ClassVar[str]  # name for messages
+    placements: ClassVar[Sequence[str]] = ()  # places for gates in a residual unit
+    gate_defaults: ClassVar[GateOptions] = {}  # where they differ from Excitation's
     classifier_name = "fc"
 
     def __init__(
@@ -83,11 +88,17 @@ class ImageNetwork(nn.Module):
         self.feature_info: list[FeatureMap] = []
         self._steps: list[tuple[str, ...]] = []
         self.grad_checkpointing = False
-        # Options that change the outputs and no parameter's shape.
+        # Options that change the outputs but no parameter's shape.
         self.variant: dict[str, Any] = {}
 
+    def _excitations(self, gates: Mapping[str, Any], stages: int | None = None) -> list[Excitation]:
+        """Check the gates' options; return one set per stage, or a single one without stages."""
+        return Excitation.of_stages(
+            self.family, gates, stages=stages, placements=self.placements, **self.gate_defaults
+        )
+
     def _step(self, *modules: str, channels: int, reduction: int) -> None:
-        """Lay the next step of the route: the modules that lead to the next feature map."""
+        """Add the modules that lead to the next feature map."""
         self._steps.append(modules)
         self.feature_info.append(FeatureMap(modules[-1], channels, reduction))
 
@@ -107,7 +118,7 @@ class ImageNetwork(nn.Module):
         return self.num_features
 
     def _advance(self, step: Sequence[str], x: Tensor) -> Tensor:
-        """Go from one feature map to the next."""
+        """Run the modules from one feature map to the next."""
         modules = [_part(self, name) for name in step]
         if self.grad_checkpointing and self.training:
             return run_checkpointed(modules, x)
@@ -123,14 +134,14 @@ class ImageNetwork(nn.Module):
     def forward_intermediates(
         self, x: Tensor, indices: int | Sequence[int] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the last feature map, and those of ``feature_info``, for dense tasks.
+        """Return the last feature map, and maps of ``feature_info``, for dense tasks.
 
         Args:
-            x: images, (N, in_channels, H, W).
-            indices: which of ``feature_info``; a number n takes the last n, None takes all.
+            x: Images, (N, in_channels, H, W).
+            indices: Indices of ``feature_info``; an integer n selects the last n, None all.
 
         Raises:
-            ValueError: if there is no such map.
+            ValueError: If an index is out of range.
 
         Example:
             >>> from se_lightning.models import se_resnet18
@@ -144,7 +155,7 @@ class ImageNetwork(nn.Module):
         if isinstance(chosen, int):
             chosen = range(count - chosen, count)
         if any(not -count <= index < count for index in chosen):
-            raise ValueError(f"`indices` (={indices!r}) must pick of {count} feature maps.")
+            raise ValueError(f"`indices` (={indices!r}) must select from {count} feature maps.")
         check_images(x, self.in_channels, self.min_size, self.image_size)
         maps = []
         for step in self._steps:
@@ -153,15 +164,15 @@ class ImageNetwork(nn.Module):
         return x, [maps[index] for index in chosen]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only what enters the units, and run each again for its gradients.
+        """Turn gradient checkpointing of each unit on or off.
 
-        Gradients and running statistics are the same. A training step of SE-ResNet-50 takes 1.2
-        times as long (on a CPU), and what it keeps of a unit is one map.
+        Gradients and running statistics stay the same. Only the input of each unit is stored; a
+        training step of SE-ResNet-50 takes 1.2 times as long on a CPU.
         """
         self.grad_checkpointing = enable
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Turn a feature map into logits (N, K), or pooled features (N, head_hidden_size)."""
+        """Return logits (N, K), or pooled features (N, head_hidden_size)."""
         x = self.drop(x.mean((2, 3)))
         return x if pre_logits else self.get_submodule(self.classifier_name)(x)
 
@@ -169,7 +180,7 @@ class ImageNetwork(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one; 0 classes leave the pooled features."""
+        """Replace the classifier; with 0 classes the network returns pooled features."""
         owner, _, name = self.classifier_name.rpartition(".")
         fresh = self._fresh_classifier(self.head_hidden_size, num_classes)
         setattr(self.get_submodule(owner), name, fresh)
@@ -182,11 +193,11 @@ class ImageNetwork(nn.Module):
         return nn.Linear(features, num_classes, device=weight.device, dtype=weight.dtype)
 
     def _finish(self) -> None:
-        """Initialise the convolutions (He et al., arXiv:1502.01852), and tell of starved gates."""
+        """Initialize the convolutions (He et al., arXiv:1502.01852), and check the gates."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # The fan-out of a depthwise convolution is one channel's, which is its fan-in;
-                # that of a spatial gate's single output would saturate the gate.
+                # A depthwise convolution has the fan-out of one channel, which is its fan-in. The
+                # fan-out of a spatial gate's single output would saturate the gate.
                 depthwise = module.groups == module.in_channels > 1
                 small = depthwise or module.out_channels == 1
                 nn.init.kaiming_normal_(module.weight, mode="fan_in" if small else "fan_out")
@@ -197,7 +208,7 @@ class ImageNetwork(nn.Module):
 
 
 def _part(network: nn.Module, path: str) -> nn.Module:
-    """Return a submodule by its path, or the network's own method of that name."""
+    """Return a submodule by its path, or a method of the network by its name."""
     part = network
     for name in path.split("."):
         part = getattr(part, name)

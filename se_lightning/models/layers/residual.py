@@ -1,4 +1,4 @@
-"""Residual units: the places of their gate, and the one tail that all of them end with."""
+"""Residual units: the placements of their gate, and the tail that they share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -23,7 +23,7 @@ __all__ = [
     "tail",
 ]
 
-# Side of the smallest image for a stem whose pool has no padding, pixels.
+# Side of the smallest image for a stem whose pool has no padding, in pixels.
 CEIL_POOL_SIZE = 3
 
 
@@ -43,7 +43,7 @@ def stem_conv(stem: str, in_channels: int, width: int) -> nn.Sequential | nn.Con
     """Return a stem's convolutions, up to the norm that follows them.
 
     Raises:
-        ValueError: for an unknown stem.
+        ValueError: If the stem is unknown.
     """
     if stem == "imagenet":
         return nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
@@ -63,10 +63,10 @@ def stem_conv(stem: str, in_channels: int, width: int) -> nn.Sequential | nn.Con
 
 
 def max_pool(stem: str, ceil_pool: bool = False) -> nn.Module:
-    """Return the pool after a stem; ``ceil_pool`` is the Caffe release's, without padding."""
+    """Return the pool after a stem; with ``ceil_pool`` the Caffe release's, without padding."""
     if stem == "cifar":
         if ceil_pool:
-            raise ValueError("`ceil_pool` needs a stem with a max-pool, which cifar has not.")
+            raise ValueError("`ceil_pool` needs a stem with a max-pool; the cifar stem has none.")
         return nn.Identity()
     if ceil_pool:
         return nn.MaxPool2d(3, stride=2, ceil_mode=True)
@@ -76,7 +76,7 @@ def max_pool(stem: str, ceil_pool: bool = False) -> nn.Module:
 def projection(
     in_channels: int, out_channels: int, stride: int, kernel: int = 1
 ) -> nn.Sequential | None:
-    """Return the shortcut that changes width or size, with its norm; None for the identity."""
+    """Return a projection shortcut with its norm; None for an identity shortcut."""
     if stride == 1 and in_channels == out_channels:
         return None
     large = kernel == 3 and stride > 1
@@ -88,7 +88,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 def unchanged(x: Tensor) -> Tensor:
-    """Return x: the step that is not there."""
+    """Return x."""
     return x
 
 
@@ -101,35 +101,35 @@ def tail(
     shortcut: Tensor | None = None,
     act: Step = unchanged,
 ) -> Tensor:
-    """End a branch: norm, gate, shortcut, ReLU. The one place for a fused operator.
+    """Finish a branch with norm, gate, shortcut and ReLU: the place for a fused operator.
 
-    ``gate_act`` is the ReLU that some ports have between norm and gate.
+    ``gate_act`` is the ReLU that some implementations have between norm and gate.
     """
     x = se(gate_act(norm(x)))
     return act(x if shortcut is None else x + shortcut)
 
 
 class ResidualUnit(nn.Module):
-    """A unit with one gate ``se``, at one of the places of the paper's Figure 5.
+    """Residual unit with one gate ``se``, at one of the placements of the paper's Figure 5.
 
-    Its forward asks at each place: ``self.at("pre")(x)`` is the gate where that is its place,
-    and x itself where not.
+    In ``forward``, ``self.at("pre")(x)`` applies the gate if its placement is "pre", and returns
+    x otherwise.
     """
 
-    expansion: ClassVar[int] = 1  # of the unit's width, at its output
+    expansion: ClassVar[int] = 1  # output channels / width
     se: nn.Module
     placement: str
 
     def _gate(
         self, excitation: Excitation, in_channels: int, inner: int, out_channels: int
     ) -> nn.Module:
-        """Build the gate as wide as its place is."""
+        """Build the gate with the width at its placement."""
         self.placement = excitation.placement
         widths = {"pre": in_channels, "inner": inner}
         return excitation.build(widths.get(excitation.placement, out_channels))
 
     def at(self, place: str) -> Step:
-        """Return the gate, if this is its place."""
+        """Return the gate if this is its placement, else the identity."""
         return self.se if self.placement == place else unchanged
 
     def extra_repr(self) -> str:  # noqa: D102
@@ -139,15 +139,15 @@ class ResidualUnit(nn.Module):
 def stack(
     unit: type[ResidualUnit], count: int, in_channels: int, width: int, stride: int, *options: Any
 ) -> nn.Sequential:
-    """Stack the units of a stage, of which the first changes width and size.
+    """Return the units of a stage; the first one changes width and size.
 
     Args:
-        unit: made as ``unit(in_channels, width, stride, *options)``.
-        count: number of units.
-        in_channels: channels that the stage reads.
-        width: of each unit, before its expansion.
-        stride: of the first unit.
-        *options: what all units are given.
+        unit: Class, called as ``unit(in_channels, width, stride, *options)``.
+        count: Number of units.
+        in_channels: Input channels of the stage.
+        width: Width of each unit, before its expansion.
+        stride: Stride of the first unit.
+        *options: Further arguments of all units.
     """
     out_channels = width * unit.expansion
     first = unit(in_channels, width, stride, *options)
@@ -155,7 +155,7 @@ def stack(
 
 
 class Plan(NamedTuple):
-    """Stages of a residual network: blocks and widths of each, kind of block, stem."""
+    """Stages of a residual network: blocks and width of each, kind of block, stem."""
 
     layers: Sequence[int]
     widths: Sequence[int]
@@ -164,7 +164,7 @@ class Plan(NamedTuple):
 
 
 _IMAGENET, _CIFAR = (64, 128, 256, 512), (16, 32, 64)
-# The published ResNets, post- and pre-activation alike.
+# The published ResNets, both post- and pre-activation.
 RESNETS: dict[int, Plan] = {
     18: Plan((2, 2, 2, 2), _IMAGENET, False, "imagenet"),
     34: Plan((3, 4, 6, 3), _IMAGENET, False, "imagenet"),
@@ -187,10 +187,11 @@ def plan(
     bottleneck: bool | None,
     stem: str | None,
 ) -> Plan:
-    """Find the published member, or take the blocks of each stage; what is given goes on top.
+    """Return the published network or a custom one, with the values that are given.
 
     Raises:
-        ValueError: if there is no such member, or the lists do not fit.
+        ValueError: If there is no network of that depth, a number is not positive, or ``depth``
+            and ``widths`` differ in length.
     """
     if isinstance(depth, Sequence) and not isinstance(depth, str):
         first = 16 if stem == "cifar" else 64
@@ -199,21 +200,21 @@ def plan(
         chosen = published[depth]
     else:
         raise ValueError(
-            f"There is no {family} of depth {depth!r}; there are: "
-            f"{', '.join(map(str, sorted(published)))}. Or list the blocks of each stage: "
+            f"There is no {family} of depth {depth!r}. Use one of "
+            f"{', '.join(map(str, sorted(published)))}, or list the blocks of each stage: "
             "depth=[2, 2, 2, 2]."
         )
     given: dict[str, Any] = {"widths": widths, "bottleneck": bottleneck, "stem": stem}
     chosen = chosen._replace(**{k: v for k, v in given.items() if v is not None})
     for name, values in (("depth", chosen.layers), ("widths", chosen.widths)):
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise ValueError(f"`{name}` (={values!r}) must list a number per stage.")
+            raise ValueError(f"`{name}` (={values!r}) must be a list with a number per stage.")
         for value in values:
             positive_integer(name, value)
     boolean("bottleneck", chosen.bottleneck)
     if len(chosen.layers) != len(chosen.widths):
         raise ValueError(
-            f"`depth` (={list(chosen.layers)}) and `widths` (={list(chosen.widths)}) must be of "
-            "the same length, one number a stage."
+            f"`depth` (={list(chosen.layers)}) and `widths` (={list(chosen.widths)}) must have "
+            "the same length, with one number per stage."
         )
     return chosen

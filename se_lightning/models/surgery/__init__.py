@@ -1,1 +1,1 @@
-"""Changing a network that exists: inserting, tracing and folding gates."""
+"""Changing an existing network: tracing it, inserting and folding gates."""

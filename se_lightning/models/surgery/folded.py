@@ -1,4 +1,4 @@
-"""Gates that were folded away: what stands in their place, and how a checkpoint tells of it."""
+"""Gates that were folded away: their replacements, and their record in a checkpoint."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,10 @@ __all__ = ["ChannelScale", "folded", "gated_channels", "put_in_place", "repeat_f
 
 
 class ChannelScale(nn.Module):
-    """Multiplies each channel by a constant: what is left of a gate that never varied.
+    """Multiplies each channel by a constant; replaces a gate that never varied.
 
     Args:
-        scale: (C,).
+        scale: Constants, (C,).
 
     Shape:
         (N, C, H, W) to the same.
@@ -32,22 +32,24 @@ class ChannelScale(nn.Module):
 
 
 def gated_channels(parts: ExcitationParts) -> int:
-    """Return how many channels the module rescales."""
-    return parts.expand.in_channels if parts.reduce is None else parts.channels  # type: ignore[return-value]
+    """Return the number of channels that the module rescales."""
+    if parts.reduce is None and parts.width is None:
+        return parts.expand.in_channels  # type: ignore[return-value]
+    return parts.channels
 
 
 def put_in_place(model: nn.Module, path: str, scale: Tensor | None) -> None:
-    """Replace a gate: by a scale, or where there is none by an identity."""
+    """Replace a gate by a scale, or by an identity if ``scale`` is None."""
     old: Any = model.get_submodule(path)
     new: Any = nn.Identity() if scale is None else ChannelScale(scale)
     new.folded = "identity" if scale is None else "scale"
     if hasattr(old, "insertion"):
-        new.insertion = old.insertion  # of add_excitation, whose hook goes on calling it
+        new.insertion = old.insertion  # add_excitation's hook still calls it
     model.set_submodule(path, new.train(old.training))
 
 
 def folded(model: nn.Module) -> dict[str, str]:
-    """Return what stands where gates were folded away: ``identity`` or ``scale``, by path."""
+    """Return the replacements of folded gates, ``identity`` or ``scale``, by path."""
     return {
         path: module.folded
         for path, module in model.named_modules()
@@ -56,17 +58,19 @@ def folded(model: nn.Module) -> dict[str, str]:
 
 
 def repeat_folds(model: nn.Module, wanted: Mapping[str, str]) -> None:
-    """Fold the same gates of a network as :func:`folded` has told of another; weights follow.
+    """Fold the gates that :func:`folded` returned for another network; weights are loaded later.
 
     Raises:
-        ValueError: if there is no such gate.
+        ValueError: If the network does not have one of these gates.
     """
     there, gates = folded(model), find_excitations(model)
     for path, kind in wanted.items():
         if there.get(path) == kind:
             continue
         if path not in gates:
-            raise ValueError(f"The checkpoint has `{path}` folded, which is no gate here.")
+            raise ValueError(
+                f"The checkpoint has `{path}` folded, which is not a gate of this network."
+            )
         parts = gates[path]
         like = parts.expand.weight
         scale = torch.ones(gated_channels(parts), device=like.device)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""One forward, watched: what the modules return, and where the residual branches end."""
+"""Tracing of one forward pass: module outputs, and the last norms of residual branches."""
 
 from contextlib import ExitStack
 from functools import partial
@@ -14,23 +14,23 @@ __all__ = ["Probe", "example_of", "watch"]
 
 
 class Tag(NamedTuple):
-    """What the probe knows of a tensor that was computed from the image."""
+    """What the probe knows about a tensor computed from the image."""
 
-    depth: int  # layers (convolutions, linear layers, norms) on the longest way from the image
-    norm: str | None  # path of the last norm, None where there are several
-    axis: int | None  # of the channels, None where an operation has hidden it
+    depth: int  # layers (convolutions, linear layers, norms) on the longest path from the image
+    norm: str | None  # path of the last norm, None if there are several
+    axis: int | None  # axis of the channels, None if an operation has hidden it
 
 
-# The operations that count as layers, and where their output has its channels. Of the norms, parts
-# of the names: which of native_, cudnn_, ... is called depends on the device.
+# The operations that count as layers, and the channel axis of their output. For the norms, parts of
+# the names: the device decides whether native_, cudnn_, ... is called.
 LAYERS = {"convolution": 1, "linear": -1, "addmm": -1, "mm": -1, "bmm": -1, "baddbmm": -1}
 NORMS = ("batch_norm", "group_norm", "layer_norm", "rms_norm")
 
 
 class Probe(TorchDispatchMode):
-    """Watches one forward: what modules return, and which norms are last in residual branches.
+    """Records module outputs in a forward pass, and finds the last norms of residual branches.
 
-    It follows tensors through operations and knows no class of block.
+    It follows tensors through operations and does not depend on the classes of blocks.
     """
 
     def __init__(self, image: Tensor) -> None:
@@ -38,20 +38,20 @@ class Probe(TorchDispatchMode):
         self.running = [""]
         self.outputs: dict[str, list[Any]] = {}
         self.branches: dict[str, None] = {}  # an ordered set
-        # With the tensors, so that no later one takes an earlier one's memory.
+        # Keeps the tensors alive, so that their memory is not reused by later ones.
         self.tags: dict[tuple, tuple[Tag, Tensor]] = {_key(image): (Tag(0, None, 1), image)}
 
     def enter(self, path: str, *_: Any) -> None:
-        """Note that a module begins."""
+        """Record that a module starts."""
         self.running.append(path)
 
     def leave(self, path: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Note that it ends, and what it returns."""
+        """Record that a module has returned, and its output."""
         self.running.pop()
         self.outputs.setdefault(path, []).append(output)
 
     def layout(self, path: str) -> tuple[int, list[int]]:
-        """Return the axis of the channels and (H, W) of a module's 4-D output; 0 if it has none."""
+        """Return the channel axis and (H, W) of a module's 4-D output; axis 0 if it has none."""
         output = self.outputs.get(path, [None])[-1]
         if not isinstance(output, Tensor) or output.ndim != 4:
             return 0, []
@@ -70,11 +70,11 @@ class Probe(TorchDispatchMode):
         return result
 
     def add(self, *operands: tuple[Tag, Tensor]) -> None:
-        """Take the running module for a residual block, the deeper operand for its branch."""
+        """Treat the running module as a residual block, and the deeper operand as its branch."""
         (shortcut, x), (branch, y) = sorted(operands, key=lambda operand: operand[0].depth)
         if x.ndim != 4 or x.shape != y.shape or shortcut.depth == branch.depth:
             return
-        # A norm from before the block, or before the fork, is not the branch's.
+        # A norm before the block, or before the fork, does not belong to the branch.
         block = f"{self.running[-1]}.".lstrip(".")
         if branch.norm and branch.norm != shortcut.norm and branch.norm.startswith(block):
             self.branches[branch.norm] = None
@@ -83,9 +83,9 @@ class Probe(TorchDispatchMode):
         """Return the tag of an operation's result."""
         depth = max(tag.depth for tag, _ in known)
         if any(norm in name for norm in NORMS):
-            last = "layer" in name or "rms" in name  # normalises the last len(args[1]) axes
+            last = "layer" in name or "rms" in name  # normalizes the last len(args[1]) axes
             return Tag(depth + 1, self.running[-1], result.ndim - len(args[1]) if last else 1)
-        # What is smaller is broadcast, a gate or a mask, and its norm is not the map's.
+        # A smaller operand is broadcast (a gate or a mask), and its norm is not the map's.
         most = max(tensor.numel() for _, tensor in known)
         whole = [pair for pair in known if name == "cat" or pair[1].numel() == most]
         norms = {tag.norm for tag, _ in whole}
@@ -97,7 +97,7 @@ class Probe(TorchDispatchMode):
 
 
 def _key(tensor: Tensor) -> tuple:
-    """Tell a tensor from others; a view may reach its user as another Python object."""
+    """Identify a tensor; a view may reach its user as another Python object."""
     memory = tensor.untyped_storage()._cdata, tensor.storage_offset()
     return memory, tensor.shape, tensor.stride()
 
@@ -107,16 +107,16 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _axis_after(axis: int | None, old: Tensor, new: Tensor) -> int | None:
-    """Return where the channels are after an operation that is no layer."""
+    """Return the channel axis after an operation that is not a layer."""
     if axis is None or old.untyped_storage()._cdata != new.untyped_storage()._cdata:
         return axis if old.ndim == new.ndim else None
-    # In a view (permuted, flattened, split) they keep their stride.
+    # A view (permuted, flattened, split) keeps their stride.
     kept = (d for d, size in enumerate(new.shape) if size > 1 and new.stride(d) == old.stride(axis))
     return next(kept, None)
 
 
 def example_of(model: nn.Module, image: Tensor | None) -> Tensor:
-    """Return an image for the probe, where the network is."""
+    """Return an image for the probe, on the network's device."""
     like = next(model.parameters(), torch.empty(()))
     if image is None:
         convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
@@ -124,13 +124,13 @@ def example_of(model: nn.Module, image: Tensor | None) -> Tensor:
         timms: Any = getattr(model, "pretrained_cfg", getattr(model, "default_cfg", None)) or {}
         side = getattr(model, "image_size", None) or 224
         size = timms.get("input_size", (side, side))[-2:]
-        generator = torch.Generator().manual_seed(0)  # the global one is the user's
+        generator = torch.Generator().manual_seed(0)  # leaves the global generator unchanged
         image = torch.randn(1, channels, *size, generator=generator, device="cpu")
     return image.to(like.device, like.dtype)
 
 
 def watch(model: nn.Module, image: Tensor) -> Probe:
-    """Run the network once, in eval mode, and leave it as it was."""
+    """Run the network once in eval mode, without changing it."""
     probe = Probe(image)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     with ExitStack() as undo:
@@ -144,7 +144,7 @@ def watch(model: nn.Module, image: Tensor) -> Probe:
                 functional_call(model, buffers, (image,))
         except Exception as error:
             raise ValueError(
-                f"`image` (of shape {tuple(image.shape)}) must pass the network, which raised "
-                f"{type(error).__name__}: {error}; give an example of what it takes."
+                f"The network fails on `image` (of shape {tuple(image.shape)}) with "
+                f"{type(error).__name__}: {error}; pass an `image` that it takes."
             ) from error
     return probe

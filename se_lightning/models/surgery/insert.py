@@ -1,4 +1,4 @@
-"""Surgery: gates put into networks that were built without them, and taken out again."""
+"""Inserting gates into networks that were built without them, and removing them again."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,9 +8,10 @@ from typing import Any, TypedDict, Unpack
 
 from torch import Tensor, nn
 
-from se_lightning.models.layers.find import warn_of_single_units
-from se_lightning.models.layers.gates import SpatialExcitation, SqueezeExcitation, zero_last_layer
-from se_lightning.models.layers.options import Excitation
+from se_lightning.models.layers.find import own_gates, warn_of_single_units
+from se_lightning.models.layers.gate_base import Gate
+from se_lightning.models.layers.gates import GATES
+from se_lightning.models.layers.options import Excitation, own_options
 from se_lightning.models.surgery.forward_trace import Probe, example_of, watch
 
 __all__ = [
@@ -23,7 +24,7 @@ __all__ = [
 
 
 class InsertedGateOptions(TypedDict, total=False):
-    """The options of inserted gates; :class:`Excitation` says what they mean."""
+    """Options of inserted gates; see :class:`Excitation`."""
 
     ratio: float
     gate: str
@@ -34,7 +35,7 @@ class InsertedGateOptions(TypedDict, total=False):
 
 
 def _runs_in_turn(module: nn.Module) -> bool:
-    """Tell whether a module does no more than run its children one after the other."""
+    """Return whether a module only runs its children one after the other."""
     return type(module).forward is nn.Sequential.forward
 
 
@@ -45,7 +46,7 @@ def _stages(model: nn.Module, probe: Probe) -> list[str]:
         children = {f"{path}.{n}".lstrip("."): child for n, child in module.named_children()}
         sizes = [probe.layout(child)[1] for child in children]
         mixed = _runs_in_turn(module) and any(size != sizes[0] for size in sizes)
-        # What did not run itself is a ModuleList.
+        # A module that did not run itself is a ModuleList.
         if mixed or not path or path not in probe.outputs:
             for child in children.items():
                 yield from blocks(*child)
@@ -57,36 +58,36 @@ def _stages(model: nn.Module, probe: Probe) -> list[str]:
 
 
 def _places(model: nn.Module, probe: Probe, where: str) -> list[str]:
-    """Return the paths of the modules that get a gate, once it is sure that all can have one."""
+    """Return the paths of the modules that get a gate, after checking that all can have one."""
     globbed = (path for path, _ in model.named_modules() if path and fnmatchcase(path, where))
     rules = {"residual": lambda: list(probe.branches), "stages": lambda: _stages(model, probe)}
     places = rules.get(where, lambda: list(globbed))()
     if not places:
         maps = [path for path in probe.outputs if path and probe.layout(path)[0]]
         raise ValueError(
-            f"`where` (={where!r}) must find places for gates, and finds none in this "
-            f"{type(model).__name__}; take 'residual' (blocks that add a branch with a norm), "
+            f"`where` (={where!r}) must find places for gates, but finds none in this "
+            f"{type(model).__name__}; use 'residual' (blocks that add a branch with a norm), "
             "'stages' (the last block of each resolution), or a glob over module paths such as "
             f"{', '.join(maps[:: max(1, len(maps) // 3)])}."
         )
     for path in places:
         runs, fault = len(probe.outputs.get(path, [])), ""
         if runs != 1:
-            fault = f"it ran {runs} times in a forward, and a gate serves one feature map"
+            fault = f"it ran {runs} times in a forward pass, but a gate serves one feature map"
         elif probe.layout(path)[0] not in (1, 3):
-            fault = "its output is no feature map (N, C, H, W) or (N, H, W, C)"
+            fault = "its output is not a feature map (N, C, H, W) or (N, H, W, C)"
         elif isinstance(model.get_submodule(path), nn.ModuleDict):
-            # torchvision's DenseNet blocks, whose forward hands each child the list of all maps.
-            fault = "it is a ModuleDict, whose forward may run the gate as one more of its layers"
+            # torchvision's DenseNet blocks, whose forward passes all maps to each child.
+            fault = "it is a ModuleDict, whose forward may run the gate as another layer"
         elif hasattr(model.get_submodule(path), "se"):
-            fault = "it has an `se` already; remove_excitation takes out what was inserted"
+            fault = "it already has an `se`; remove_excitation removes inserted gates"
         if fault:
             raise ValueError(f"`where` (={where!r}) must not find `{path}`: {fault}.")
     return places
 
 
 class ChannelsLast(nn.Module):
-    """A gate over (N, H, W, C), which is how the layer norms of ConvNeXt and Swin have it."""
+    """A gate over (N, H, W, C), the layout of ConvNeXt's and Swin's layer norms."""
 
     def __init__(self, gate: nn.Module) -> None:
         super().__init__()
@@ -97,38 +98,37 @@ class ChannelsLast(nn.Module):
 
 
 def inserted_excitation(gates: InsertedGateOptions) -> Excitation:
-    """Check the options, and take the activation that makes an identity of the gates.
+    """Check the options, and choose an activation with which the gates start as identities.
 
     Raises:
-        ValueError: naming the option that there is not, or that does not fit.
+        ValueError: If an option is unknown, its value is refused, or the gate cannot start as an
+            identity.
     """
-    known = InsertedGateOptions.__annotations__
+    known = [*InsertedGateOptions.__annotations__, *own_options()]
     for name in gates:
         if name not in known:
             raise ValueError(
                 f"add_excitation has no option `{name}`. Its gates' options are: "
                 f"{', '.join(known)}."
             )
-    excitation = Excitation(**gates)
-    if excitation.gate != "concurrent" or excitation.merge == "max":
-        return replace(excitation, gate_activation="double-sigmoid")
-    if excitation.merge == "product":
-        raise ValueError("`merge` (='product') must be 'sum' or 'max': two gates of 1 make x * x.")
-    return excitation  # two plain sigmoids: x / 2 + x / 2
+    excitation = Excitation.of(**gates)
+    kind = GATES[excitation.gate]
+    if not issubclass(kind, Gate):
+        return excitation
+    return replace(excitation, **kind.identity_options({**vars(excitation), **excitation.own}))
 
 
 def _insert(excitation: Excitation, module: nn.Module, output: Tensor, axis: int) -> None:
-    """Give a module a gate, which leaves its output unchanged until the gate has learned."""
+    """Add a gate to a module; its output is unchanged until the gate has learned."""
     gate: Any = excitation.build(output.shape[axis])
-    for part in gate.modules():
-        if isinstance(part, SqueezeExcitation):
-            # He's, without biases: behind a batch norm the squeezed channels sum to zero over the
-            # batch, so that no hidden unit is dead for all images.
-            nn.init.kaiming_normal_(part.fc1.weight)
-            if part.fc1.bias is not None:
-                nn.init.zeros_(part.fc1.bias)
-        if isinstance(part, SqueezeExcitation | SpatialExcitation):
-            zero_last_layer(part)
+    for _, part, parts in own_gates(gate):
+        if isinstance(parts.reduce, nn.Linear | nn.Conv2d):
+            # He's initialization without biases: after a batch norm the squeezed channels sum to
+            # zero over the batch, so no hidden unit is dead for all images.
+            nn.init.kaiming_normal_(parts.reduce.weight)
+            if parts.reduce.bias is not None:
+                nn.init.zeros_(parts.reduce.bias)
+        part.zero_last_layer()
     like = next(module.parameters(), output)
     gate = ChannelsLast(gate) if axis == 3 else gate
     module.add_module("se", gate.to(like.device, like.dtype).train(module.training))
@@ -138,18 +138,17 @@ def _insert(excitation: Excitation, module: nn.Module, output: Tensor, axis: int
 def _hook(module: nn.Module) -> None:
     """Make a module use its gate, and mark the gate as inserted.
 
-    A handle finds its hook in a copy of the module, and keeps later hooks from taking its number
-    in an unpickled one.
+    The mark is the hook's handle, which also works in a copy or an unpickled module.
     """
     in_turn = _runs_in_turn(module)
     module.se.insertion = None if in_turn else module.register_forward_hook(_excite)  # type: ignore
 
 
 def restore_hooks(model: nn.Module) -> None:
-    """Make all inserted gates work again where another module has taken the place of their own.
+    """Restore the hooks of inserted gates whose module was replaced by another one.
 
-    ``SyncBatchNorm.convert_sync_batchnorm``, which Lightning does after the module's set-up, takes
-    over the children of a norm and not its hooks.
+    ``SyncBatchNorm.convert_sync_batchnorm``, which Lightning calls after the module's setup, keeps
+    the children of a norm but not its hooks.
     """
     for module in _places_of_gates(model):
         if not _runs_in_turn(module) and _excite not in module._forward_hooks.values():
@@ -161,7 +160,7 @@ def _places_of_gates(model: nn.Module) -> list[Any]:
 
 
 def _excite(module: Any, inputs: Any, output: Tensor) -> Tensor:
-    """Apply the gate; at module level, so that pickles have the hook."""
+    """Apply the gate; at module level, so that the hook can be pickled."""
     return module.se(output)
 
 
@@ -172,31 +171,32 @@ def add_excitation(
     image: Tensor | None = None,
     **gates: Unpack[InsertedGateOptions],
 ) -> nn.Module:
-    r"""Put gates into a network of torchvision's, timm's or one's own, in place.
+    r"""Insert gates into a network of torchvision, timm or any other, in place.
 
-    They are :math:`2 \sigma(W_2\, \mathrm{ReLU}(W_1 z))` with :math:`W_2 = 0`: the outputs stay
-    the same to the last bit, and the gates learn from the first step. Each is the child ``se`` of
-    a module and rescales its output by a forward hook (in a plain ``nn.Sequential``, as the last
-    child); the network's own state-dict keys stay. Where the places are is seen in one forward.
+    The gates are :math:`2 \sigma(W_2\, \mathrm{ReLU}(W_1 z))` with :math:`W_2 = 0`: the outputs
+    stay the same bit for bit, and the gates learn from the first step. Each gate is the child
+    ``se`` of a module and rescales its output by a forward hook (in a plain ``nn.Sequential``, as
+    the last child); the state-dict keys of the network stay. One forward pass finds the places.
 
     Insert before ``torch.compile``, and call :func:`restore_hooks` after
-    ``SyncBatchNorm.convert_sync_batchnorm``, whose new norms have no hooks (our LightningModules
-    do).
+    ``SyncBatchNorm.convert_sync_batchnorm``, whose new norms have no hooks (this package's
+    LightningModules do so).
 
     Args:
-        model: the network.
+        model: The network.
         where: ``"residual"``: after the last norm of each residual branch; ``"stages"``: after the
             last block of each resolution; else a glob over module paths, ``"layer3.*.bn3"``.
-        image: (1, C, H, W), what the network takes; None makes one of the size that timm's
-            configuration or the network's ``image_size`` tells, or 224 pixels.
+        image: Example input, (1, C, H, W); None creates one of the size in timm's configuration
+            or in the network's ``image_size``, else of 224 pixels.
         **gates: ``ratio``, ``gate``, ``squeeze``, ``merge`` (sum or max), ``se_bias``, ``divisor``
             of :class:`Excitation`.
 
     Shape:
-        The gates take and return (N, C, H, W), or (N, H, W, C) where the network has it so.
+        The gates take and return (N, C, H, W), or (N, H, W, C) where the network uses that.
 
     Raises:
-        ValueError: naming the argument that does not fit; the network is then as it was.
+        ValueError: If an option is refused, the network fails on `image`, or `where` finds no
+            place or an unsuitable one; the network is then unchanged.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -218,10 +218,10 @@ def add_excitation(
 
 
 def remove_excitation(model: nn.Module) -> nn.Module:
-    """Take out, in place, all gates that :func:`add_excitation` put in, and no others.
+    """Remove, in place, the gates that :func:`add_excitation` inserted, and no others.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: If there are none.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -230,7 +230,9 @@ def remove_excitation(model: nn.Module) -> nn.Module:
     """
     places = _places_of_gates(model)
     if not places:
-        raise ValueError(f"`model` (a {type(model).__name__}) has no gate of add_excitation's.")
+        raise ValueError(
+            f"`model` (a {type(model).__name__}) has no gate inserted by add_excitation."
+        )
     for place in places:
         if place.se.insertion is not None:
             place.se.insertion.remove()

@@ -1,1 +1,1 @@
-"""Loading published weights, whatever their layout."""
+"""Loading of published weights in the layouts of several libraries."""

@@ -6,28 +6,27 @@ from pathlib import Path
 
 __all__ = ["NAME", "fetch"]
 
-# owner/repository, perhaps with a revision.
+# owner/repository, optionally with a revision.
 NAME = re.compile(r"(?:hf[-_]hub:)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 _FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def fetch(name: str) -> Path:
-    """Download a repository's weights, or find them in the hub's cache.
+    """Download the weights of a repository, or find them in the hub's cache.
 
     Args:
-        name: ``owner/repository``, with ``@revision`` for another than the newest; ``hf-hub:`` in
-            front of it, as timm writes it, is allowed.
+        name: ``owner/repository``, optionally with ``@revision``, and with timm's prefix
+            ``hf-hub:``.
 
     Raises:
-        ValueError: if there is no such repository or no weights in it, if the hub cannot be
-            reached or huggingface_hub is not installed (the message says what to put where), or
-            if the file is not the one that the hub has.
+        ValueError: If the repository does not exist or has no weights, the hub cannot be reached,
+            huggingface_hub is not installed, or the file differs from the hub's.
     """
     try:
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
         raise ValueError(
-            f"weights={name} are on the Hugging Face hub, which needs huggingface_hub: "
+            f"weights={name} is on the Hugging Face hub, which needs huggingface_hub: "
             'pip install "se-lightning[hub]".'
         ) from error
     found = NAME.fullmatch(name)
@@ -42,7 +41,7 @@ def fetch(name: str) -> Path:
             continue
         except errors.HfHubHTTPError as error:
             why = str(error).strip().partition("\n")[0]
-            raise ValueError(f"The Hugging Face hub does not give {name}: {why}") from error
+            raise ValueError(f"The Hugging Face hub refuses {name}: {why}") from error
         except OSError as error:  # no network; the other file may be in the cache
             unreachable = error
             continue
@@ -59,13 +58,13 @@ def _unreachable(repository: str, revision: str | None) -> str:
     address = f"{constants.ENDPOINT}/{repository}/resolve/{revision or 'main'}/{_FILES[0]}"
     return (
         f"The Hugging Face hub cannot be reached, and {repository} is not in its cache "
-        f"({constants.HF_HUB_CACHE}). Where there is a network download {address} (or "
-        f"{_FILES[1]}), bring the file here, and give its path: weights=DIR/{_FILES[0]}."
+        f"({constants.HF_HUB_CACHE}). Download {address} (or {_FILES[1]}) on a machine with a "
+        f"network, copy the file here, and pass its path: weights=DIR/{_FILES[0]}."
     )
 
 
 def _check(path: Path, name: str) -> None:
-    """Compare with the hub's own hash, by which its cache names a large file."""
+    """Compare with the hub's hash, which is the name of a large file in its cache."""
     wanted = path.resolve().name
     if not re.fullmatch("[0-9a-f]{64}", wanted):
         return  # a small file, or a file system without links
@@ -73,6 +72,6 @@ def _check(path: Path, name: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != wanted:
         raise ValueError(
-            f"{path} is not what the hub has as {name}: its SHA-256 is {found}. Delete the file, "
-            "and it will be fetched again."
+            f"{path} differs from {name} on the hub: its SHA-256 is {found}. Delete the file to "
+            "download it again."
         )

@@ -1,4 +1,4 @@
-"""The layouts of state dicts: how others name the parameters of the same networks."""
+"""Layouts of state dicts: the parameter names of other libraries for the same networks."""
 
 import re
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ __all__ = ["LAYOUTS", "Layout", "recognise", "translate"]
 
 
 class Layout(NamedTuple):
-    """How others name the parameters: a pattern that one of the keys has, and our names."""
+    """Parameter names of another library: a pattern that identifies it, and the renames."""
 
     name: str
     mark: str
     renames: tuple[tuple[str, str], ...] = ()
-    caffe: bool = False  # the networks of the paper's Caffe release: other strides and pool
+    caffe: bool = False  # of the paper's Caffe release, with other strides and pool
 
 
-_HEAD = "<head>"  # the classifier's name, whatever it is in the network
+_HEAD = "<head>"  # placeholder for the classifier's name in the network
 _CAFFE = ((r"\.se_module\.", ".se."), (r"^last_linear\.", f"{_HEAD}."))
 _DEEP_STEM = (
     (r"^layer0\.conv1\.", "conv1.0."),
@@ -26,7 +26,7 @@ _DEEP_STEM = (
     (r"^layer0\.conv3\.", "conv1.6."),
     (r"^layer0\.bn3\.", "bn1."),
 )
-# The first whose mark is found.
+# The first layout whose mark is found applies.
 LAYOUTS = (
     Layout("Cadene's, timm's legacy", r"^layer0\.conv2\.", (*_DEEP_STEM, *_CAFFE), caffe=True),
     Layout("Cadene's, timm's legacy", r"^layer0\.", ((r"^layer0\.", ""), *_CAFFE), caffe=True),
@@ -66,7 +66,7 @@ LAYOUTS = (
 
 
 def recognise(names: Iterable[str]) -> Layout:
-    """Return the layout that the names of a state dict are in.
+    """Return the layout of the names of a state dict.
 
     Example:
         >>> recognise(["layer0.conv1.weight", "layer1.0.se_module.fc1.weight"]).name
@@ -77,7 +77,7 @@ def recognise(names: Iterable[str]) -> Layout:
 
 
 def translate(name: str, layout: Layout, head: str) -> str:
-    """Return our name of a parameter; ``head`` is the classifier's.
+    """Return this package's name of a parameter; ``head`` is the classifier's name.
 
     Example:
         >>> translate("last_linear.bias", recognise(["last_linear.bias"]), head="fc")

@@ -1,4 +1,4 @@
-"""Loading weights: from others' files and from our own, where this network is their twin."""
+"""Loading of weights from published files and from checkpoints of this package."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -26,19 +26,19 @@ __all__ = ["LoadReport", "load_weights"]
 
 @dataclass
 class LoadReport:
-    """What became of each tensor of the file, and of the network's; names are the network's.
+    """Report of what was done with each tensor; names are those of the network.
 
     Args:
-        source: the file, or the name on the hub.
-        layout: whose names the file has.
-        loaded: taken over.
-        renamed: of these, from the name in the file.
-        reshaped: of these, a dense layer's weight between 2-D and 4-D.
-        summed: of these, the first convolution's, over red, green and blue: the network sees
-            grey images.
-        zeroed: the gates' biases, where the file's gates have none.
-        kept: the network's own, which the file does not have.
-        left_out: the file's, which were not taken, with their shapes.
+        source: File, or name on the hub.
+        layout: Library whose names the file has.
+        loaded: Loaded tensors.
+        renamed: Names in the file of the loaded tensors that were renamed.
+        reshaped: Loaded weights of dense layers that were reshaped between 2-D and 4-D.
+        summed: Loaded weight of the first convolution, summed over red, green and blue for a
+            network that takes gray images.
+        zeroed: Biases of gates that were set to zero because the file's gates have none.
+        kept: Tensors of the network that are absent from the file.
+        left_out: Tensors of the file that were not loaded, with their shapes.
     """
 
     source: str
@@ -53,7 +53,7 @@ class LoadReport:
 
     @property
     def fresh(self) -> set[str]:
-        """Modules that are as they were, though the file or the network has weights for them."""
+        """Modules that kept their weights because the file's are absent or do not fit."""
         return {name.rpartition(".")[0] for name in (*self.kept, *self.left_out)}
 
     def __str__(self) -> str:
@@ -77,32 +77,31 @@ class LoadReport:
 def load_weights(
     model: nn.Module, source: str | os.PathLike[str] | Mapping[str, Any], *, use_ema: bool = True
 ) -> LoadReport:
-    """Load weights that somebody else has published, or one of our checkpoints, into a network.
+    """Load published weights, or a checkpoint of this package, into a network.
 
-    The layouts are those of timm (its legacy networks too), Cadene, mmpretrain, moskomule,
-    torchvision (a plain network goes into its SE twin, whose gates stay as they are) and our own;
-    the keys tell which. Another number of classes leaves the classifier out. Shapes do not tell
-    everything: a network with its strides elsewhere, or with another squeeze, is refused where
-    the layout says what the weights were made for. A network for grey images takes the sum of the
-    first convolution's weights over the colours. Either all is loaded or nothing is.
+    Supported are the layouts of timm (also its legacy networks), Cadene, mmpretrain, moskomule,
+    torchvision (a plain network loads into its SE twin, whose gates stay unchanged) and this
+    package; they are recognized by the keys. A classifier for another number of classes is left
+    out. Where the layout implies it, a network of the same shapes but with other strides or
+    another squeeze is refused. A network for gray images takes the sum of the first convolution's
+    weights over the colors. Either everything is loaded or nothing.
 
-    Torchvision's own Inception-v3 weights want images normalised to mean and deviation 0.5.
+    torchvision's Inception-v3 weights expect images normalized to mean and deviation 0.5.
 
     Args:
-        model: one of this package's networks (or the LightningModule around it), or any other,
-            which then takes its own names.
-        source: a file of torch or safetensors, a name on the Hugging Face hub
-            (``timm/seresnet50.a1_in1k``), or a state dict.
-        use_ema: of a checkpoint that holds both, take the averaged weights, not the raw ones.
+        model: A network of this package (or the LightningModule around it), or any other network
+            with the names of the file.
+        source: File of torch or safetensors, name on the Hugging Face hub
+            (``timm/seresnet50.a1_in1k``), or state dict.
+        use_ema: Load the averaged instead of the raw weights from a checkpoint that has both.
 
     Returns:
-        What was loaded, renamed, reshaped, set to zero, kept and left out.
+        Report of the tensors that were loaded, changed, kept and left out.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged, holds code, is of another network or of another
-            variant of this one (the message names the option to set), or cannot be fetched. The
-            network is then as it was.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is damaged, contains code, belongs to another network or to another
+            variant of this one, or cannot be downloaded. The network is then unchanged.
 
     Example:
         >>> from torchvision.models import resnet18
@@ -122,7 +121,9 @@ def load_weights(
     layout, head = recognise(state), classifier_path(model)
     names = {key: translate(key, layout, head) for key in state}
     if len(set(names.values())) < len(names):
-        raise ValueError(f"{name} mixes layouts: two of its names are one ({layout.name} layout).")
+        raise ValueError(
+            f"{name} mixes layouts: two of its names are the same in {layout.name} layout."
+        )
     renamed = {ours: theirs for theirs, ours in names.items() if ours != theirs}
     report = LoadReport(name, "se_lightning's" if there else layout.name, renamed=renamed)
     state = {names[key]: tensor for key, tensor in state.items()}
@@ -142,8 +143,8 @@ def _check_folds(model: nn.Module, content: Any, name: str) -> None:
     there = about.get("folded") if isinstance(about, Mapping) else None
     if there and there != folded(model):
         raise ValueError(
-            f"{name} is of a network with {len(there)} gates folded away: take the network with "
-            "the module's load_from_checkpoint, or the weights of the one before task=fold."
+            f"{name} has {len(there)} gates folded away: load the network with the module's "
+            "load_from_checkpoint, or use the checkpoint from before task=fold."
         )
 
 
@@ -154,17 +155,17 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any]
     if path.is_file():
         return name, read_file(path)
     if path.is_dir():
-        raise FileNotFoundError(f"`weights` (={name}) is a folder; give the path of a file in it.")
+        raise FileNotFoundError(f"`weights` (={name}) is a folder; pass the path of a file in it.")
     if hub.NAME.fullmatch(name) and path.suffix.lower() not in _SUFFIXES:
         return name, read_file(hub.fetch(name))
     raise FileNotFoundError(
-        f"`weights` (={name}) is not a file. Give the path of one (.pth, .safetensors, .ckpt), or "
-        "a name on the Hugging Face hub: timm/seresnet50.a1_in1k, say."
+        f"`weights` (={name}) is not a file. Pass the path of one (.pth, .safetensors, .ckpt), or "
+        "a name on the Hugging Face hub such as timm/seresnet50.a1_in1k."
     )
 
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
-# Where a training script keeps the averaged weights, and the raw ones.
+# Keys of the averaged and of the raw weights in checkpoints of training scripts.
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
 _RAW = ("state_dict", "model")
 
@@ -172,12 +173,12 @@ _RAW = ("state_dict", "model")
 def _state_dict(
     content: Any, name: str, use_ema: bool
 ) -> tuple[dict[str, Tensor], dict[str, str] | None]:
-    """Take the state dict out of a checkpoint; of one of ours, also the network's structure."""
+    """Return the state dict of a checkpoint, and the structure if this package wrote it."""
     there = None
     if isinstance(content, Mapping):
         about = content.get("se_lightning")
         there = about.get("structure") if isinstance(about, Mapping) else None
-        raw = () if use_ema else ("current_model_state",)  # Lightning's, beside the averaged
+        raw = () if use_ema else ("current_model_state",)  # Lightning's key, beside the averaged
         for key in (*raw, *(_AVERAGED if use_ema else ()), *_RAW):
             if isinstance(content.get(key), Mapping):
                 content = content[key]
@@ -186,12 +187,12 @@ def _state_dict(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     )
     if not tensors or not content:
-        raise ValueError(f"{name} holds no state dict: no names with tensors.")
+        raise ValueError(f"{name} contains no state dict: no names with tensors.")
     return {key.replace("_orig_mod.", ""): v for key, v in content.items()}, there
 
 
 def _unwrapped(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Take off the names of what the network was wrapped in: ``module.``, ``backbone.``."""
+    """Remove the prefixes of wrappers: ``module.``, ``backbone.``."""
     state.pop("n_averaged", None)  # of torch's AveragedModel
     children = dict(model.named_children())
     while True:
@@ -202,10 +203,10 @@ def _unwrapped(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 
 
 def _fit(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
-    """Return the network's whole state dict, with the file's tensors in it, and write the report.
+    """Return the network's complete state dict with the file's tensors, and fill the report.
 
     Raises:
-        ValueError: if the file lacks something, or has too much.
+        ValueError: If parameters are missing, left over, or of another shape.
     """
     head, gated = classifier_path(model), any(map(of_gate, state))
     fitted, wrong = {}, {}
@@ -223,7 +224,8 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> d
         elif key in state and (within(key, head) or within(key, "AuxLogits.fc")):
             report.left_out[key] = tuple(state[key].shape)
         elif key in state:
-            wrong[key] = f"{_kind(state[key], own)} there and {_kind(own, state[key])} here"
+            theirs, ours = _kind(state[key], own), _kind(own, state[key])
+            wrong[key] = f"{theirs} in the file and {ours} in the model"
         elif optional or (of_gate(key) and not gated):
             report.kept.append(key)
         elif key.endswith("num_batches_tracked"):  # older than torch 0.4.1; nothing depends on it
@@ -232,39 +234,41 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> d
             tensor = own.new_zeros(own.shape)
             report.zeroed.append(key)
         else:
-            wrong[key] = "absent there"
+            wrong[key] = "missing from the file"
         fitted[key] = own if tensor is None else tensor
     for key in state.keys() - fitted.keys():
         if within(key, head) or within(key, "AuxLogits"):
             report.left_out[key] = tuple(state[key].shape)
         elif not key.endswith("num_batches_tracked"):
-            wrong[key] = "absent here"
+            wrong[key] = _EXTRA
     report.renamed = {key: old for key, old in report.renamed.items() if key in report.loaded}
     if wrong:
         key = min(wrong, key=list({**fitted, **state}).index)
         raise ValueError(
-            f"{report.source} ({report.layout} layout) is of another network: {len(wrong)} "
-            f"parameters differ, the first of them {key}, {wrong[key]}.{_hint(wrong)}"
+            f"{report.source} ({report.layout} layout) does not match this model: {len(wrong)} "
+            f"parameters differ, the first is {key}: {wrong[key]}.{_hint(wrong)}"
         )
     return fitted
 
 
+_EXTRA = "missing from the model"
+
+
 def _hint(wrong: Mapping[str, str]) -> str:
-    """Name the option, where only the gates differ."""
+    """Return the option to set, if only the gates differ."""
     if not all(map(of_gate, wrong)):
         return ""
-    if all(what == "absent here" for what in wrong.values()):
+    if all(what == _EXTRA for what in wrong.values()):
         if all(key.endswith(".bias") for key in wrong):
-            return " Its gates have biases: set se_bias=True."
-        return " This network has no gates there: set gate='channel', and all stages."
+            return " The file's gates have biases: set se_bias=True."
+        return " The model has no gates there: set gate='channel', and all stages."
     return " Only the gates differ: set `ratio`, `divisor` (8 is timm's rounding) or `gate`."
 
 
 def _shaped(tensor: Tensor, own: Tensor) -> Tensor | None:
-    """Return a tensor like the network's own; None where it is no such one.
+    """Return a tensor in the shape of the network's; None if it does not fit.
 
-    A 1x1 convolution and a dense layer are the same, as are one over the whole map and a dense
-    layer after flattening.
+    A dense layer fits a 1x1 convolution, and after flattening a convolution over the whole map.
     """
     sizes = tensor.shape, own.shape
     dense = {tensor.ndim, own.ndim} == {2, 4} and sizes[0][0] == sizes[1][0]
@@ -276,7 +280,7 @@ def _shaped(tensor: Tensor, own: Tensor) -> Tensor | None:
 
 
 def _grey(tensor: Tensor, own: Tensor) -> Tensor | None:
-    """Return a first convolution's weight for grey images, which are the same in all colours."""
+    """Return a first convolution's weight for gray images, which equal all three colors."""
     fits = tensor.shape[1:2] == (3,) and (own.shape[0], 1, *tensor.shape[2:]) == own.shape
     return tensor.sum(1, keepdim=True).to(own) if fits and len(tensor) == len(own) else None
 

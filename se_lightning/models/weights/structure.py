@@ -1,11 +1,12 @@
-"""What the shapes of parameters do not tell of a network: strides, squeezes, places."""
+"""Structure of a network beyond the shapes of its parameters: strides, squeezes, placements."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from se_lightning.models.layers.gates import ACTIVATIONS, SqueezeExcitation
+from se_lightning.models.layers.find import own_gates
+from se_lightning.models.layers.gates import ACTIVATIONS
 from se_lightning.models.layers.network import ImageNetwork
 from se_lightning.models.layers.residual import ResidualUnit
 from se_lightning.models.weights.layouts import Layout
@@ -21,7 +22,7 @@ __all__ = [
 
 
 def structure(model: nn.Module) -> dict[str, str]:
-    """Return each submodule's class and settings, by path: what its parameters' shapes hide.
+    """Return each submodule's class and settings, by path.
 
     Example:
         >>> structure(nn.Sequential(nn.ReLU()))
@@ -34,7 +35,7 @@ def structure(model: nn.Module) -> dict[str, str]:
 
 
 def classifier_path(model: nn.Module) -> str:
-    """Return the classifier's path: as we or timm name it, or that of the last dense layer."""
+    """Return the classifier's path: as the network or timm names it, else the last dense layer."""
     named = getattr(model, "classifier_name", None)
     named = named or (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
     dense = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -42,12 +43,12 @@ def classifier_path(model: nn.Module) -> str:
 
 
 def within(key: str, module: str) -> bool:
-    """Tell whether a parameter is a module's; of none where the module's path is empty."""
+    """Return whether a parameter belongs to a module; never if the module's path is empty."""
     return bool(module) and key.startswith(f"{module}.")
 
 
 def of_gate(key: str) -> bool:
-    """Tell whether a parameter, or a module, is a gate's."""
+    """Return whether a parameter or module belongs to a gate."""
     return "se" in key.split(".")
 
 
@@ -59,39 +60,39 @@ def check_structure(
     gated: bool = True,
     others: Collection[str] = (),
 ) -> None:
-    """Compare with the network that a checkpoint was written for.
+    """Check that a network has the structure that a checkpoint was written for.
 
     Args:
-        model: the network here.
-        there: the structure of the other.
-        name: of the checkpoint, for messages.
-        gated: False leaves gates out of the comparison: the other has none.
-        others: paths of modules that may differ: a classifier of another size.
+        model: The network.
+        there: Structure in the checkpoint.
+        name: Name of the checkpoint, for messages.
+        gated: Whether the checkpoint's network has gates; if not, gates are not compared.
+        others: Paths of modules that may differ, such as the classifier.
 
     Raises:
-        ValueError: naming the first module that differs.
+        ValueError: If a module differs.
     """
     for path, ours in structure(model).items():
         theirs = there.get(path, ours)
         skipped = "Dropout" in ours or any(within(f"{path}.", other) for other in others)
-        if not gated:  # then the gates may be anything, and the units say where they are
+        if not gated:  # any gates will do, and their units print the placement
             leaf = next(model.get_submodule(path).children(), None) is None
             skipped |= not leaf or of_gate(path)
         if ours != theirs and not skipped:
             raise ValueError(
-                f"{name} is of another network, though its weights have the same shapes: "
-                f"{path or 'the whole'} is {theirs} there and {ours} here. Build the network as "
-                "it was trained."
+                f"{name} does not match this model, although all weights have the same shapes: "
+                f"{path or 'the network'} is {theirs} in the checkpoint and {ours} in the model. "
+                "Build the model as it was trained."
             )
 
 
 def check_variant(
     model: ImageNetwork, layout: Layout, state: Mapping[str, Tensor], name: str, *, gated: bool
 ) -> None:
-    """Compare with the network that a layout is known to be of, as far as shapes do not tell.
+    """Check the options that a layout implies, where the shapes of the weights do not.
 
     Raises:
-        ValueError: naming the options to build it with.
+        ValueError: If the network was built with other options.
     """
     here = dict(model.variant)
     wanted: dict[str, Any] = {}
@@ -110,20 +111,21 @@ def check_variant(
     if differing:
         options = ", ".join(f"{option}={value!r}" for option, value in differing.items())
         raise ValueError(
-            f"{name} is of another variant of this network, with weights of the same shapes: "
-            f"build it with {options}. (What this very network has saved is loaded by its "
+            f"{name} belongs to a variant of this network with weights of the same shapes: build "
+            f"it with {options}. (To load weights that this network itself has saved, use its "
             "load_state_dict.)"
         )
 
 
 def _gate_options(model: nn.Module) -> dict[str, Any]:
-    """Return the gates' options that their parameters do not show; all gates share them."""
+    """Return the gates' options that do not show in their parameters; all gates share them."""
     options: dict[str, Any] = {"placement": "standard"}
+    names: dict[Any, str] = {kind: name for name, kind in ACTIVATIONS.items()}
+    for _, gate, parts in own_gates(model):
+        if parts.reduce is not None:
+            options["squeeze"] = getattr(gate, "squeeze", "avg")
+            options["gate_activation"] = names.get(type(parts.gate), type(parts.gate).__name__)
     for module in model.modules():
-        if isinstance(module, SqueezeExcitation):
-            names = {kind: name for name, kind in ACTIVATIONS.items()}
-            options["squeeze"] = module.squeeze
-            options["gate_activation"] = names[type(module.gate)]
         if isinstance(module, ResidualUnit) and not isinstance(module.se, nn.Identity):
             options["placement"] = module.placement
     return options

@@ -17,7 +17,7 @@ def fired(model, pixels=64):
     return gates, values
 
 
-def test_ours_in_the_order_of_depth():
+def test_own_gates_are_in_order_of_depth():
     assert list(find_gates(se_resnet50()))[::5] == [
         "layer1.0.se", "layer2.2.se", "layer3.3.se", "layer4.2.se",
     ]  # fmt: skip

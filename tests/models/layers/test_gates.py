@@ -182,14 +182,14 @@ def test_a_fresh_spatial_gate_is_not_saturated():
     assert 0.05 < values[0].quantile(0.1) < values[0].quantile(0.9) < 0.95
 
 
-def test_single_hidden_units_are_told_once_by_name():
+def test_single_hidden_units_cause_one_warning_with_their_names():
     model = nn.Sequential(SqueezeExcitation(16, 32), SqueezeExcitation(64, 32))
     assert hidden_widths(model) == {"0": 1, "1": 2}
     with pytest.warns(
         UserWarning, match=r"ratio=32 leaves one hidden unit in 1 gates \(0\)"
-    ) as told:
+    ) as warned:
         warn_of_single_units(model)
-    assert len(told) == 1
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_single_hidden_units_are_told_once_by_name():
     ids=lambda options: options["gate"],
 )
 def test_a_double_sigmoid_starts_as_an_identity_that_learns(options):
-    """A whole network's _finish initialises every convolution, and leaves those of gates zero."""
+    """_finish initializes every convolution of a network, and leaves those of gates zero."""
     options = {**options, "ratio": 4, "gate_activation": "double-sigmoid"}
     gated, plain = create_model("se_resnet20", **options), create_model("se_resnet20", gate="none")
     plain.load_state_dict(gated.state_dict(), strict=False)

@@ -107,7 +107,7 @@ def test_some_of_the_maps_as_timm_picks_them():
         assert len(picked) == count
         assert all(any(torch.equal(p, e) for e in everything) for p in picked)
     assert [m.shape[1] for m in network.forward_intermediates(x, 2)[1]] == [32, 64]
-    with pytest.raises(ValueError, match=r"`indices` \(=\[4\]\) must pick of 4 feature maps"):
+    with pytest.raises(ValueError, match=r"`indices` \(=\[4\]\) must select from 4 feature maps"):
         network.forward_intermediates(x, [4])
 
 

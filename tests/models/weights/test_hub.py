@@ -111,7 +111,7 @@ def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(load):
 
 def test_what_the_hub_does_not_have_is_told(load):
     assert "refused: somebody/empty has no weights on the hub" in load("somebody/empty")
-    assert "refused: The Hugging Face hub does not give nobody/nothing" in load("nobody/nothing")
+    assert "refused: The Hugging Face hub refuses nobody/nothing" in load("nobody/nothing")
 
 
 def test_a_file_that_is_not_the_hubs_is_refused(load):
@@ -121,7 +121,7 @@ def test_a_file_that_is_not_the_hubs_is_refused(load):
     content[-1] ^= 1
     blob.write_bytes(content)
     told = load("somebody/safe")
-    assert "is not what the hub has as somebody/safe: its SHA-256 is" in told
+    assert "differs from somebody/safe on the hub: its SHA-256 is" in told
 
 
 def test_without_huggingface_hub_it_says_what_to_install(monkeypatch):

@@ -15,7 +15,7 @@ from se_lightning.models.surgery.folded import folded, repeat_folds
 from se_lightning.models.weights.structure import structure
 
 CAFFE = {"ceil_pool": True}
-# Ours, timm's, options of ours.
+# This package's network, timm's network, options of the former.
 TIMM = [
     ("se_resnet18", "seresnet18", {"divisor": 8}),
     ("se_resnet34", "seresnet34", {"divisor": 8}),
@@ -70,7 +70,7 @@ PLAIN_TORCHVISION = [
 ]
 
 
-# Of each kind of keys one; the others take long, mostly to initialise.
+# One per kind of keys; the others take long, mostly to initialize.
 FAST = ("seresnet18", "seresnet50", "seresnext50_32x4d", "legacy_seresnet18", "legacy_seresnet50")
 FAST += ("legacy_seresnext50_32x4d", "resnet18", "resnet50", "densenet121", "mobilenetv1_100")
 
@@ -97,12 +97,12 @@ def state_of(model):
 
 
 def assert_refused(model, source, message):
-    """It says so, and changes nothing."""
+    """Check the message, and that the network is unchanged."""
     before = state_of(model)
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as told:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as raised:
         load_weights(model, source)
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
-    return str(told.value)
+    return str(raised.value)
 
 
 @pytest.mark.parametrize(("ours", "theirs", "options"), TIMM)
@@ -336,12 +336,12 @@ def test_the_wrong_variant_of_the_same_shapes_is_refused(ours, theirs, options, 
 @pytest.mark.parametrize(
     ("options", "theirs", "message"),
     [
-        ({}, "seresnet34", "parameters differ, the first of them layer"),
-        ({}, "resnet34", r"layer1\.2\.conv1\.weight, absent here"),
-        ({}, "mobilenetv3_small_050", "is of another network"),
-        ({"gate": "none"}, "seresnet18", r"se\.fc1\.weight, absent here.*set gate='channel'"),
+        ({}, "seresnet34", "parameters differ, the first is layer"),
+        ({}, "resnet34", r"layer1\.2\.conv1\.weight: missing from the model"),
+        ({}, "mobilenetv3_small_050", "does not match this model"),
+        ({"gate": "none"}, "seresnet18", r"fc1\.weight: missing .*set gate='channel'"),
         ({"stages": [1, 2], "divisor": 8}, "seresnet18", "and all stages"),
-        ({}, "seresnet18", r"layer1\.0\.se\.fc1\.weight, \(8, 64, 1, 1\) there and \(4,.*divisor"),
+        ({}, "seresnet18", r"fc1\.weight: \(8, 64, 1, 1\) in the file and \(4,.*divisor"),
         ({"divisor": 8, "se_bias": False}, "seresnet18", r"set se_bias=True\."),
         ({"gate": "spatial"}, "seresnet18", "Only the gates differ: .*`gate`"),
     ],
@@ -351,7 +351,7 @@ def test_another_networks_weights_are_refused(options, theirs, message):
     assert_refused(create_model("se_resnet18", **options), state, message)
 
 
-def test_a_network_for_grey_images_sees_what_the_other_sees_in_grey(randomise):
+def test_a_network_for_gray_images_equals_the_color_network_on_gray_images(randomise):
     oracle = randomise(timm.create_model("seresnet18"))
     model = create_model("se_resnet18", divisor=8, in_channels=1).eval()
     report = load_weights(model, oracle.state_dict())
@@ -360,7 +360,7 @@ def test_a_network_for_grey_images_sees_what_the_other_sees_in_grey(randomise):
     with torch.no_grad():
         ours, theirs = model(x), oracle(x.expand(-1, 3, -1, -1))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
-    message = r"conv1\.weight, \(64, 3, 7, 7\) there and \(64, 4, 7, 7\) here"
+    message = r"conv1\.weight: \(64, 3, 7, 7\) in the file and \(64, 4, 7, 7\) in the model"
     assert_refused(
         create_model("se_resnet18", divisor=8, in_channels=4), oracle.state_dict(), message
     )
@@ -444,7 +444,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_of_it_runs(tmp_path):
     path, ran = tmp_path / "evil.pth", tmp_path / "ran"
     model = create_model("se_resnet20", ratio=4)
     torch.save({**model.state_dict(), "x": Code(ran)}, path)
-    assert_refused(model, path, r"evil\.pth holds more than tensors.* nothing of it ran")
+    assert_refused(model, path, r"evil\.pth contains more than tensors.* without running any")
     torch.save(Code(ran), path, _use_new_zipfile_serialization=False)
     assert_refused(model, path, "evil")
     assert not ran.exists()
@@ -471,19 +471,19 @@ def broken(kind: str, path, model) -> None:
     ("kind", "message"),
     [
         ("empty", "it is empty"),
-        ("a web page", "it is a web page. Fetch the file itself"),
+        ("a web page", "it is a web page. Download the file itself"),
         ("a pointer of git-lfs", "git lfs pull"),
         ("a cut .pth", "is damaged"),
-        ("a cut .safetensors", "safetensors says"),
-        ("a cut header", "safetensors says"),
+        ("a cut .safetensors", "safetensors: "),
+        ("a cut header", "safetensors: "),
         ("noise", "is damaged"),
     ],
 )
 def test_a_broken_file_is_one_message_and_changes_nothing(kind, message, tmp_path):
     model = create_model("se_resnet20", ratio=4)
     broken(kind, tmp_path / "weights.pth", model)
-    told = assert_refused(model, tmp_path / "weights.pth", message)
-    assert str(tmp_path / "weights.pth") in told
+    message = assert_refused(model, tmp_path / "weights.pth", message)
+    assert str(tmp_path / "weights.pth") in message
 
 
 @pytest.mark.parametrize(
@@ -501,14 +501,14 @@ def test_a_broken_file_is_one_message_and_changes_nothing(kind, message, tmp_pat
 def test_a_file_without_a_state_dict_is_told_so(content, tmp_path):
     torch.save(content, tmp_path / "weights.pth")
     model = create_model("se_resnet20", ratio=4)
-    assert_refused(model, tmp_path / "weights.pth", "holds no state dict")
+    assert_refused(model, tmp_path / "weights.pth", "contains no state dict")
 
 
 def test_integers_where_weights_should_be_are_refused():
     model = create_model("se_resnet20", ratio=4)
     state = state_of(model)
     state["layer3.2.conv2.weight"] = torch.zeros(64, 64, 3, 3, dtype=torch.int8)
-    assert_refused(model, state, r"layer3\.2\.conv2\.weight, .* of torch.int8 there")
+    assert_refused(model, state, r"layer3\.2\.conv2\.weight: .* of torch.int8 in the file")
 
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "weights/nowhere.safetensors", "nowhere", "a/b/c"])
@@ -540,15 +540,15 @@ def test_the_state_dict_of_a_network_with_spatial_gates():
 
 
 def test_weights_of_a_network_with_gates_folded_away_go_only_into_such_a_network():
-    theirs, ours, alike = (create_model("se_resnet20", ratio=4) for _ in range(3))
+    theirs, ours, same = (create_model("se_resnet20", ratio=4) for _ in range(3))
     repeat_folds(theirs, {"layer1.0.se": "identity", "layer3.2.se": "scale"})
     about = {"structure": structure(theirs), "folded": folded(theirs)}
     content = {"state_dict": theirs.state_dict(), "se_lightning": about}
     before = {key: tensor.clone() for key, tensor in ours.state_dict().items()}
-    with pytest.raises(ValueError, match="2 gates folded away: take the network with"):
+    with pytest.raises(ValueError, match="2 gates folded away: load the network with"):
         load_weights(ours, content)
     assert all(torch.equal(tensor, before[key]) for key, tensor in ours.state_dict().items())
-    repeat_folds(alike, about["folded"])
-    load_weights(alike, content)
+    repeat_folds(same, about["folded"])
+    load_weights(same, content)
     for key, tensor in theirs.state_dict().items():
-        assert torch.equal(alike.state_dict()[key], tensor)
+        assert torch.equal(same.state_dict()[key], tensor)
