@@ -287,6 +287,15 @@ def test_every_relative_link_and_picture_exists(page):
             assert file.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_of_the_repository_that_is_named_exists(page):
+    text = PAGES[page].partition("## Recipes")[0]
+    file = r"[\w/]*\w\.(?:py|yaml|toml|cff)|(?:se_lightning|tests|conf|cli|callbacks)/[\w/]*"
+    for span in re.findall(r"`([^`\n]+)`", text):
+        if re.fullmatch(file, span):
+            assert (ROOT / span).exists() or (ROOT / "se_lightning" / span).exists(), span
+
+
 def test_readme_links_every_page_of_docs_and_docs_use_every_picture():
     linked = set(re.findall(r"\]\((docs/[^)]+\.md)\)", README))
     assert linked == {name for name in PAGES if name.startswith("docs/")}
