@@ -13,7 +13,7 @@ from se_lightning.cli.run import run as train
 
 
 def test_gates_are_trained_into_a_plain_network(cli, short, tmp_path, result):
-    """The two commands of docs/commands.md; all but the gates stays to the last bit."""
+    """The two commands of README; all but the gates stays to the last bit."""
     cli(*short, "model.gate=none", "logger=csv", "hydra.run.dir=plain")
     best = tmp_path / "plain" / "checkpoints" / "best.ckpt"
     options = ["model.gate_activation=double-sigmoid", "model.freeze=all_but_gates"]
