@@ -76,7 +76,7 @@ ELSEWHERE = {
     "mypy": (".ci/run", "mypy"),
     ".ci/run": (".ci/run", "readme_command"),
     ".ci/slow": (".ci/slow", "pytest"),
-    "sbatch --signal=USR1@120 --requeue": ("tests/cli/run/test_folder.py", "SIGUSR1"),
+    "sbatch --signal=USR1@120 --requeue": ("tests/cli/run/test_resume.py", "SIGUSR1"),
     "srun --kill-on-bad-exit=1": ("tests/end_to_end/test_distributed.py", "SLURM_PROCID"),
     "python examples/gates_into_a_plain_network.py": (
         "tests/end_to_end/test_finetuning.py",
