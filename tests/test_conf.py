@@ -16,7 +16,7 @@ from se_lightning.cli.command import GROUPS
 from se_lightning.cli.schema import VALUES
 from se_lightning.models import create_model, list_models
 from se_lightning.modules import ImageClassifier
-from se_lightning.modules.classifier import TrainingOptions
+from se_lightning.modules.classifier import TRAINING_OPTIONS
 
 # Libraries of networks.
 LIBRARIES = ("timm", "torchvision")
@@ -83,7 +83,7 @@ def test_a_models_file_its_builder_and_its_module_agree(name, monkeypatch):
     if "image_size" in config.model:
         config.model.image_size = 28
     plain = OmegaConf.to_container(config.model)
-    for training in {*TrainingOptions.__annotations__, "optimizer", "lr_scheduler"}:
+    for training in TRAINING_OPTIONS:
         plain.pop(training)
     with torch.device("meta"):
         module = get_object(plain.pop("_target_"))(**plain)
@@ -112,7 +112,7 @@ def test_every_option_of_a_network_is_one_of_its_module_and_of_its_file(name):
     network = get_type_hints(getattr(models, name))["return"]
     module = get_object(node._target_)
     assert module.network is network
-    training = set(TrainingOptions.__annotations__)
+    training = set(TRAINING_OPTIONS)
     assert takes(module) - training == options_of(network) == set(node) - training - {"_target_"}
 
 

@@ -165,13 +165,7 @@ class Command:
         return self.without(*_NOT_OF_A_JOB)
 
     def for_job(self, run_dir: Path, number: int, *changes: str) -> Self:
-        """Return the command of one job of this multirun.
-
-        Args:
-            run_dir: Folder of the job.
-            number: Number of the job, from 0.
-            changes: Overrides that this job adds.
-        """
+        """Return the command of one job of this multirun, with the overrides that it adds."""
         names = ["--config-name", self.options.config_name or "train"]
         if self.options.config_dir:
             names += ["--config-dir", str(Path(self.options.config_dir).absolute())]
@@ -181,11 +175,7 @@ class Command:
     def compose(
         self, overrides: Sequence[str] | None = None, *, hydra_node: bool = False
     ) -> DictConfig:
-        """Compose the config of this command, or of other overrides with the same flags.
-
-        Raises:
-            HydraException: If Hydra refuses the overrides.
-        """
+        """Compose the config of this command, or of other overrides with the same flags."""
         search = []
         if self.options.config_dir:
             folder = Path(self.options.config_dir).absolute()

@@ -147,14 +147,7 @@ def _run(cfg: DictConfig) -> float | None:
 def _record_failure(
     error: BaseException, first: BaseException, cfg: DictConfig, folder: RunFolder
 ) -> None:
-    """Record the failure, restart the run if ``on_oom`` asks for it, and clean up.
-
-    Args:
-        error: The error of this rank.
-        first: The error that caused it, perhaps of another rank.
-        cfg: Config of the run.
-        folder: Folder of the run.
-    """
+    """Record the first error, perhaps of another rank, or restart the run if ``on_oom`` says so."""
     failure = Failure.of(first)
     out_of_memory.restart_smaller(failure, cfg, folder, Command.parse(sys.argv[1:]))
     recorded = rank_failures.record(folder, failure)

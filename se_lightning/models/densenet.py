@@ -159,9 +159,7 @@ def _member(
     """Return the published member or a custom one, with the values that are given."""
     if isinstance(depth, Sequence):
         if isinstance(depth, str) or not depth:
-            raise ValueError(
-                f"`depth` (={depth!r}) must be a number, or a list of layers per block."
-            )
+            raise ValueError(f"`depth` (={depth!r}) must be a number, or one per block.")
         layers = tuple(depth)
     elif stem == "imagenet":
         if depth not in IMAGENET:

@@ -1,13 +1,10 @@
-"""Training logic for image classification with any backbone.
-
-Over 300 lines, because the hooks of a LightningModule belong to one class.
-"""
+"""Training logic for image classification with any backbone."""
 
 import inspect
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any, Self, TypedDict
+from typing import Any, Self
 
 import torch
 from pytorch_lightning import LightningModule
@@ -29,26 +26,13 @@ from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation
 from se_lightning.modules.optim import (
     OptimizerFactory,
     SchedulerFactory,
+    default_optimizer,
     parameter_groups,
     scale_rates,
+    scheduled,
 )
 
-__all__ = ["ImageClassifier", "TrainingOptions"]
-
-
-class TrainingOptions(TypedDict, total=False):
-    """Keyword arguments of :class:`ImageClassifier`, which every family module takes too."""
-
-    label_smoothing: float
-    decay_norm_bias: bool
-    channels_last: bool
-    grad_checkpointing: bool
-    weights: str | Mapping[str, Tensor] | None
-    use_ema: bool
-    freeze: str | None
-    layer_decay: float | None
-    optimizer: OptimizerFactory | None
-    lr_scheduler: SchedulerFactory | None
+__all__ = ["TRAINING_OPTIONS", "ImageClassifier"]
 
 
 # Arguments that a checkpoint makes unnecessary, or cannot hold.
@@ -262,28 +246,11 @@ class ImageClassifier(LightningModule):
         groups = parameter_groups(
             self.backbone, decay_norm_bias=self.decay_norm_bias, layer_decay=self.layer_decay
         )
-        optimizer = (self.optimizer or _default_optimizer)(groups)
+        optimizer = (self.optimizer or default_optimizer)(groups)
         scale_rates(optimizer)
         if self.lr_scheduler is None:
             return optimizer
-        if "total_steps" not in inspect.signature(self.lr_scheduler).parameters:
-            return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
-        self.trainer.fit_loop.setup_data()  # so that num_training_batches is known
-        total_steps = self.trainer.estimated_stepping_batches
-        if math.isinf(total_steps):
-            raise MisconfigurationException(
-                "A learning rate schedule needs the run's length: set `max_epochs` or `max_steps`."
-            )
-        steps_per_epoch = math.ceil(
-            self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        )
-        scheduler = self.lr_scheduler(
-            optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return scheduled(optimizer, self.lr_scheduler, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record the classes, so that model and data can be rebuilt from the file alone."""
@@ -306,6 +273,10 @@ class ImageClassifier(LightningModule):
         repeat_folds(self.backbone, checkpoint.get("se_lightning", {}).get("folded", {}))
 
 
+# The arguments that every family's module takes, too.
+TRAINING_OPTIONS = tuple(inspect.signature(ImageClassifier).parameters)[2:]
+
+
 def _checkpoint_gradients(backbone: nn.Module) -> None:
     switch = getattr(backbone, "set_grad_checkpointing", None)  # this package's and timm's
     if switch is None:
@@ -314,7 +285,3 @@ def _checkpoint_gradients(backbone: nn.Module) -> None:
             "no set_grad_checkpointing."
         )
     switch(True)
-
-
-def _default_optimizer(groups: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)

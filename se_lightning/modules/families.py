@@ -11,7 +11,7 @@ from torch import nn
 
 from se_lightning import models
 from se_lightning.models.layers.options import own_options
-from se_lightning.modules.classifier import ImageClassifier, TrainingOptions
+from se_lightning.modules.classifier import TRAINING_OPTIONS, ImageClassifier
 
 __all__ = [
     "SEBNInceptionModule",
@@ -36,7 +36,6 @@ class _NoOptions(TypedDict):
     """No options; lets a signature take unknown names without listing any."""
 
 
-_TRAINING = tuple(TrainingOptions.__annotations__)
 _GATES = {field.name: field.default for field in fields(models.Excitation)} | {"stages": None}
 
 
@@ -72,16 +71,16 @@ class FamilyModule(ImageClassifier):
         # `save_hyperparameters` reads `options` from this frame: the given options and the defaults
         # of the network, without those of its gates and of the training.
         options = given.pop("unknown", {}) | given
-        unsaved = {*_GATES, *own_options(), *_TRAINING, "unknown"}
+        unsaved = {*_GATES, *own_options(), *TRAINING_OPTIONS, "unknown"}
         for name, parameter in self._signature.parameters.items():
             if name not in unsaved:
                 options.setdefault(name, parameter.default)
-        network = self.network(**{k: v for k, v in options.items() if k not in _TRAINING})
+        network = self.network(**{k: v for k, v in options.items() if k not in TRAINING_OPTIONS})
         super().__init__(network, options["num_classes"], **self._training(options))
 
     def _training(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the training options."""
-        return {name: options[name] for name in _TRAINING if name in options}
+        return {name: options[name] for name in TRAINING_OPTIONS if name in options}
 
 
 def _signature(network: Callable[..., nn.Module]) -> Signature:
@@ -97,7 +96,7 @@ def _signature(network: Callable[..., nn.Module]) -> Signature:
     positional.append(found["num_classes"])
     training = inspect.signature(ImageClassifier).parameters
     hints = get_type_hints(ImageClassifier.__init__)
-    keyword += [training[name].replace(annotation=hints[name]) for name in _TRAINING]
+    keyword += [training[name].replace(annotation=hints[name]) for name in TRAINING_OPTIONS]
     return Signature(
         [
             *(p.replace(kind=Parameter.POSITIONAL_OR_KEYWORD) for p in positional),

@@ -1,15 +1,31 @@
 """Parameter groups and learning-rate schedules, counted in optimizer steps."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-__all__ = ["cosine", "layers", "multi_step", "parameter_groups", "scale_rates"]
+__all__ = [
+    "cosine",
+    "default_optimizer",
+    "layers",
+    "multi_step",
+    "parameter_groups",
+    "scale_rates",
+    "scheduled",
+]
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+SchedulerFactory = Callable[..., Any]
 
 
 def parameter_groups(
@@ -90,6 +106,32 @@ def scale_rates(optimizer: Optimizer) -> None:
         )
     for group in optimizer.param_groups:
         group["lr"] *= group.get("lr_scale", 1.0)
+
+
+def default_optimizer(groups: Any) -> Optimizer:
+    """Return SGD with Nesterov momentum 0.9, learning rate 0.1 and weight decay 1e-4."""
+    return torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4)
+
+
+def scheduled(
+    optimizer: Optimizer, factory: SchedulerFactory, trainer: Trainer
+) -> OptimizerLRScheduler:
+    """Return an optimizer with its scheduler, per step if that takes the length of the run.
+
+    Raises:
+        MisconfigurationException: If the scheduler needs that length and the run has none.
+    """
+    if "total_steps" not in inspect.signature(factory).parameters:
+        return {"optimizer": optimizer, "lr_scheduler": factory(optimizer)}
+    trainer.fit_loop.setup_data()  # so that num_training_batches is known
+    total_steps = trainer.estimated_stepping_batches
+    if math.isinf(total_steps):
+        raise MisconfigurationException(
+            "A learning rate schedule needs the run's length: set `max_epochs` or `max_steps`."
+        )
+    steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    scheduler = factory(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def _ramp(warmup_epochs: float, total_steps: float, steps_per_epoch: int) -> float:
@@ -197,5 +239,3 @@ def multi_step(
 
 # Types of a module's `optimizer` and `lr_scheduler`: functions of arguments that only the trainer
 # knows, made with `functools.partial` or with `_partial_: true` in a config.
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-SchedulerFactory = Callable[..., Any]

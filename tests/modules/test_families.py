@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from se_lightning import modules
 from se_lightning.models import create_model
 from se_lightning.modules import ImageClassifier
-from se_lightning.modules.classifier import TrainingOptions
+from se_lightning.modules.classifier import TRAINING_OPTIONS
 from se_lightning.modules.families import FamilyModule
 
 # A small member of each family, with non-default options.
@@ -123,7 +123,7 @@ def test_the_signature_has_the_arguments_their_order_and_their_types(name):
     for parameter in parameters.values():
         assert hints[parameter.name] == parameter.annotation
     assert name == "ImageClassifier" or parameters["num_classes"].default == 10
-    assert set(TrainingOptions.__annotations__) <= set(parameters)
+    assert set(TRAINING_OPTIONS) <= set(parameters)
     if issubclass(kind, FamilyModule):
         assert hints["ratio"] in (float, float | Sequence[float])
 
@@ -131,7 +131,7 @@ def test_the_signature_has_the_arguments_their_order_and_their_types(name):
 def test_hyper_parameters_are_what_was_given_and_the_structures_defaults():
     with torch.device("meta"):
         hparams = modules.SEWideResNetModule(16, 8, ratio=4, optimizer=torch.optim.SGD).hparams
-    training = set(TrainingOptions.__annotations__)
+    training = set(TRAINING_OPTIONS)
     assert {key: value for key, value in hparams.items() if key not in training} == {
         "depth": 16, "width_factor": 8, "num_classes": 10, "in_channels": 3, "ratio": 4,
     }  # fmt: skip

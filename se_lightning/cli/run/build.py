@@ -29,11 +29,7 @@ log = logging.getLogger(__name__)
 def build(
     cfg: DictConfig, *, trains: bool
 ) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
-    """Build the trainer, the model and the datamodule.
-
-    Args:
-        cfg: Config of the run.
-        trains: Whether the task trains; otherwise the model and the data come from ``ckpt_path``.
+    """Build the trainer, the model and the data; the last two from ``ckpt_path`` without training.
 
     Raises:
         ValueError: If a checkpoint is missing, or if settings contradict it.
@@ -57,12 +53,8 @@ def build(
 def checkpoint_paths(cfg: DictConfig, *, count: int) -> list[str | None]:
     """Return the paths in ``ckpt_path``.
 
-    Args:
-        cfg: Config of the run.
-        count: How many the task takes: 1 or 2.
-
     Raises:
-        ValueError: If there are more or fewer.
+        ValueError: If there are not ``count`` of them, 1 or 2.
     """
     given = cfg.ckpt_path
     paths = list(given) if OmegaConf.is_list(given) else [given]

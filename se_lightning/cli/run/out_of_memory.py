@@ -35,13 +35,7 @@ _SMALLEST = 2  # batch norm cannot learn from a single sample
 
 
 class BatchTooLargeError(ValueError):
-    """Memory ran out; the message names the batch and what needs less memory.
-
-    Args:
-        message: For the user.
-        changes: Overrides that halve the batch; empty if it is as small as it can be.
-        size: The batch that was too large, as an override.
-    """
+    """Memory ran out with a batch of ``size``, an override; ``changes`` are those that halve it."""
 
     kind: Kind = "out_of_memory"
 
@@ -125,12 +119,6 @@ def restart_smaller(failure: Failure, cfg: DictConfig, folder: RunFolder, comman
     """Restart the run with half the batch, in place of this process, if ``on_oom`` asks for it.
 
     Returns if the failure is another one, or if a restart is impossible.
-
-    Args:
-        failure: Why this run failed.
-        cfg: Config of the run.
-        folder: Folder of the run, which the restart uses again.
-        command: Command of this process.
     """
     changes = failure.details.get("changes")
     wanted = cfg.get("on_oom") == "accumulate" and failure.kind == "out_of_memory"

@@ -24,16 +24,7 @@ from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.result import identity
 from se_lightning.ranks import external_rank, is_further_rank, is_launched, rank
 
-__all__ = [
-    "blame",
-    "disconnect",
-    "hurry",
-    "part",
-    "record",
-    "report",
-    "vanish",
-    "watch_ranks",
-]
+__all__ = ["blame", "disconnect", "hurry", "part", "record", "report", "vanish", "watch_ranks"]
 
 PATIENCE = 3.0  # seconds from a lost connection until the failure of the other rank is recorded
 GRACE = 10.0  # seconds for rank 0 to end by itself after another rank has failed
@@ -65,12 +56,9 @@ def record(folder: RunFolder, failure: Failure) -> bool:
 
 
 def report(failure: Failure, *, hint: str = "", first_elsewhere: bool = False) -> None:
-    """Print the error of a failed process, and hand it to torchrun for its summary.
+    """Print the error of a failed process with a hint, and hand it to torchrun for its summary.
 
-    Args:
-        failure: Why it failed.
-        hint: What to add to the message.
-        first_elsewhere: Another rank failed first; torchrun must notice that one first, too.
+    With ``first_elsewhere``, torchrun gets the time to notice the rank that failed first.
     """
     text = f"{failure.traceback}se_lightning: error: {failure.error}{hint}"
     print(text, file=sys.stderr, flush=True)
@@ -121,7 +109,7 @@ def blame(error: BaseException, folder: RunFolder) -> BaseException:
 
 
 def _other(folder: RunFolder, patience: float) -> RankError | None:
-    """Look for the failure of another rank, for this many seconds."""
+    """Look for the failure of another rank, for ``patience`` seconds."""
     end = time.monotonic() + patience
     while True:
         found = _recorded(folder) or (_watch.unrecorded() if _watch else None)

@@ -28,12 +28,7 @@ def describe(
 ) -> RunResult:
     """Return names and sizes of what is run, and the hidden width of each gate.
 
-    Args:
-        cfg: Config of the run.
-        trainer: Trainer of the run.
-        model: Model of the run.
-        datamodule: Data of the run.
-        trains: Whether model and data are those of the config, not of a checkpoint.
+    With ``trains``, the model and the data are those of the config, not of a checkpoint.
     """
     choices = HydraConfig.get().runtime.choices
     backbone = getattr(model, "backbone", model)

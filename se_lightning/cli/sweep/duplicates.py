@@ -41,9 +41,9 @@ def refuse_equal_networks(multirun: Multirun | None) -> None:
 
 
 def _compare(points: list[dict[str, Any]]) -> None:
-    from se_lightning.modules.classifier import TrainingOptions
+    from se_lightning.modules.classifier import TRAINING_OPTIONS
 
-    training = {"optimizer", "lr_scheduler", *TrainingOptions.__annotations__}
+    training = set(TRAINING_OPTIONS)
     networks: dict[str, tuple[str, str] | None] = {}
     seen: dict[tuple[str, str], tuple[int, str]] = {}
     for job, point in enumerate(points):

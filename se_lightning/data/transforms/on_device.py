@@ -143,14 +143,7 @@ class Mixing:
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], shape: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return factor and summand that normalize bytes: one of each per channel, repeated in rows.
-
-    Args:
-        mean: Mean of each channel, or one for all, in [0, 1].
-        std: Standard deviation, in the same unit.
-        shape: Number of channels, and number of repetitions.
-        device: Device of the result.
-    """
+    """Return factor and summand that normalize bytes; shape is (channels, repetitions)."""
     means, stds = (torch.tensor(x, dtype=torch.float32, device="cpu") for x in (mean, std))
     channels, times = shape
     scale, shift = (x.expand(channels).repeat(times) for x in (1 / (255 * stds), -means / stds))
