@@ -280,7 +280,7 @@ def test_another_network_repeats_the_folds_and_takes_the_weights():
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(other(images), model(images))
     assert isinstance(other.layer1[0].se, ChannelScale)
-    with pytest.raises(ValueError, match=r"`layer9\.se` folded, which is not a gate here"):
+    with pytest.raises(ValueError, match=r"`layer9\.se` folded, which is not a gate of this"):
         repeat_folds(other, {"layer9.se": "scale"})
 
 

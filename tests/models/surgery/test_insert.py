@@ -561,9 +561,9 @@ def test_a_block_that_would_run_its_gate_as_a_layer_is_refused():
 def test_a_second_insertion_is_refused_and_changes_nothing():
     model = trained(gated(torchvision.models.resnet18()))
     expected, keys = model(IMAGE), list(model.state_dict())
-    with pytest.raises(ValueError, match=r"`layer1.0.bn2`: it has an `se` already; remove_"):
+    with pytest.raises(ValueError, match=r"`layer1.0.bn2`: it already has an `se`; remove_"):
         gated(model)
-    with pytest.raises(ValueError, match=r"`layer2.0.bn2`: it has an `se` already"):
+    with pytest.raises(ValueError, match=r"`layer2.0.bn2`: it already has an `se`"):
         gated(model, "layer2.?.bn?")  # its first match, layer2.0.bn1, could have a gate
     assert list(model.state_dict()) == keys
     assert torch.equal(model(IMAGE), expected)
@@ -597,7 +597,7 @@ class Pair(nn.Module):
         ("residual", r"`where` \(='residual'\) must not find `norm`: it ran 2 times"),
         ("idle", "`idle`: it ran 0 times"),
         ("pair", r"`pair`: its output is not a feature map \(N, C, H, W\) or"),
-        ("stages", r"finds none in this Twice; take 'residual' .* such as conv, norm"),
+        ("stages", r"finds none in this Twice; use 'residual' .* such as conv, norm"),
         ("layer3.*.bn3", r"`where` \(='layer3.\*.bn3'\) must find places"),
     ],
 )
@@ -619,7 +619,7 @@ def test_places_that_cannot_have_a_gate_are_refused_by_name(where, message):
             r"`merge` .* must be 'sum' or 'max': .* x \* x",
         ),
         ({"gate": "foo"}, "`gate` "),
-        ({"image": torch.zeros(1, 1, 64, 64)}, r"`image` \(of shape \(1, 1, 64, 64\)\) must pass"),
+        ({"image": torch.zeros(1, 1, 64, 64)}, r"`image` \(of shape \(1, 1, 64, 64\)\) with"),
     ],
 )
 def test_a_wrong_option_is_refused_by_name(options, message):
@@ -631,7 +631,7 @@ def test_a_wrong_option_is_refused_by_name(options, message):
 
 
 def test_a_network_without_inserted_gates_is_refused():
-    with pytest.raises(ValueError, match=r"SEResNet.* has no inserted gate"):
+    with pytest.raises(ValueError, match=r"SEResNet.* has no gate inserted"):
         remove_excitation(create_model("se_resnet20", ratio=4))
 
 
