@@ -51,11 +51,7 @@ def atomic_path(
 
 
 def write_text(path: Path, text: str, *, durable: bool = False, keep: bool = False) -> None:
-    """Write a text file in one step; see :func:`atomic_path` for the options.
-
-    Raises:
-        OSError: If the file cannot be written or renamed.
-    """
+    """Write a text file in one step; see :func:`atomic_path` for the options and errors."""
     with atomic_path(path, durable=durable, keep=keep) as temporary:
         temporary.write_text(text)
 

@@ -82,11 +82,7 @@ def unquoted(value: str) -> str:
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
-    """Parse overrides with Hydra's own parser.
-
-    Raises:
-        HydraException: If one of them is not valid.
-    """
+    """Parse overrides with Hydra's own parser, which raises a HydraException."""
     return OverridesParser.create().parse_overrides(list(overrides))
 
 

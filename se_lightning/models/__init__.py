@@ -5,24 +5,8 @@ lists.
 """
 
 import difflib
-from collections.abc import Callable
 from typing import Any
 
-from se_lightning.models import (
-    bn_inception,
-    densenet,
-    inception,
-    inception_resnet,
-    mobilenet,
-    preact_resnet,
-    resnet,
-    resnext,
-    shake_shake,
-    shufflenet,
-    small,
-    vgg,
-    wide_resnet,
-)
 from se_lightning.models.bn_inception import *  # noqa: F403
 from se_lightning.models.densenet import *  # noqa: F403
 from se_lightning.models.inception import *  # noqa: F403
@@ -48,24 +32,13 @@ from se_lightning.models.vgg import *  # noqa: F403
 from se_lightning.models.weights.load import LoadReport, load_weights
 from se_lightning.models.wide_resnet import *  # noqa: F403
 
-_FAMILIES = (
-    resnet,
-    resnext,
-    preact_resnet,
-    wide_resnet,
-    densenet,
-    inception,
-    bn_inception,
-    inception_resnet,
-    vgg,
-    mobilenet,
-    shufflenet,
-    shake_shake,
-    small,
-)
-_BUILDERS: dict[str, Callable[..., ImageNetwork]] = {
-    name: getattr(family, name) for family in _FAMILIES for name in family.__all__ if name.islower()
+# Networks and builders: what the family files, and not the folders beside them, define.
+_NETWORKS: dict[str, Any] = {
+    name: value
+    for name, value in globals().items()
+    if getattr(value, "__module__", "").rpartition(".")[0] == __name__
 }
+_BUILDERS = {name: value for name, value in _NETWORKS.items() if name.islower()}
 
 __all__ = [
     "ConcurrentExcitation",
@@ -86,7 +59,7 @@ __all__ = [
     "load_weights",
     "remove_excitation",
 ]
-__all__ += [name for family in _FAMILIES for name in family.__all__]
+__all__ += list(_NETWORKS)
 
 
 def list_models() -> list[str]:

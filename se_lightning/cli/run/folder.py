@@ -38,11 +38,7 @@ _claims: dict[Path, TextIO] = {}
 
 
 class RunFolder:
-    """The folder of a run.
-
-    Args:
-        path: The folder; it need not exist.
-    """
+    """The folder of a run; it need not exist."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -78,22 +74,13 @@ class RunFolder:
         return (self.path / _HYDRA / "hydra.yaml").exists()
 
     def hydra(self) -> DictConfig:
-        """Return the ``hydra`` node of the run's config.
-
-        Raises:
-            FileNotFoundError: If there is none.
-        """
+        """Return the ``hydra`` node of the run's config."""
         return cast(DictConfig, OmegaConf.load(self.path / _HYDRA / "hydra.yaml").hydra)
 
     def result(self, *, strict: bool = False) -> RunResult:
         """Return the result; empty if the run has not ended.
 
-        Args:
-            strict: Refuse a damaged file, which is otherwise read as empty: another process may
-                just be writing it.
-
-        Raises:
-            ValueError: If the file is damaged and ``strict`` is set.
+        A damaged file is read as empty, too, or with ``strict`` raises a ValueError.
         """
         try:
             found = json.loads((self.path / RESULT).read_text())
@@ -114,11 +101,7 @@ class RunFolder:
         (self.path / RESULT).unlink(missing_ok=True)
 
     def refuse_used(self) -> None:
-        """Check that no run has used the folder.
-
-        Raises:
-            ValueError: If one has.
-        """
+        """Raise a ValueError if a run has used the folder."""
         if self.has_run:
             raise ValueError(
                 f"{self.path} already holds a run. Choose another folder, or continue an "
@@ -126,10 +109,7 @@ class RunFolder:
             )
 
     def claim(self, key: str = "hydra.run.dir") -> None:
-        """Lock the folder for this process, until the process ends.
-
-        Args:
-            key: The config key that chooses another folder.
+        """Lock the folder until this process ends; ``key`` is the config key of the folder.
 
         Raises:
             ValueError: If another process holds the lock.

@@ -108,11 +108,7 @@ class Pool:
         self._say(job, "started" + (f" on {_devices(taken, self._on_gpus)}" if taken else ""))
 
     def wait(self, running: int = 0) -> None:
-        """Wait until at most this many jobs run.
-
-        Raises:
-            Stopped: If a failure ends the multirun.
-        """
+        """Wait until at most this many jobs run, or raise Stopped if a failure ends them."""
         while True:
             self._look(pause=len(self._running) > running)
             if len(self._running) <= running:

@@ -63,11 +63,7 @@ def remaining(job: Job) -> Job | None:
 
 
 def refuse_used(sweep_dir: Path) -> None:
-    """Check that a folder holds no jobs.
-
-    Raises:
-        ValueError: If it holds some.
-    """
+    """Raise a ValueError if a folder holds jobs."""
     for job in jobs_in(sweep_dir):
         raise ValueError(
             f"{job.path} already holds a run. Choose another folder with hydra.sweep.dir=DIR, or "

@@ -78,11 +78,7 @@ class Sweep:
             print(f"To continue: python -m se_lightning -m jobs.resume={self.shown}")
 
     def raise_failures(self) -> None:
-        """Report the jobs that did not complete.
-
-        Raises:
-            JobError: If there are any.
-        """
+        """Raise a JobError that lists the jobs that did not complete, if there are any."""
         results = {result["job"]: result for result in read_results(self.dir)} | self.pool.results
         by_status: dict[str, list[str]] = {}
         for number, result in sorted(results.items()):
@@ -217,11 +213,7 @@ def _check(multirun: Multirun) -> None:
 
 
 def refuse_missing_launchers(command: Command) -> None:
-    """Check that the chosen launcher is installed; Hydra would only list the others.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Raise a ValueError if the launcher is not installed; Hydra would only list the others."""
     chosen = command.value("hydra/launcher") or ""
     for name in _EXTRAS:
         installed = importlib.util.find_spec(f"hydra_plugins.hydra_{name}_launcher")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from se_lightning.excitation.folding.adjacent_layers import Neighbours
 from se_lightning.excitation.taps import Taps, eager
-from se_lightning.models import ConcurrentExcitation, find_excitations
+from se_lightning.models import find_excitations
+from se_lightning.models.layers.gate_base import Gate
 from se_lightning.models.surgery.folded import gated_channels, put_in_place
 
 __all__ = ["FoldReport", "FoldedGate", "fold_gates"]
@@ -162,7 +163,7 @@ def _fold(
     if spread > tolerance:
         return result("kept", f"kept: gates are up to {spread:.3g} from their means")
     owner = model.get_submodule(path.rpartition(".")[0])
-    if not path or isinstance(owner, ConcurrentExcitation):
+    if not path or isinstance(owner, Gate):
         what = "is merged with another gate" if path else "is the whole network"
         return result("kept", f"kept: constant within {spread:.2g}, but it {what}")
     parts = find_excitations(model)[path]
