@@ -216,11 +216,17 @@ def refuse_missing_launchers(command: Command) -> None:
     """Raise a ValueError if the launcher is not installed; Hydra would only list the others."""
     chosen = command.value("hydra/launcher") or ""
     for name in _EXTRAS:
-        installed = importlib.util.find_spec(f"hydra_plugins.hydra_{name}_launcher")
-        if chosen.startswith(name) and installed is None:
+        if chosen.startswith(name) and not _is_installed(f"hydra_plugins.hydra_{name}_launcher"):
             raise ValueError(
                 f'hydra/launcher={name} is not installed: pip install "se_lightning[{name}]".'
             )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its package
+        return False
 
 
 @contextlib.contextmanager

@@ -151,8 +151,21 @@ def test_a_launcher_that_is_not_installed_is_named(told, monkeypatch, launcher):
 
 
 def hide(prefix):
+    """Return `find_spec` of an environment without a package, as Python's own behaves there."""
     found = importlib.util.find_spec
-    return lambda name, *more: None if name.startswith(prefix) else found(name, *more)
+
+    def find_spec(name, *more):
+        if name.startswith(f"{prefix}."):
+            raise ModuleNotFoundError(f"No module named {prefix!r}")
+        return found(name, *more)
+
+    return find_spec
+
+
+def test_no_launcher_is_needed_to_run(told, short, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", hide("hydra_plugins"))
+    code, error = told(*short, "callbacks=none")
+    assert code == 0, error
 
 
 def test_a_job_that_wants_more_gpus_than_there_are_is_refused_before_the_first(
