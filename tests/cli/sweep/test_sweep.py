@@ -164,7 +164,7 @@ def hide(prefix):
 
 def test_no_launcher_is_needed_to_run(told, short, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", hide("hydra_plugins"))
-    code, error = told(*short, "callbacks=none")
+    code, error = told(*short, "callbacks=none", "lr_scheduler=constant")
     assert code == 0, error
 
 
