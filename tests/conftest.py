@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Before torch is imported: workers that each take all cores keep one another waiting.
+    # Set before torch is imported: workers that each use all cores slow each other down.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -23,11 +23,11 @@ from PIL import Image
 from se_lightning.cli import main as command_line
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # As a shell has it for what runs in its background: what the tests start would inherit it.
+    # A shell's background jobs ignore SIGINT, and processes that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
-# A run of seconds: what it learns does not matter, that every stage is passed does.
+# A run of a few seconds that passes through every stage.
 SHORT = (
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=2",
@@ -44,7 +44,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No account, no earlier run, no ranks of whoever started the tests."""
+    """Hide accounts, runs and ranks of the environment in which the tests were started."""
     for name in list(os.environ):
         if name.startswith(("WANDB_", "PL_", "SLURM_", "TORCHELASTIC_")):
             monkeypatch.delenv(name)
@@ -54,13 +54,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No index of an earlier test."""
+    """Give each test an empty cache."""
     monkeypatch.setenv("SE_LIGHTNING_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(autouse=True)
 def _closed_logs() -> Iterator[None]:
-    """Close what Hydra opens for a command that runs in this process, in the run's folder."""
+    """Close the log files that Hydra opens for a command run in this process."""
     handlers = list(logging.root.handlers)
     yield
     for handler in set(logging.root.handlers) - set(handlers):
@@ -75,7 +75,7 @@ def short() -> tuple[str, ...]:
 
 @pytest.fixture
 def cli(tmp_path: Path):
-    """Run ``python -m se_lightning`` in a folder of the test's own."""
+    """Run ``python -m se_lightning`` in the test's temporary folder."""
 
     def run(*arguments: str, check: bool = True, **options) -> subprocess.CompletedProcess:
         done = subprocess.run(
@@ -96,8 +96,8 @@ def cli(tmp_path: Path):
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch, capfd):
-    """Run main() here, where torch is imported already; return exit code and standard error."""
+def run_main(tmp_path, monkeypatch, capfd):
+    """Run main() in this process, without importing torch again; return exit code and stderr."""
 
     def run(*arguments, more=("logger=csv",)):
         monkeypatch.chdir(tmp_path)
@@ -106,8 +106,8 @@ def told(tmp_path, monkeypatch, capfd):
         with warnings.catch_warnings():
             try:
                 command_line.main()
-            except SystemExit as end:
-                code = end.code
+            except SystemExit as raised:
+                code = raised.code
         return code, capfd.readouterr().err
 
     return run
@@ -138,7 +138,7 @@ def write_idx():
 
 @pytest.fixture
 def idx_root(tmp_path: Path) -> Path:
-    """Make a flat folder with MNIST's four files: 120 training and 101 test images."""
+    """Create a flat folder with MNIST's four files: 120 training and 101 test images."""
     generator = np.random.default_rng(0)
     root = tmp_path / "idx"
     for split, size in (("train", 120), ("t10k", 101)):
@@ -149,7 +149,7 @@ def idx_root(tmp_path: Path) -> Path:
 
 
 def _write_jpeg(path: Path, seed: int, size: tuple[int, int] = (60, 45)) -> None:
-    """Write a smooth picture, so that JPEG keeps what it shows; the size is (width, height)."""
+    """Write a smooth image, which JPEG preserves; `size` is (width, height)."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path, "JPEG", quality=90)
@@ -162,7 +162,7 @@ def write_jpeg() -> Callable[..., None]:
 
 @pytest.fixture
 def image_root(tmp_path) -> Path:
-    """Make root/{train,val}/{cat,dog,eel}/*.jpg: 24 and 9 images of several sizes."""
+    """Create root/{train,val}/{cat,dog,eel}/*.jpg: 24 and 9 images of several sizes."""
     root = tmp_path / "images"
     for split, count in (("train", 24), ("val", 9)):
         for number in range(count):
@@ -200,7 +200,7 @@ def wandb_records(run_file: Path) -> Iterator:
 
 @pytest.fixture
 def wandb_history():
-    """Read the rows that a run logged to W&B, offline, with nested keys joined by dots."""
+    """Read the rows of an offline W&B run, with nested keys joined by dots."""
 
     def read(folder: Path) -> list[dict]:
         (run_file,) = folder.rglob("run-*.wandb")
@@ -218,7 +218,7 @@ def wandb_history():
 
 @pytest.fixture
 def wandb_run():
-    """Read how a run is called, offline: its name and its group."""
+    """Read the name and the group of an offline W&B run."""
 
     def read(folder: Path) -> tuple[str, str]:
         (run_file,) = folder.rglob("run-*.wandb")

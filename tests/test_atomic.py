@@ -24,7 +24,7 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     assert seen <= set(texts)
 
 
-def test_a_block_that_raises_leaves_the_old_file_and_no_temporary_one(tmp_path):
+def test_an_exception_leaves_the_old_file_and_no_temporary_file(tmp_path):
     path = tmp_path / "file"
     write_text(path, "old")
     with pytest.raises(OSError, match="No space"), atomic_path(path) as temporary:  # noqa: PT012
@@ -34,7 +34,7 @@ def test_a_block_that_raises_leaves_the_old_file_and_no_temporary_one(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_keep_leaves_a_file_that_exists(tmp_path):
+def test_keep_does_not_overwrite_an_existing_file(tmp_path):
     path = tmp_path / "file"
     write_text(path, "first", keep=True)
     write_text(path, "second", keep=True)
@@ -43,10 +43,10 @@ def test_keep_leaves_a_file_that_exists(tmp_path):
 
 
 def test_only_a_sole_writer_removes_the_temporary_files_of_others(tmp_path):
-    path, left = tmp_path / "file", tmp_path / ".file.77.tmp"
-    left.write_text("of a process that was killed")
+    path, leftover = tmp_path / "file", tmp_path / ".file.77.tmp"
+    leftover.write_text("of a killed process")
     write_text(path, "text")
-    assert left.exists()
+    assert leftover.exists()
     with atomic_path(path, sole_writer=True) as temporary:
         temporary.write_text("text")
     assert list(tmp_path.iterdir()) == [path]

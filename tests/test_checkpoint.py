@@ -108,17 +108,15 @@ def damage(content: bytes, kind: str) -> bytes:
         "cut": content[: len(content) // 2],
         "header": content[:100],
         "garbage": bytes(range(256)) * 20,
-        "a zip of something else": b"",
+        "an unrelated zip": b"",
     }[kind]
 
 
-@pytest.mark.parametrize(
-    "kind", ["empty", "text", "cut", "header", "garbage", "a zip of something else"]
-)
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "header", "garbage", "an unrelated zip"])
 def test_files_that_are_not_checkpoints_are_refused(saved, tmp_path, kind):
     path = tmp_path / "broken.ckpt"
     path.write_bytes(damage(saved[0].read_bytes(), kind))
-    if kind == "a zip of something else":
+    if kind == "an unrelated zip":
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("a.txt", "a")
     with pytest.raises(ValueError, match=r"broken\.ckpt is not a checkpoint, or is damaged"):
@@ -126,7 +124,7 @@ def test_files_that_are_not_checkpoints_are_refused(saved, tmp_path, kind):
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), {"weight": torch.zeros(3)}])
-def test_another_torch_file_is_refused(tmp_path, content):
+def test_other_torch_files_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "weights.ckpt")
     with pytest.raises(ValueError, match="but not a Lightning checkpoint"):
         read_checkpoint(tmp_path / "weights.ckpt")
@@ -179,7 +177,7 @@ def test_a_checkpoint_is_written_to_a_temporary_file_beside_it(tmp_path, monkeyp
 def test_a_failed_save_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, failing):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
-    (tmp_path / ".last.ckpt.77.tmp").write_bytes(b"of a process that was killed")
+    (tmp_path / ".last.ckpt.77.tmp").write_bytes(b"of a killed process")
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -1,4 +1,4 @@
-"""Every file of conf/ composes, and binds to the signatures of its targets."""
+"""Every file of conf/ composes and matches the signatures of its targets."""
 
 import inspect
 from pathlib import Path
@@ -18,7 +18,7 @@ from se_lightning.models import create_model, list_models
 from se_lightning.modules import ImageClassifier
 from se_lightning.modules.classifier import TRAINING_OPTIONS
 
-# Libraries of networks.
+# Configs for the networks of other libraries.
 LIBRARIES = ("timm", "torchvision")
 CONF = Path(__file__).parent.parent / "conf"
 OPTIONS = sorted(
@@ -43,7 +43,7 @@ def nodes(config: dict, path: str = ""):
             yield from nodes(node, f"{path}.{key}".lstrip("."))
 
 
-def takes(module: type[LightningModule | LightningDataModule]) -> set[str]:
+def argument_names(module: type[LightningModule | LightningDataModule]) -> set[str]:
     """Return the names of a module's arguments."""
     parameters = inspect.signature(module).parameters.values()
     names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
@@ -54,7 +54,7 @@ def takes(module: type[LightningModule | LightningDataModule]) -> set[str]:
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_each_file_composes_and_its_targets_bind(group, option):
+def test_each_file_composes_and_matches_its_targets(group, option):
     found = dict(nodes(OmegaConf.to_container(composed(f"{group}={option}"))))
     assert found
     for path, node in found.items():
@@ -63,7 +63,7 @@ def test_each_file_composes_and_its_targets_bind(group, option):
         signature = inspect.signature(target)
         assert (signature.bind_partial if partial else signature.bind)(**node), path
         if inspect.isclass(target) and issubclass(target, ImageClassifier | LightningDataModule):
-            assert set(node) == takes(target), path
+            assert set(node) == argument_names(target), path
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "data"])
@@ -78,7 +78,7 @@ def test_a_data_file_has_the_defaults_of_its_class(option):
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_a_models_file_its_builder_and_its_module_agree(name, monkeypatch):
+def test_config_builder_and_module_of_a_network_agree(name, monkeypatch):
     config = composed(f"model={name}", "model.num_classes=10", "model.in_channels=3")
     if "image_size" in config.model:
         config.model.image_size = 28
@@ -95,7 +95,7 @@ def test_a_models_file_its_builder_and_its_module_agree(name, monkeypatch):
 
 
 def options_of(network: type[models.ImageNetwork]) -> set[str]:
-    """Return the names of a network's arguments, class by class where they go to the parent."""
+    """Return the names of a network's arguments, including those passed on to its parents."""
     names: set[str] = set()
     for kind in network.__mro__:
         parameters = inspect.signature(kind.__init__).parameters.values()
@@ -107,33 +107,37 @@ def options_of(network: type[models.ImageNetwork]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_every_option_of_a_network_is_one_of_its_module_and_of_its_file(name):
+def test_a_network_its_module_and_its_config_have_the_same_options(name):
     node = composed(f"model={name}").model
     network = get_type_hints(getattr(models, name))["return"]
     module = get_object(node._target_)
     assert module.network is network
     training = set(TRAINING_OPTIONS)
-    assert takes(module) - training == options_of(network) == set(node) - training - {"_target_"}
+    assert (
+        argument_names(module) - training
+        == options_of(network)
+        == set(node) - training - {"_target_"}
+    )
 
 
-def test_files_and_builders_are_the_same_names():
+def test_config_files_and_builders_have_the_same_names():
     found = [option for group, option in OPTIONS if group == "model"]
     assert found == sorted([*list_models(), *LIBRARIES])
 
 
-def test_every_parameter_of_the_closed_nodes_is_in_the_shipped_config():
-    """So that a key that needs a `+` is a typo."""
+def test_the_shipped_config_has_every_parameter_of_its_closed_nodes():
+    """Only then is a key that needs a `+` a typo."""
     config = composed()
     for group in ("model", "data", "optimizer", "trainer"):
         target = get_object(config[group]._target_)
         parameters = set(inspect.signature(target).parameters) - {"params", "training"}
         if group in ("model", "data"):
-            parameters = takes(target)
+            parameters = argument_names(target)
         missing = parameters - set(config[group]) - {"logger", "callbacks"}
         assert missing == set(), group
 
 
-def test_the_command_line_knows_the_top_level():
+def test_the_command_line_knows_every_top_level_key():
     primary = OmegaConf.load(CONF / "train.yaml")
     defaults = [next(iter(entry)) for entry in primary.defaults if entry != "_self_"]
     assert sorted(defaults) == sorted(GROUPS)
@@ -141,9 +145,9 @@ def test_the_command_line_knows_the_top_level():
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_the_first_lines_say_where_it_comes_from(path):
+def test_each_file_starts_with_a_comment(path):
     lines = path.read_text().splitlines()
-    first = lines[1] if lines[0].startswith("# @package") else lines[0]  # Hydra's has to be first
+    first = lines[1] if lines[0].startswith("# @package") else lines[0]  # Hydra requires it first
     assert first.startswith("# ")
     assert first.endswith(".")
 

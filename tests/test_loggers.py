@@ -18,7 +18,7 @@ def _finished():
     finish_wandb(failed=True)
 
 
-def test_without_an_account_it_is_offline_with_one_message(tmp_path, caplog):
+def test_without_an_account_wandb_is_offline_and_logs_one_message(tmp_path, caplog):
     logger = GracefulWandbLogger(save_dir=str(tmp_path / "new"), name="mine", group="team")
     with caplog.at_level("INFO"):
         run = logger.experiment
@@ -56,7 +56,7 @@ def test_a_second_run_has_another_id(tmp_path):
     assert GracefulWandbLogger(save_dir=str(tmp_path)).experiment.id != first
 
 
-def test_further_ranks_start_no_run(tmp_path, monkeypatch):
+def test_further_ranks_do_not_start_a_run(tmp_path, monkeypatch):
     from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
     monkeypatch.setattr(rank_zero_only, "rank", 1)
@@ -130,7 +130,7 @@ finish_wandb(failed=False)
 """
 
 
-def test_with_a_key_and_a_server_it_is_online(cli, tmp_path):
+def test_wandb_is_online_with_a_key_and_a_server(cli, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""What is shipped: the wheel elsewhere, the bare checkout, the neighbours in one environment."""
+"""The installed wheel, the bare checkout, and other Hydra apps in the same environment."""
 
 import importlib
 import os
@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 LITTER = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", "outputs", "build")
 
 
-def test_the_package_list_is_the_tree():
-    """A package that is missing from it works in an editable install, and is not in the wheel."""
+def test_pyproject_lists_every_package():
+    """A missing package would work in an editable install but be absent from the wheel."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "se_lightning").rglob("*.py")}
     tree = {".".join(folder.parts) for folder in folders} | {"se_lightning.conf"}
@@ -31,7 +31,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(checkout, tmp_path_factory):
-    """Build the sdist, the wheel from it, and install that into a folder of its own."""
+    """Build the sdist, build the wheel from it, and install the wheel into an empty folder."""
     target = tmp_path_factory.mktemp("site")
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target / "dist")]
     subprocess.run([*build, str(checkout)], check=True, capture_output=True)
@@ -64,7 +64,7 @@ if __name__ == "__main__":
 """
 
 
-def test_another_hydra_app_composes_our_models(installed, cli, tmp_path):
+def test_another_hydra_app_can_compose_the_models(installed, cli, tmp_path):
     (tmp_path / "app.py").write_text(APP)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "app.yaml").write_text(
@@ -78,7 +78,7 @@ def test_another_hydra_app_composes_our_models(installed, cli, tmp_path):
     assert done.stdout.strip() == "50 se_lightning.SEResNeXtModule"
 
 
-# Runs app.py where se_lightning cannot be imported at all.
+# Runs app.py with se_lightning made unimportable.
 HIDDEN = """
 import runpy, sys
 sys.modules["se_lightning"] = None
@@ -87,12 +87,14 @@ runpy.run_path("app.py", run_name="__main__")
 """
 
 
-def test_an_unrelated_hydra_app_sees_nothing_of_us(installed, cli, tmp_path):
+def test_an_unrelated_hydra_app_is_unaffected(installed, cli, tmp_path):
     (tmp_path / "app.py").write_text(APP.replace('config_name="app"', "config_name=None"))
-    with_us = cli("--help", command=[sys.executable, "app.py"], env={"PYTHONPATH": str(installed)})
-    without_us = cli("--help", command=[sys.executable, "-c", HIDDEN])
-    assert with_us.stdout == without_us.stdout
-    assert "se_resnet" not in with_us.stdout
+    installed_help = cli(
+        "--help", command=[sys.executable, "app.py"], env={"PYTHONPATH": str(installed)}
+    )
+    hidden_help = cli("--help", command=[sys.executable, "-c", HIDDEN])
+    assert installed_help.stdout == hidden_help.stdout
+    assert "se_resnet" not in installed_help.stdout
 
 
 BARE = """
@@ -114,7 +116,7 @@ def test_the_modules_train_in_a_bare_trainer(installed, cli):
     assert "trained 2" in done.stdout
 
 
-# Runs the package of the current folder in an environment in which none is installed.
+# Runs the package of the current folder as if no copy were installed.
 NOT_INSTALLED = """
 import runpy, sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
@@ -123,7 +125,7 @@ runpy.run_module("se_lightning", run_name="__main__")
 
 
 def test_a_bare_checkout_runs_with_its_own_configs(checkout, cli):
-    """Not installed, or shadowing an installed copy: the configs beside the package serve."""
+    """The configs beside the package are used, whether or not a copy is installed."""
     primary = checkout / "conf" / "train.yaml"
     primary.write_text(primary.read_text().replace("seed: 0\n", "seed: 77\n"))
     try:
@@ -134,7 +136,7 @@ def test_a_bare_checkout_runs_with_its_own_configs(checkout, cli):
     assert "_target_: se_lightning.SEResNetModule" in done.stdout
 
 
-def test_a_package_without_configs_says_what_to_do(checkout, cli, tmp_path):
+def test_missing_configs_are_reported_with_a_remedy(checkout, cli, tmp_path):
     shutil.copytree(checkout / "se_lightning", tmp_path / "se_lightning")
     done = cli(command=[sys.executable, "-c", NOT_INSTALLED], check=False)
     assert done.returncode == 1

@@ -14,7 +14,7 @@ from se_lightning import ranks
         ({"LOCAL_RANK": "1"}, None),
     ],
 )
-def test_ranks_from_outside_are_known(environment, rank, monkeypatch):
+def test_externally_launched_ranks_are_recognized(environment, rank, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert ranks.external_rank() == rank
@@ -30,7 +30,7 @@ def test_ranks_from_outside_are_known(environment, rank, monkeypatch):
         ({"TORCHELASTIC_RUN_ID": "x", "RANK": "2", "LOCAL_RANK": "0"}, True),  # a second node
     ],
 )
-def test_further_ranks_are_known_whoever_started_them(environment, further, monkeypatch):
+def test_further_ranks_are_recognized_under_every_launcher(environment, further, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert ranks.is_further_rank() == further

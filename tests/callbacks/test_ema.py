@@ -305,8 +305,10 @@ def test_arguments_are_checked(arguments, words):
         EMA(**arguments)
 
 
-def test_callbacks_ema_adds_ema_to_the_defaults(tmp_path, told, short):
-    code, error = told(*short, "callbacks=ema", "callbacks.ema.decay=0.9", "lr_scheduler=constant")
+def test_callbacks_ema_adds_ema_to_the_defaults(tmp_path, run_main, short):
+    code, error = run_main(
+        *short, "callbacks=ema", "callbacks.ema.decay=0.9", "lr_scheduler=constant"
+    )
     assert code == 0, error
     (best,) = tmp_path.rglob("best.ckpt")
     saved = torch.load(best, weights_only=True)

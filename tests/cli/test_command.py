@@ -53,7 +53,7 @@ def test_only_quotes_around_the_whole_value_are_removed():
     assert unquoted('"') == '"'
 
 
-def test_overrides_are_found_and_left_out_with_those_below_them():
+def test_all_overrides_of_a_group_are_found_and_removed():
     given = ["jobs.parallel=2", "jobsx=1", "hydra/launcher=joblib", "a=1", "a=2"]
     command = Command.parse(given)
     assert command.given("jobs") == ["jobs.parallel=2"]
@@ -93,7 +93,7 @@ def test_a_recorded_command_is_the_one_that_was_given():
     assert command.flags == ("--config-name", "train")
 
 
-def test_a_command_becomes_that_of_the_process(monkeypatch):
+def test_install_replaces_the_command_of_the_process(monkeypatch):
     monkeypatch.setattr(sys, "argv", same := ["se_lightning", "old"])
     Command.parse(["-m", "seed=1,2"]).install()
     assert same == ["se_lightning", "-m", "seed=1,2"]  # in place: Lightning holds the list
@@ -105,7 +105,7 @@ def sources():
             yield path, path.read_text()
 
 
-def test_only_one_place_writes_argv_and_parses_overrides():
+def test_only_the_command_module_writes_argv_and_parses_overrides():
     for path, text in sources():
         for node in ast.walk(ast.parse(text)):
             targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
@@ -115,7 +115,7 @@ def test_only_one_place_writes_argv_and_parses_overrides():
             assert piece not in text, f"{path} parses overrides: {piece}"
 
 
-def test_nothing_decides_by_the_end_of_a_name():
+def test_no_decision_depends_on_the_end_of_a_name():
     for path, text in sources():
         assert '.endswith(".' not in text, path
 
@@ -125,7 +125,7 @@ FILES = ("result.json", "metrics.csv", "nonfinite.json", "console.txt", "hparams
 
 
 def strings(text):
-    """Yield the strings of a module, without those inside of f-strings."""
+    """Yield the strings of a module, without those in f-strings."""
     tree = ast.parse(text)
     parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)
              for part in node.values}  # fmt: skip

@@ -8,12 +8,12 @@ from se_lightning.cli.console import Formatter, quiet
 
 @pytest.fixture
 def console(monkeypatch):
-    """A root logger with one handler, as Hydra leaves it; what it lets through."""
-    told = []
+    """Set up the root logger as Hydra leaves it; return the list of lines that it prints."""
+    lines = []
 
     class Handler(logging.Handler):
         def emit(self, record):
-            told.append(self.format(record))
+            lines.append(self.format(record))
 
     handler = Handler()
     handler.setFormatter(Formatter())
@@ -21,10 +21,10 @@ def console(monkeypatch):
     monkeypatch.setattr(root, "handlers", [handler])
     monkeypatch.setattr(root, "level", logging.INFO)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    return told
+    return lines
 
 
-def test_noise_goes_and_the_rest_stays_one_line_each(console):
+def test_noise_is_hidden_and_the_rest_takes_one_line_each(console):
     quiet()
     log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     log.propagate, log.disabled = True, False
@@ -44,7 +44,7 @@ def test_noise_goes_and_the_rest_stays_one_line_each(console):
     assert console == ["se_resnet20: 9 gates", "WARNING: ratio=16 leaves one hidden unit"]
 
 
-def test_further_ranks_tell_errors_only(console, monkeypatch):
+def test_further_ranks_print_only_errors(console, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     quiet()
     logging.getLogger("x").warning("the same on every rank")

@@ -10,7 +10,7 @@ from se_lightning.cli.run.out_of_memory import BatchTooLargeError
 from se_lightning.ranks import Interrupted
 
 
-def test_the_wrapping_of_hydra_is_removed():
+def test_hydras_wrapper_exception_is_removed():
     node = OmegaConf.create({"model": {"_target_": "se_lightning.SEResNetModule", "ratio": 0}})
     with pytest.raises(InstantiationException) as caught:
         instantiate(node.model)
@@ -32,7 +32,7 @@ def test_the_wrapping_of_hydra_is_removed():
         (ValueError(), True, "ValueError"),
     ],
 )
-def test_a_user_error_is_its_message_and_a_bug_has_its_class(error, user, text):
+def test_a_user_error_shows_its_message_and_a_bug_also_its_class(error, user, text):
     assert is_user_error(error) == user
     assert explain(error) == text
 
@@ -60,7 +60,7 @@ def test_each_failure_has_a_kind(error, kind):
     assert Failure.of(error).kind == kind
 
 
-def test_only_a_bug_has_a_traceback_unless_it_is_asked_for(monkeypatch):
+def test_only_a_bug_has_a_traceback_unless_one_is_requested(monkeypatch):
     assert Failure.of(ValueError("x")).traceback == ""
     assert "KeyError: 'x'" in Failure.of(KeyError("x")).traceback
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")

@@ -1,4 +1,4 @@
-"""How the command line answers: at once, in one message, and without leftover files."""
+"""The command line answers at once, with one message, and leaves no files behind."""
 
 import os
 import sys
@@ -26,18 +26,18 @@ import torch
         (["hydra.run.dir=/dev/null/run"], ["Not a directory: /dev/null/run", "hydra.run.dir=DIR"]),
     ],
 )
-def test_answers_that_do_not_wait_for_torch(cli, tmp_path, arguments, words):
+def test_help_and_config_errors_do_not_import_torch(cli, tmp_path, arguments, words):
     done = cli(*arguments, check=False, env={"PYTHONPROFILEIMPORTTIME": "1"})
     lines = done.stderr.splitlines()
     imported = {
         line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")
     }
-    said = "\n".join(line for line in lines if not line.startswith("import time:"))
+    printed = "\n".join(line for line in lines if not line.startswith("import time:"))
     assert "hydra" in imported
     assert not imported & {"torch", "pytorch_lightning", "wandb", "matplotlib", "sklearn"}
     for word in words:
-        assert word in done.stdout + said
-    assert "Traceback" not in said
+        assert word in done.stdout + printed
+    assert "Traceback" not in printed
     assert done.returncode == (0 if arguments[0].startswith("--") else 1)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -78,8 +78,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda value: str(value)[:40])
-def test_a_mistake_gets_one_message_and_leaves_nothing(told, tmp_path, arguments, message):
-    code, error = told(*arguments)
+def test_a_mistake_gets_one_message_and_leaves_nothing(run_main, tmp_path, arguments, message):
+    code, error = run_main(*arguments)
     assert code == 1
     last = error.rstrip().rpartition("se_lightning: error: ")[2]
     assert message in last
@@ -89,13 +89,13 @@ def test_a_mistake_gets_one_message_and_leaves_nothing(told, tmp_path, arguments
 
 @pytest.mark.parametrize("task", ["fit", "test"])
 @pytest.mark.parametrize("kind", ["code", "html"])
-def test_a_bad_checkpoint_is_refused_and_nothing_of_it_runs(told, tmp_path, task, kind):
+def test_a_bad_checkpoint_is_refused_and_not_executed(run_main, tmp_path, task, kind):
     ran, path = tmp_path / "ran", tmp_path / "bad.ckpt"
     if kind == "code":
         torch.save({"state_dict": {}, "x": Touch(ran)}, path)
     else:
         path.write_text("<html>404</html>")
-    code, error = told(f"task={task}", f"ckpt_path={path}")
+    code, error = run_main(f"task={task}", f"ckpt_path={path}")
     assert code == 1
     last = error.rstrip().rpartition("se_lightning: error: ")[2]
     assert last.startswith(str(path))
@@ -105,7 +105,7 @@ def test_a_bad_checkpoint_is_refused_and_nothing_of_it_runs(told, tmp_path, task
 
 
 class Touch:
-    """Makes a file where it is unpickled."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -114,67 +114,67 @@ class Touch:
         return open, (str(self.path), "w")
 
 
-def test_a_fault_keeps_its_stack(told, monkeypatch):
+def test_a_bug_keeps_its_traceback(run_main, monkeypatch):
     from se_lightning.cli.run import run as train
 
     def broken(*_, **__):
-        raise KeyError("a fault of ours")
+        raise KeyError("planted")
 
     monkeypatch.setattr(train, "build", broken)
-    code, error = told()
+    code, error = run_main()
     assert code == 1
     assert "Traceback" in error
-    assert error.rstrip().endswith("se_lightning: error: KeyError: 'a fault of ours'")
+    assert error.rstrip().endswith("se_lightning: error: KeyError: 'planted'")
 
 
-def test_hydras_full_error_shows_the_stack_of_a_mistake(told, monkeypatch):
+def test_hydra_full_error_shows_the_traceback_of_a_mistake(run_main, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    code, error = told("model.ratio=0")
+    code, error = run_main("model.ratio=0")
     assert code == 1
     assert "Traceback" in error
     assert os.environ["HYDRA_FULL_ERROR"] == "1"
 
 
 @pytest.mark.parametrize("place", ["run", "sweep"])
-def test_a_directory_that_holds_a_run_is_left_alone(told, tmp_path, place):
+def test_a_directory_that_holds_a_run_is_left_alone(run_main, tmp_path, place):
     kept = tmp_path / "old" / ("0" if place == "sweep" else "") / "result.json"
     kept.parent.mkdir(parents=True)
     kept.write_text("{}")
-    code, error = told(f"hydra.{place}.dir={tmp_path / 'old'}", *["-m"][: place == "sweep"])
+    code, error = run_main(f"hydra.{place}.dir={tmp_path / 'old'}", *["-m"][: place == "sweep"])
     assert code == 1
     assert f"{kept.parent} already holds a run" in error
     assert list(kept.parent.iterdir()) == [kept]
     assert kept.read_text() == "{}"
 
 
-def test_a_directory_that_a_config_names_is_left_alone_too(told, tmp_path):
+def test_a_directory_named_in_a_config_is_left_alone_too(run_main, tmp_path):
     config = tmp_path / "conf" / "experiment" / "mine.yaml"
     config.parent.mkdir(parents=True)
     config.write_text(f"# @package _global_\nhydra: {{run: {{dir: {tmp_path / 'old'}}}}}\n")
     kept = tmp_path / "old" / "result.json"
     kept.parent.mkdir()
     kept.write_text("{}")
-    code, error = told("--config-dir", str(config.parent.parent), "+experiment=mine")
+    code, error = run_main("--config-dir", str(config.parent.parent), "+experiment=mine")
     assert code == 1
     assert "already holds a run" in error
     assert kept.read_text() == "{}"
 
 
-def test_a_mistake_does_not_delete_what_the_user_put_there(told, tmp_path):
+def test_a_mistake_does_not_delete_files_of_the_user(run_main, tmp_path):
     own = tmp_path / "run" / "notes.txt"
     own.parent.mkdir()
     own.write_text("mine")
-    told("model.ratio=0", f"hydra.run.dir={own.parent}")
+    run_main("model.ratio=0", f"hydra.run.dir={own.parent}")
     assert list(own.parent.iterdir()) == [own]
 
 
-def test_with_and_without_plus_compose_the_same(cli):
-    said = [cli(f"{form}model=se_resnet50", "--cfg", "job").stdout for form in ("", "+")]
-    assert said[0] == said[1]
-    assert "depth: 50" in said[0]
+def test_a_group_composes_the_same_with_and_without_a_plus(cli):
+    composed = [cli(f"{form}model=se_resnet50", "--cfg", "job").stdout for form in ("", "+")]
+    assert composed[0] == composed[1]
+    assert "depth: 50" in composed[0]
 
 
-def test_a_target_of_ones_own_may_have_keys_of_its_own(cli):
+def test_a_custom_target_may_have_other_keys(cli):
     cli(
         "optimizer._target_=torch.optim.Adam",
         "~optimizer.momentum",

@@ -1,4 +1,4 @@
-"""A process ends with the one that started it."""
+"""Child processes exit with their parent."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from se_lightning.cli import process
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is specific to Linux")
 @pytest.mark.parametrize("variable", [ranks.CHILD, "LOCAL_RANK"])
-def test_a_process_of_ours_ends_with_its_parent(variable):
+def test_a_child_process_exits_with_its_parent(variable):
     child = f"import os; os.environ['{variable}'] = '1'; from se_lightning.cli import process; "
     child += (
         "process.die_with_parent(); print(os.getpid(), flush=True); import time; time.sleep(60)"
@@ -34,7 +34,7 @@ def test_a_process_of_ours_ends_with_its_parent(variable):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is specific to Linux")
-def test_a_process_whose_parent_died_before_it_could_ask_ends_too():
+def test_a_child_process_exits_if_its_parent_died_first():
     """The parent is killed between the start of the child and its prctl."""
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(1)\n"
     child += "from se_lightning.cli import process; process.die_with_parent()\n"
@@ -55,8 +55,8 @@ os.kill(os.getpid(), 9)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is specific to Linux")
 @pytest.mark.parametrize("starter", ["none", "parent", "grandparent"])
-def test_a_process_whose_starter_lives_goes_on(starter):
-    """Also where another process stands between, as joblib's workers do."""
+def test_a_process_continues_while_its_starter_lives(starter):
+    """Also with another process in between, such as a joblib worker."""
     pids = {"none": "", "parent": str(os.getpid()), "grandparent": str(os.getppid())}
     code = "from se_lightning.cli import process; process.die_with_parent(); print('alive')"
     environment = {**os.environ, "LOCAL_RANK": "1", process._STARTER: pids[starter]}

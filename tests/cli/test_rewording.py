@@ -1,4 +1,4 @@
-"""No decision depends on the words of a message: with every message replaced, all are the same."""
+"""No decision depends on the wording of a message: replacing every message changes nothing."""
 
 import os
 
@@ -50,7 +50,7 @@ class Replaced(BaseException):
     """Raised in place of replacing the process."""
 
 
-def test_a_lack_of_memory_restarts_the_run(reworded, told, short, monkeypatch):
+def test_running_out_of_memory_restarts_the_run(reworded, run_main, short, monkeypatch):
     commands = []
 
     def execve(path, command, environment):
@@ -60,15 +60,15 @@ def test_a_lack_of_memory_restarts_the_run(reworded, told, short, monkeypatch):
     monkeypatch.setattr(os, "execve", execve)
     monkeypatch.setattr(os, "set_inheritable", lambda *_: None)
     with pytest.raises(Replaced):
-        told(*short, *FAST, "on_oom=accumulate", "+callbacks.hungry={_target_:planted.Hungry}")
+        run_main(*short, *FAST, "on_oom=accumulate", "+callbacks.hungry={_target_:planted.Hungry}")
     ((*_, command),) = [commands]
     assert {"data.batch_size=32", "trainer.accumulate_grad_batches=2"} <= set(command)
 
 
 @pytest.mark.parametrize("kind", ["user_error", "bug", "non_finite"])
-def test_a_failure_is_recorded_by_its_kind(reworded, told, short, tmp_path, result, kind):
+def test_a_failure_is_recorded_by_its_kind(reworded, run_main, short, tmp_path, result, kind):
     node = f"+callbacks.broken={{_target_:planted.Broken,kind:{kind}}}"
-    code, error = told(*short, *FAST, node, "resume=null", "on_oom=accumulate")
+    code, error = run_main(*short, *FAST, node, "resume=null", "on_oom=accumulate")
     assert code == 1
     assert ("Traceback" in error) == (kind == "bug")
     kept = list(tmp_path.rglob("result.json"))
@@ -78,12 +78,12 @@ def test_a_failure_is_recorded_by_its_kind(reworded, told, short, tmp_path, resu
         assert kept == []  # a user error before the first step leaves nothing
 
 
-def test_the_failure_of_another_rank_restarts_the_run_by_its_kind(tmp_path, monkeypatch):
+def test_the_failure_of_another_rank_keeps_its_kind_and_details(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     details = {"size": "data.batch_size=64", "changes": ["data.batch_size=32"]}
     record = {"status": "failed", "rank": 1, "error": "XXX", "kind": "out_of_memory"}
     folder.write_result(record | {"details": details})
     monkeypatch.setattr(rank_failures, "_watch", type("W", (), {"leave_to_main": lambda _: None})())
-    first = rank_failures.blame(KeyError("what follows"), folder)
+    first = rank_failures.blame(KeyError("a consequence"), folder)
     assert Failure.of(first).kind == "out_of_memory"
     assert Failure.of(first).details == details

@@ -1,4 +1,4 @@
-"""Runs of several ranks: all ways to start them train the same net; one that dies ends it."""
+"""Runs with several ranks: every launcher trains the same network; a dying rank ends the run."""
 
 import contextlib
 import os
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-LIMIT = 30  # seconds from a rank's death to the end of the job, the issue's figure
-# Fails on one rank at one hook, in one way; says when.
+LIMIT = 30  # seconds from the death of a rank to the end of the job
+# Fails on one rank, in one hook, in one way, and records the time.
 BREAKER = """
 import os, pathlib, signal, time
 import torch
@@ -36,7 +36,7 @@ class Breaker(Callback):
 
     def break_off(self, *_, **__):
         if int(os.environ.get("LOCAL_RANK", 0)) != self.rank:
-            if self.others == "wait":  # as in a collective of NCCL's, which no dead peer ends
+            if self.others == "wait":  # as in an NCCL collective, which a dead peer does not end
                 time.sleep(1000)
             return
         pathlib.Path(os.environ["BROKE_AT"]).write_text(str(time.time()))
@@ -49,21 +49,21 @@ class Breaker(Callback):
         time.sleep(1000)
 """
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-OURS = [sys.executable, "-m", "se_lightning"]
+MODULE = [sys.executable, "-m", "se_lightning"]
 
 
 def processes(folder: Path) -> list[int]:
-    """Return the processes that have the folder in their command line."""
+    """Return the ids of the processes that have the folder in their command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # it has exited meanwhile
             if str(folder).encode() in path.read_bytes():
                 found.append(int(path.parent.name))
     return found
 
 
 def end_of_all(folder: Path, limit: float) -> float | None:
-    """Wait for the end of all processes, and return when it was; kill those that outlive it."""
+    """Wait until all processes have exited and return the time; kill those that take too long."""
     end = time.time() + limit
     while time.time() < end:
         if not processes(folder):
@@ -76,11 +76,11 @@ def end_of_all(folder: Path, limit: float) -> float | None:
 
 @pytest.fixture
 def broken(tmp_path, short):
-    """Start a run of two ranks that breaks; return it, and the place of the time when it did."""
+    """Start a run of two ranks that fails; return it and the file that records when."""
     (tmp_path / "breaker.py").write_text(BREAKER)
     broke_at = tmp_path / "broke_at"
 
-    def start(rank, hook, way, others="go", *, command=OURS, more=()):
+    def start(rank, hook, way, others="go", *, command=MODULE, more=()):
         breaker = f"_target_: breaker.Breaker, rank: {rank}, hook: {hook}, way: {way}"
         arguments = ["trainer.devices=2", *short, "logger=csv", "callbacks=checkpoint", *more]
         arguments += [f"+callbacks.breaker={{{breaker}, others: {others}}}"]
@@ -102,7 +102,7 @@ def broken(tmp_path, short):
 
 
 def wait_for(path: Path, started: subprocess.Popen) -> float:
-    """Return the time that stands in a file, once it is there."""
+    """Wait for a file with a time and return the time."""
     while not (path.exists() and path.read_text()):
         assert started.poll() is None, "the run ended before it broke"
         time.sleep(0.05)
@@ -129,7 +129,7 @@ MISTAKE = r"se_lightning: error: rank 1: rank 1 is mistaken\."
 KILLED = r"se_lightning: error: rank 1 was killed by signal 9 \(SIGKILL\): the kernel does .*"
 
 
-def test_the_words_of_the_rank_that_failed_are_the_last_ones(tmp_path, broken, result):
+def test_the_error_of_the_failed_rank_is_printed_last(tmp_path, broken, result):
     last = KEY_ERROR.format(1, "rank 1: ")
     code, error = check_end(tmp_path, broken, 1, "on_train_batch_start", "raise", last=last)
     assert code == 1
@@ -148,7 +148,7 @@ def test_a_rank_that_dies_ends_the_job(rank, way, hook, tmp_path, broken, result
     words = KEY_ERROR.format(rank, "rank 1: " if rank else "")
     last = KILLED if way == "kill" else words
     code, _ = check_end(tmp_path, broken, rank, hook, way, last=last)
-    if code == 1:  # rank 0 was not killed, and says it
+    if code == 1:  # rank 0 was not killed and reports the failure
         assert result(tmp_path)["status"] == "failed"
     assert (code == 1) == (rank == 1 or way == "raise")
 
@@ -169,7 +169,9 @@ def test_a_rank_that_dies_ends_the_job(rank, way, hook, tmp_path, broken, result
     ],
     ids=str,
 )
-def test_no_stage_and_no_waiting_rank_keeps_a_broken_job_alive(arguments, last, tmp_path, broken):
+def test_a_failure_at_any_stage_ends_the_job_even_if_a_rank_waits(
+    arguments, last, tmp_path, broken
+):
     check_end(tmp_path, broken, *arguments, last=last)
 
 
@@ -188,15 +190,15 @@ def test_a_rank_that_cannot_even_start_ends_the_job(tmp_path, broken):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("hook", ["init", "on_train_batch_start", "write"])
-@pytest.mark.parametrize("starter", ["ours", "multirun", "torchrun"])
-def test_no_process_outlives_a_killed_starter(starter, hook, rank, tmp_path, broken):
-    """Before the rendezvous, in training, and in a save, with the other rank waiting for ever."""
+@pytest.mark.parametrize("starter", ["lightning", "multirun", "torchrun"])
+def test_no_process_outlives_a_killed_launcher(starter, hook, rank, tmp_path, broken):
+    """Before the rendezvous, in training and in a save, with the other rank waiting forever."""
     if hook == "write" and rank == 1:
         pytest.skip("rank 1 writes no checkpoint")
     command = [*TORCHRUN, "--standalone", "--nproc_per_node=2", "-m", "se_lightning"]
     started, broke_at = broken(
         *(rank, hook, "wait", "go"),
-        command=command if starter == "torchrun" else OURS,
+        command=command if starter == "torchrun" else MODULE,
         more=("-m", f"hydra.sweep.dir={tmp_path}/sweep") if starter == "multirun" else (),
     )
     wait_for(broke_at, started)
@@ -253,8 +255,8 @@ def run_all(commands: list[tuple[list[str], dict[str, str]]], folder: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks_per_node", [1, 2])
-def test_every_way_to_start_ranks_trains_the_same_net(ranks_per_node, tmp_path, short, result):
-    """Two torchrun agents on loopback are two nodes to all that runs under them."""
+def test_every_launcher_trains_the_same_network(ranks_per_node, tmp_path, short, result):
+    """Two torchrun agents on the loopback interface act as two nodes."""
     words = [*short, "logger=csv", "callbacks=checkpoint", "trainer.limit_train_batches=4"]
     ranks = 2 * ranks_per_node
     port = str(free_port())
@@ -271,7 +273,7 @@ def test_every_way_to_start_ranks_trains_the_same_net(ranks_per_node, tmp_path, 
     slurm = {"SLURM_NTASKS": str(ranks), "SLURM_NTASKS_PER_NODE": str(ranks), "SLURM_NNODES": "1"}
     slurm |= {"SLURM_JOB_ID": "4242", "SLURM_JOB_NAME": "x", "SLURM_NODELIST": "127.0.0.1"}
     slurm |= {"SLURM_NODEID": "0", "MASTER_PORT": str(free_port())}
-    one = [*OURS, *words, f"trainer.devices={ranks}"]
+    one = [*MODULE, *words, f"trainer.devices={ranks}"]
     tasks = [{**slurm, "SLURM_PROCID": str(n), "SLURM_LOCALID": str(n)} for n in range(ranks)]
     run_all([([*one, "hydra.run.dir=srun"], task) for task in tasks], tmp_path)
     run_all([([*one, "hydra.run.dir=one"], {})], tmp_path)

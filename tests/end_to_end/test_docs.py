@@ -1,6 +1,6 @@
 """Every command and Python block of README.md and docs/ runs; links, options and counts are right.
 
-`.ci/run` runs the two set-up lines of README.md literally.
+`.ci/run` runs the two set-up lines of README.md verbatim.
 """
 
 import itertools
@@ -83,7 +83,7 @@ ELSEWHERE = {
         "gates_into_a_plain_network.py",
     ),
     "wandb sweep": ("tests/cli/sweep/test_search.py", "sweep.yaml"),
-    "wandb login": ("tests/test_loggers.py", "WANDB_API_KEY"),  # which does the same
+    "wandb login": ("tests/test_loggers.py", "WANDB_API_KEY"),  # has the same effect
 }
 # Output of the Python blocks that contain the key: text on the console, or a file.
 SHOWN = {
@@ -106,7 +106,7 @@ PYTHON = list(dict.fromkeys(block for text in USE for block in blocks(text, "pyt
 
 @pytest.fixture
 def data(idx_root, write_idx, write_jpeg):
-    """Make a folder that has every data set; 200 images beside the 5,000 of validation."""
+    """Create a folder with every data set: 200 training images beside the 5,000 for validation."""
     generator = np.random.default_rng(0)
     write_idx(idx_root / "train-images-idx3-ubyte.gz", generator.integers(0, 256, (5200, 28, 28)))
     write_idx(idx_root / "train-labels-idx1-ubyte", np.arange(5200) % 10)
@@ -146,7 +146,7 @@ def test_the_commands_are_found():
     ],
 )
 @pytest.mark.timeout(600)
-def test_a_command_runs(command, cli, short, data, tmp_path):
+def test_each_command_runs(command, cli, short, data, tmp_path):
     places = {"RUN_DIR": "old", "SWEEP_DIR": "sweep", "=DIR": f"={data}", "=FILE": "=weights.pth"}
     for place, value in places.items():
         command = command.replace(place, value)
@@ -163,27 +163,27 @@ def test_a_command_runs(command, cli, short, data, tmp_path):
     if "old/" in command or "=old" in command:
         gate = "channel" if any(word.startswith("task=") for word in words) else "none"
         cli(*short, "hydra.run.dir=old", "logger=csv", f"model.gate={gate}")
-    ends = () if "--help" in words or "sweep" in words[-1] else short
-    ends += ("jobs.trials=2",) * ("jobs.trials=20" in words)
+    extra = () if "--help" in words or "sweep" in words[-1] else short
+    extra += ("jobs.trials=2",) * ("jobs.trials=20" in words)
     if "task=benchmark_data" in words:
-        ends = ("task.rounds=1", "task.seconds=0")
+        extra = ("task.rounds=1", "task.seconds=0")
     elif "task=benchmark_excitation" in words:
-        ends = ("task.name=se_resnet20", "task.image_size=32", "task.pairs=2")
+        extra = ("task.name=se_resnet20", "task.image_size=32", "task.pairs=2")
     elif "ckpt_path=" in command and "task=" in command and "task=test" not in words:
-        ends = ("trainer.accelerator=cpu",)
+        extra = ("trainer.accelerator=cpu",)
     if "data=imagenet" in words and "task=shard" not in words:
-        ends += ("data.image_size=64", "data.batch_size=4", "data.eval_batch_size=4")
-    done = cli(*words[1:], *ends, command=start)
-    if "jobs." in command:  # the jobs write to files of their own
+        extra += ("data.image_size=64", "data.batch_size=4", "data.eval_batch_size=4")
+    done = cli(*words[1:], *extra, command=start)
+    if "jobs." in command:  # jobs write to separate files
         assert "summary.md" in done.stdout
         assert "failed" not in done.stdout
-    elif ends:
+    elif extra:
         trains = not any(word.startswith("task=") for word in words) or "task=test" in words
         assert ("test accuracy" if trains else "run directory") in done.stdout
 
 
 def commands(text: str) -> set[str]:
-    """Return the shell commands in code spans and bash blocks, without those of the recipes."""
+    """Return the shell commands in code spans and bash blocks, except those of the recipes."""
     text = text.partition("## Recipes")[0]
     lines = [line for block in blocks(text, "bash") for line in block.splitlines()]
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -194,7 +194,7 @@ def commands(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_is_run_by_a_test_or_by_ci(page):
+def test_every_command_is_run_by_a_test_or_in_ci(page):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     set_up = {part for block in blocks(README, "bash") for part in block.strip().split(" && ")}
     for command in commands(PAGES[page]) - {*COMMANDS, *set_up}:
@@ -208,7 +208,7 @@ def test_every_command_is_run_by_a_test_or_by_ci(page):
 
 
 def config_keys() -> dict[str, set[str]]:
-    """Return the keys of each config group, those of all its options together."""
+    """Return the keys of each config group, over all of its options."""
     keys: dict[str, set[str]] = {}
     for path in (ROOT / "conf").glob("*/**/*.yaml"):
         group = path.relative_to(ROOT / "conf").parts[0]
@@ -232,7 +232,7 @@ def test_every_option_exists(page):
             assert key or not value or not options or value in options, span
 
 
-def test_the_table_of_networks_has_every_name_and_its_counts():
+def test_the_table_of_networks_has_every_name_and_correct_counts():
     rows = re.findall(r"^\| (`se.*?) \| `(\w+)` \| ([\d,]+) \|$", PAGES["docs/networks.md"], re.M)
     named = set()
     for family, example, count in rows:
@@ -240,9 +240,9 @@ def test_the_table_of_networks_has_every_name_and_its_counts():
         for word in re.findall(r"`([^`]+)`", family):
             found = re.fullmatch(r"([a-z_0-9]*?)(?:\{(.*)\})?", word)
             stem = found[1] if found[1].startswith("se") else stem
-            ends = found[2].split(",") if found[2] else [""]
+            suffixes = found[2].split(",") if found[2] else [""]
             first = stem if found[1].startswith("se") else re.sub(r"\d+$", "", stem) + found[1]
-            named |= {first + end for end in ends}
+            named |= {first + suffix for suffix in suffixes}
         with torch.device("meta"):
             model = create_model(example)
         assert sum(p.numel() for p in model.parameters()) == int(count.replace(",", "")), example
@@ -267,7 +267,7 @@ def test_readme_has_at_most_150_lines():
 
 
 def slugs(text: str) -> set[str]:
-    """Return the anchors that GitHub makes of the headings."""
+    """Return the anchors that GitHub generates for the headings."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     heads = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
@@ -288,7 +288,7 @@ def test_every_relative_link_and_picture_exists(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_file_of_the_repository_that_is_named_exists(page):
+def test_every_repository_file_named_in_the_docs_exists(page):
     text = PAGES[page].partition("## Recipes")[0]
     file = r"[\w/]*\w\.(?:py|yaml|toml|cff)|(?:se_lightning|tests|conf|cli|callbacks)/[\w/]*"
     for span in re.findall(r"`([^`\n]+)`", text):
@@ -303,7 +303,7 @@ def test_readme_links_every_page_of_docs_and_docs_use_every_picture():
         assert any(f"{picture.name})" in text for text in USE), picture
 
 
-def test_the_diagram_of_the_floors_is_that_of_the_floor_tests():
+def test_the_diagram_of_the_floors_matches_the_floor_tests():
     floors = runpy.run_path(str(ROOT / "tests" / "test_floors.py"))["FLOORS"]
     diagram = re.findall(r'f(\d)\["([^"]+)"\]', blocks(PAGES["docs/architecture.md"], "mermaid")[0])
     assert {int(n): set(rooms.split(", ")) for n, rooms in diagram} == dict(enumerate(floors))
@@ -328,6 +328,6 @@ def test_citation_and_changelog_have_the_version():
     assert f"## {version} - " in PAGES["CHANGELOG.md"]
 
 
-def test_figures_that_belong_together_agree():
+def test_the_accuracy_of_the_pictured_run_is_the_same_on_every_page():
     for page in ("README.md", "docs/gates.md", "docs/performance.md"):
         assert "92.94 %" in PAGES[page]  # the run that the pictures show

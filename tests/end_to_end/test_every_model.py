@@ -32,7 +32,7 @@ FAST = (
 
 
 def shape_of(name: str) -> tuple[int, int, int]:
-    """Return classes, channels and side of the images that a network is published for."""
+    """Return the classes, channels and pixels per side that a network is published for."""
     classes = inspect.signature(getattr(models, name)).parameters["num_classes"].default
     if name in ("se_simple", "se_simple_residual", "se_nested"):
         return classes, 1, 28
@@ -45,7 +45,7 @@ def shape_of(name: str) -> tuple[int, int, int]:
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in list_models()]
 )
-def test_two_batches_from_the_command_line(name, tmp_path, monkeypatch, result):
+def test_a_network_trains_two_batches_from_the_command_line(name, tmp_path, monkeypatch, result):
     classes, channels, size = shape_of(name)
     monkeypatch.chdir(tmp_path)
     arguments = (

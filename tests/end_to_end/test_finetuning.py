@@ -1,4 +1,4 @@
-"""Published weights, gates in other networks, and frozen parts, from the command line."""
+"""Fine-tuning from the command line: published weights, inserted gates and frozen parts."""
 
 import re
 import sys
@@ -37,7 +37,9 @@ def test_gates_are_trained_into_a_plain_network(cli, short, tmp_path, result):
     ("library", "rule", "gates"),
     [("torchvision", "residual", 8), pytest.param("timm", "stages", 4, marks=pytest.mark.slow)],
 )
-def test_another_librarys_network_with_gates(cli, short, tmp_path, result, library, rule, gates):
+def test_gates_are_trained_in_a_network_of_another_library(
+    cli, short, tmp_path, result, library, rule, gates
+):
     network = [f"model={library}", "model.name=resnet18", f"model.add_gates={rule}"]
     cli(*short, *network, "model.ratio=8", "logger=csv", "hydra.run.dir=run", "data.batch_size=8")
     found = result(tmp_path / "run")
@@ -50,7 +52,7 @@ def test_another_librarys_network_with_gates(cli, short, tmp_path, result, libra
     assert tested["parameters"] == found["parameters"]
 
 
-def test_published_weights_from_the_command_line(cli, short, tmp_path):
+def test_published_weights_are_loaded_from_the_command_line(cli, short, tmp_path):
     torch.save(timm.create_model("seresnet18", in_chans=1).state_dict(), tmp_path / "timm.pth")
     done = cli(
         *short, "model=se_resnet18", "model.divisor=8", "model.weights=timm.pth",
@@ -84,10 +86,10 @@ def test_published_weights_from_the_command_line(cli, short, tmp_path):
         (["model=torchvision", "model.name=resnet18", "model.placement=pre"], "model.placement"),
     ],
 )
-def test_a_mistake_is_one_message(told, tmp_path, arguments, message):
+def test_a_mistake_gets_one_message(run_main, tmp_path, arguments, message):
     (tmp_path / "page.pth").write_text("<html>sign in</html>")
     torch.save(timm.create_model("seresnet18").state_dict(), tmp_path / "other.pth")
-    code, error = told(*arguments)
+    code, error = run_main(*arguments)
     assert code == 1
     assert "Traceback" not in error
     assert message in error.rstrip().rpartition("se_lightning: error: ")[2]
@@ -109,7 +111,7 @@ def test_the_example_runs(cli, short):
 @pytest.mark.parametrize(
     ("weights", "ckpt_path", "warned"), [(None, None, 1), ("a.pth", None, 0), (None, "a.ckpt", 0)]
 )
-def test_random_weights_that_are_frozen_are_told(weights, ckpt_path, warned, caplog):
+def test_freezing_random_weights_causes_a_warning(weights, ckpt_path, warned, caplog):
     model = {"freeze": "backbone", "weights": weights}
     train._check_beginning(OmegaConf.create({"model": model, "ckpt_path": ckpt_path}))
     assert caplog.text.count("model.freeze=backbone freezes randomly initialized weights") == warned

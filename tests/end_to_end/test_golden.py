@@ -1,8 +1,8 @@
-"""A run directory of version 0.1.0, killed after 3 of 5 epochs, is still read by today's code.
+"""A run directory of version 0.1.0, killed after 3 of 5 epochs, can still be read.
 
 ``golden/se_simple_run.tar.xz`` was written by commit 3d54006 with ``model=se_simple
 trainer.accelerator=cpu logger=csv optimizer.lr=0.02 trainer.max_epochs=5 model.ratio=4
-data.num_workers=0`` and SIGKILL. The figures below are those of the same command left alone.
+data.num_workers=0`` and SIGKILL. The figures below are those of the same command without the kill.
 """
 
 import csv
@@ -34,7 +34,7 @@ def test_the_checkpoint_loads_in_python(run_dir):
         assert torch.equal(tensor, saved["state_dict"][name])
 
 
-def test_the_checkpoint_is_tested(run_dir, cli, result, tmp_path):
+def test_the_checkpoint_can_be_tested(run_dir, cli, result, tmp_path):
     path = run_dir / "checkpoints" / "best.ckpt"
     cli("task=test", f"ckpt_path={path}", "logger=csv", "hydra.run.dir=tested")
     found = result(tmp_path / "tested")
@@ -45,9 +45,9 @@ def test_the_checkpoint_is_tested(run_dir, cli, result, tmp_path):
     assert 0.5 < found["metrics"]["test/loss"] < 1.5 * min(losses)
 
 
-def test_the_run_resumes_to_the_figures_of_the_unbroken_one(run_dir, cli, result):
+def test_the_resumed_run_matches_an_uninterrupted_one(run_dir, cli, result):
     cli(f"resume={run_dir}")
     found = result(run_dir)
     assert (found["status"], found["epochs"], found["steps"]) == ("completed", 5, 100)
-    for name, value in WHOLE.items():  # not to the last bit: another processor rounds otherwise
+    for name, value in WHOLE.items():  # not bit for bit: rounding depends on the processor
         assert found["metrics"][name] == pytest.approx(value, rel=1e-3), name

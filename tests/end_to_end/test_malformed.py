@@ -1,4 +1,4 @@
-"""Malformed input: each ends in one message that names it, at once, and leaves nothing behind."""
+"""Malformed input: each case ends at once with one message that names it, and leaves no files."""
 
 import pickle
 import random
@@ -15,7 +15,7 @@ from pytorch_lightning import Trainer
 
 from se_lightning import DigitsDataModule, SEResNetModule
 
-# A run that would end soon, if what is wrong were not noticed.
+# Keeps the run short in case a mistake goes unnoticed.
 BRIEF = (
     "trainer.max_epochs=1",
     "trainer.limit_train_batches=1",
@@ -25,7 +25,7 @@ BRIEF = (
     "callbacks=none",
 )
 
-# Arguments, parted by |, and what the message must say.
+# Arguments, separated by |, and the expected part of the message.
 KINDS = {
     "trainer.devices=1.5": "trainer: `devices` (=1.5) must be",
     "trainer.devices=true": "trainer: `devices` (=True) must be",
@@ -172,46 +172,46 @@ GRAMMAR = {
 
 
 @pytest.fixture
-def ends_well(told, tmp_path):
-    """Run arguments, and hold what comes of them against what the user must get."""
+def check_refusal(run_main, tmp_path):
+    """Run a command; check that it ends with one message and leaves no files."""
 
     def check(arguments, words, kept=()):
         before = {path for path in tmp_path.rglob("*") if path.is_file()}
-        code, error = told(*arguments)
+        code, error = run_main(*arguments)
         _, found, last = error.rstrip().rpartition("se_lightning: error: ")
         assert code == 1
         assert found
         assert words in last
         assert "Traceback" not in error
         after = {p for p in tmp_path.rglob("*") if p.is_file() and p.name not in (".lock", *kept)}
-        after -= set((tmp_path / "cache").rglob("*"))  # of the data's files; it stays right
+        after -= set((tmp_path / "cache").rglob("*"))  # the index of data files stays valid
         assert after <= before
 
     return check
 
 
 @pytest.mark.parametrize("row", [*KINDS, *RANGES], ids=lambda row: row[:50])
-def test_a_wrong_value_is_named(ends_well, row):
+def test_a_wrong_value_is_named(check_refusal, row):
     brief = [a for a in BRIEF if a.partition("=")[0] not in row and "callbacks." not in row]
     scheduler = [] if "lr_scheduler" in row else ["lr_scheduler=constant"]
-    ends_well([*brief, *scheduler, *row.split("|")], (KINDS | RANGES)[row])
+    check_refusal([*brief, *scheduler, *row.split("|")], (KINDS | RANGES)[row])
 
 
 @pytest.mark.parametrize("row", NODES, ids=lambda row: row[:50])
-def test_a_wrong_node_is_named(ends_well, row):
+def test_a_wrong_node_is_named(check_refusal, row):
     fit = "task=" not in row
     short = [*BRIEF[:-1], "lr_scheduler=constant"] if fit else []
-    ends_well([*short, *row.split("|")], NODES[row])
+    check_refusal([*short, *row.split("|")], NODES[row])
 
 
 @pytest.mark.parametrize("row", GRAMMAR, ids=lambda row: ascii(row[:40]))
-def test_what_hydra_cannot_read_is_said_by_hydra_in_one_message(ends_well, row):
-    ends_well(row.split("|"), GRAMMAR[row])
+def test_a_syntax_error_gets_one_message_from_hydra(check_refusal, row):
+    check_refusal(row.split("|"), GRAMMAR[row])
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A checkpoint of one step."""
+    """Save a checkpoint after one step."""
     folder = tmp_path_factory.mktemp("trained")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -227,7 +227,7 @@ def trained(tmp_path_factory):
 
 
 class Code:
-    """A pickle that makes a file where it is loaded."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -241,7 +241,7 @@ def cut(content, size):
 
 
 def flip(content, where):
-    """Change four bytes, of a tensor as a rule: torch alone would load them."""
+    """Invert four bytes, usually of a tensor; torch alone would load the file."""
     changed = bytearray(content)
     changed[where : where + 4] = bytes(255 - byte for byte in changed[where : where + 4])
     return bytes(changed)
@@ -268,11 +268,11 @@ BYTES = {
     "noise": (lambda _: random.Random(0).randbytes(5000), "not a checkpoint, or is damaged"),
     "a pickle": (lambda _: pickle.dumps({"state_dict": 3}), "bad.ckpt"),
     "code": (lambda _: pickle.dumps(Code("ran")), "bad.ckpt"),
-    "a safetensors header too long": (
+    "a safetensors header that is too long": (
         lambda _: struct.pack("<Q", 1 << 60) + b'{"a":1}',
         "(safetensors: ",
     ),
-    "a safetensors header that is none": (
+    "an invalid safetensors header": (
         lambda _: struct.pack("<Q", 20) + b'{"a": not json      }',
         "(safetensors: ",
     ),
@@ -281,18 +281,18 @@ BYTES = {
 
 @pytest.mark.parametrize("use", ["task=fit|ckpt_path=", "task=test|ckpt_path=", "model.weights="])
 @pytest.mark.parametrize("kind", BYTES)
-def test_a_damaged_file_is_named(ends_well, trained, tmp_path, kind, use):
+def test_a_damaged_file_is_named(check_refusal, trained, tmp_path, kind, use):
     change, words = BYTES[kind]
     path = tmp_path / "bad.ckpt"
     path.write_bytes(change(trained.read_bytes()))
     if use == "model.weights=" and kind == "a wrong byte":
-        pytest.skip("others' files may lack checksums; what torch takes is taken")
-    ends_well(f"{use}{path}".split("|"), words)
+        pytest.skip("files of other programs may lack checksums")
+    check_refusal(f"{use}{path}".split("|"), words)
     assert not (tmp_path / "ran").exists()
 
 
 def put(*keys_and_value):
-    """Return a change of the checkpoint: an entry at these keys."""
+    """Return a function that sets a checkpoint's entry at these keys."""
     *keys, last, value = keys_and_value
 
     def change(checkpoint):
@@ -322,18 +322,18 @@ HYPER, DATA = "hyper_parameters", "datamodule_hyper_parameters"
 ENTRIES = {
     "fit": {
         "no state_dict": (drop("state_dict"), "but not a Lightning checkpoint"),
-        "state_dict a list": (put("state_dict", []), "`state_dict`"),
+        "state_dict as list": (put("state_dict", []), "`state_dict`"),
         "state_dict of numbers": (put("state_dict", "a", 3), "`state_dict`"),
         "state_dict without names": (put("state_dict", 3, torch.zeros(1)), "`state_dict`"),
         "an empty state_dict": (put("state_dict", {}), "parameters differ"),
         "another shape": (put("state_dict", "backbone.conv1.weight", torch.zeros(2)), "conv1"),
-        "nobody's": (drop("se_lightning"), "not written by a module of se_lightning"),
-        "se_lightning a text": (put("se_lightning", "x"), "`se_lightning`"),
-        "structure a text": (put("se_lightning", "structure", "x"), "`structure`"),
-        "folded a list": (put("se_lightning", "folded", [1]), "`folded`"),
+        "of another program": (drop("se_lightning"), "not written by a module of se_lightning"),
+        "se_lightning as text": (put("se_lightning", "x"), "`se_lightning`"),
+        "structure as text": (put("se_lightning", "structure", "x"), "`structure`"),
+        "folded as list": (put("se_lightning", "folded", [1]), "`folded`"),
         "folded elsewhere": (put("se_lightning", "folded", {"a": "constant"}), "no gate here"),
         "no optimizer": (drop("optimizer_states"), "no optimizer"),
-        "optimizer a text": (put("optimizer_states", "x"), "`optimizer_states`"),
+        "optimizer as text": (put("optimizer_states", "x"), "`optimizer_states`"),
         "optimizer of nothing": (put("optimizer_states", []), "`optimizer_states`"),
         "optimizer without groups": (drop("optimizer_states", 0, "param_groups"), "`optimizer_s"),
         "optimizer of other shapes": (first_state, "`optimizer_states`"),
@@ -344,10 +344,10 @@ ENTRIES = {
         "callbacks garbage": (put("callbacks", {"x": 3}), "`callbacks`"),
         "no epoch": (drop("epoch"), "`epoch`"),
         "no version": (drop("pytorch-lightning_version"), "`pytorch-lightning_version`"),
-        "no version's number": (put("pytorch-lightning_version", "abc"), "abc"),
+        "an invalid version": (put("pytorch-lightning_version", "abc"), "abc"),
     },
     "test": {
-        "module a number": (put("se_lightning", "module", 3), "`module`"),
+        "module as number": (put("se_lightning", "module", 3), "`module`"),
         "no module": (drop("se_lightning", "module"), "was written by None"),
         "another module": (
             put("se_lightning", "module", "SEDenseNetModule"),
@@ -355,16 +355,16 @@ ENTRIES = {
         ),
         "no such module": (put("se_lightning", "module", "Nope"), "was written by Nope"),
         "a foreign datamodule": (put("se_lightning", "datamodule", "Nope"), "trained on Nope"),
-        "datamodule a list": (put("se_lightning", "datamodule", [1]), "was trained on [1]"),
-        "hyper-parameters a text": (put(HYPER, "abc"), f"`{HYPER}`"),
-        "hyper-parameters None": (put(HYPER, None), f"`{HYPER}`"),
+        "datamodule as list": (put("se_lightning", "datamodule", [1]), "was trained on [1]"),
+        "hyper-parameters as text": (put(HYPER, "abc"), f"`{HYPER}`"),
+        "hyper-parameters as None": (put(HYPER, None), f"`{HYPER}`"),
         "no hyper-parameters": (drop(HYPER), "Cannot rebuild the SEResNetModule"),
         "unknown hyper-parameters": (put(HYPER, "nope", 3), "no option `nope`"),
         "hyper-parameters without names": (put(HYPER, 3, 4), f"`{HYPER}`"),
         "wrong hyper-parameters": (put(HYPER, "depth", "x"), "There is no SE-ResNet of depth 'x'"),
         "hyper-parameters of another net": (put(HYPER, "ratio", 8), "Cannot rebuild the SERes"),
-        "data's a text": (put(DATA, "x"), f"`{DATA}`"),
-        "data's unknown": (put(DATA, "nope", 3), "'nope'"),
+        "data's hyper-parameters as text": (put(DATA, "x"), f"`{DATA}`"),
+        "data's unknown hyper-parameters": (put(DATA, "nope", 3), "'nope'"),
         "a list": (lambda _: [1], "but not a Lightning checkpoint"),
         "a tensor": (lambda _: torch.zeros(2), "but not a Lightning checkpoint"),
     },
@@ -372,21 +372,21 @@ ENTRIES = {
 
 
 @pytest.mark.parametrize(("task", "kind"), [(t, k) for t, kinds in ENTRIES.items() for k in kinds])
-def test_a_checkpoint_that_no_run_has_written_is_named(ends_well, trained, tmp_path, task, kind):
+def test_a_checkpoint_with_wrong_entries_is_named(check_refusal, trained, tmp_path, task, kind):
     change, words = ENTRIES[task][kind]
     checkpoint = torch.load(trained, weights_only=True)
     changed = change(checkpoint)
     path = tmp_path / "bad.ckpt"
     torch.save(checkpoint if changed is None else changed, path)
-    ends_well([f"task={task}", f"ckpt_path={path}"], words)
+    check_refusal([f"task={task}", f"ckpt_path={path}"], words)
 
 
-def test_a_zip_with_code_is_refused_and_nothing_runs(ends_well, tmp_path):
+def test_a_zip_with_code_is_refused_and_not_executed(check_refusal, tmp_path):
     path, ran = tmp_path / "bad.ckpt", tmp_path / "ran"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", pickle.dumps(Code(ran)))
         file.writestr("archive/version", "3")
-    ends_well(["task=test", f"ckpt_path={path}"], str(path))
+    check_refusal(["task=test", f"ckpt_path={path}"], str(path))
     assert not ran.exists()
 
 
@@ -402,11 +402,11 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_broken_config_file_is_named(ends_well, tmp_path, name):
+def test_a_broken_config_file_is_named(check_refusal, tmp_path, name):
     text, words = CONFIGS[name]
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / f"{name}.yaml").write_text(text)
-    ends_well(["--config-dir", str(tmp_path / "conf"), "--config-name", name], words)
+    check_refusal(["--config-dir", str(tmp_path / "conf"), "--config-name", name], words)
     assert not (tmp_path / "ran").exists()
 
 
@@ -421,11 +421,11 @@ EXPERIMENTS = {
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_a_broken_experiment_is_named(ends_well, tmp_path, name):
+def test_a_broken_experiment_is_named(check_refusal, tmp_path, name):
     text, words = EXPERIMENTS[name]
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}")
-    ends_well(["--config-dir", str(tmp_path), f"experiment={name}"], words)
+    check_refusal(["--config-dir", str(tmp_path), f"experiment={name}"], words)
 
 
 def huge_png():
@@ -437,9 +437,9 @@ def huge_png():
     )
 
 
-# What a run that has begun leaves: its data turned out to be bad.
-BEGUN = ("config.yaml", "hydra.yaml", "overrides.yaml", "result.json", "se_lightning.log")
-BEGUN += ("hparams.yaml", "metrics.csv")
+# Files of a run that has started before its data turns out to be malformed.
+STARTED = ("config.yaml", "hydra.yaml", "overrides.yaml", "result.json", "se_lightning.log")
+STARTED += ("hparams.yaml", "metrics.csv")
 IMAGES = {
     "empty": (lambda _: b"", "empty file"),
     "cut": (lambda content: content[: len(content) // 2], "cannot be read"),
@@ -451,27 +451,27 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_an_image_that_cannot_be_read_is_named(ends_well, image_root, kind):
+def test_an_image_that_cannot_be_read_is_named(check_refusal, image_root, kind):
     change, words = IMAGES[kind]
     for path in (image_root / "train").rglob("*.jpg"):  # any of them may come first
         path.write_bytes(change(path.read_bytes()))
     data = ("data=image_folder", f"data.root={image_root}", "data.num_workers=0")
     sizes = ("data.image_size=32", "data.batch_size=4", "lr_scheduler=constant", "logger=csv")
-    ends_well(
+    check_refusal(
         [*data, *sizes, *BRIEF[:1], *BRIEF[3:], "trainer.num_sanity_val_steps=0"],
         words,
-        kept=BEGUN,
+        kept=STARTED,
     )
 
 
-def test_odd_images_are_read(told, image_root):
+def test_unusual_images_are_read(run_main, image_root):
     one, two, three, *_ = sorted((image_root / "train").rglob("*.jpg"))
     Image.new("CMYK", (40, 30)).save(one, "JPEG")
     Image.new("RGB", (1, 1)).save(two, "JPEG")
-    Image.new("L", (30, 40)).save(three, "PNG")  # by another name
+    Image.new("L", (30, 40)).save(three, "PNG")  # with the wrong suffix
     data = ("data=image_folder", f"data.root={image_root}", "data.num_workers=0")
     sizes = ("data.image_size=32", "data.batch_size=12", "lr_scheduler=constant")
-    code, error = told(*data, *sizes, BRIEF[0], *BRIEF[2:])
+    code, error = run_main(*data, *sizes, BRIEF[0], *BRIEF[2:])
     assert code == 0, error
 
 
@@ -491,17 +491,19 @@ TREES = {
 
 
 @pytest.mark.parametrize("kind", TREES)
-def test_folders_that_are_no_data_set_are_named(ends_well, tmp_path, kind):
+def test_folders_that_are_not_a_data_set_are_named(check_refusal, tmp_path, kind):
     names, words = TREES[kind]
     (tmp_path / "data").mkdir()
     folders(tmp_path / "data", *names)
-    ends_well(["data=image_folder", f"data.root={tmp_path / 'data'}", "data.image_size=32"], words)
+    check_refusal(
+        ["data=image_folder", f"data.root={tmp_path / 'data'}", "data.image_size=32"], words
+    )
 
 
 @pytest.mark.parametrize("data", ["mnist", "cifar10", "image_folder", "imagenet"])
-def test_a_root_that_is_a_file_is_named(ends_well, tmp_path, data):
+def test_a_root_that_is_a_file_is_named(check_refusal, tmp_path, data):
     (tmp_path / "file").write_text("hello")
-    ends_well([f"data={data}", f"data.root={tmp_path / 'file'}"], str(tmp_path / "file"))
+    check_refusal([f"data={data}", f"data.root={tmp_path / 'file'}"], str(tmp_path / "file"))
 
 
 IDX = {
@@ -517,16 +519,16 @@ IDX = {
 
 
 @pytest.mark.parametrize("kind", IDX)
-def test_an_idx_file_that_is_wrong_is_named(ends_well, idx_root, kind):
+def test_a_malformed_idx_file_is_named(check_refusal, idx_root, kind):
     change, words = IDX[kind]
     path = idx_root / "train-labels-idx1-ubyte"
     path.write_bytes(change(path.read_bytes()))
-    ends_well(["data=mnist", f"data.root={idx_root}", "data.val_size=20"], words)
+    check_refusal(["data=mnist", f"data.root={idx_root}", "data.val_size=20"], words)
 
 
 @pytest.mark.parametrize("size", ["1000000000", "1e9", "0", "-1", "120", "x"])
-def test_a_validation_of_no_possible_size_is_named(ends_well, idx_root, size):
-    ends_well(["data=mnist", f"data.root={idx_root}", f"data.val_size={size}"], "`val_size` (=")
+def test_an_impossible_validation_size_is_named(check_refusal, idx_root, size):
+    check_refusal(["data=mnist", f"data.root={idx_root}", f"data.val_size={size}"], "`val_size` (=")
 
 
 PICKLES = {
@@ -543,14 +545,14 @@ PICKLES = {
 
 
 @pytest.mark.parametrize("kind", PICKLES)
-def test_a_cifar_pickle_that_is_wrong_is_named(ends_well, tmp_path, kind):
+def test_a_malformed_cifar_pickle_is_named(check_refusal, tmp_path, kind):
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     content = pickle.dumps(PICKLES[kind](tmp_path / "ran"))
     names = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch", "batches.meta"]
     for name in names:
         (folder / name).write_bytes(content)
-    ends_well(["data=cifar10", f"data.root={tmp_path}"], "cifar-10-batches-py")
+    check_refusal(["data=cifar10", f"data.root={tmp_path}"], "cifar-10-batches-py")
     assert not (tmp_path / "ran").exists()
 
 
@@ -562,7 +564,7 @@ KEYS += ["data.batch_size", "data.num_workers", "data.mixup", "data.color_jitter
 KEYS += ["optimizer.lr", "optimizer.momentum", "optimizer.weight_decay", "lr_scheduler.factor"]
 KEYS += ["trainer.max_epochs", "trainer.devices", "trainer.precision", "trainer.max_time"]
 KEYS += ["trainer.limit_val_batches", "trainer.val_check_interval", "trainer.profiler"]
-# Legal, and not what is tried here: epochs without end, processes, networks of any size.
+# Valid values that would make a run endless.
 ENDLESS = [("trainer.max_epochs", "-1"), ("trainer.max_epochs", "null")]
 ENDLESS += [(key, value) for key in ("trainer.max_epochs",) for value in VALUES if "9" in value]
 
@@ -570,11 +572,11 @@ ENDLESS += [(key, value) for key in ("trainer.max_epochs",) for value in VALUES 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(60))
-def test_any_override_runs_or_ends_well(told, tmp_path, seed):
+def test_any_override_runs_or_is_refused(run_main, tmp_path, seed):
     draw = random.Random(seed)
     key, value = draw.choice([(k, v) for k in KEYS for v in VALUES if (k, v) not in ENDLESS])
     brief = [a for a in BRIEF if a.partition("=")[0] != key]
-    code, error = told(*brief, "lr_scheduler=constant", f"{key}={value}")
+    code, error = run_main(*brief, "lr_scheduler=constant", f"{key}={value}")
     assert "Traceback" not in error, (key, value)
     assert code in (0, 1), (key, value)
     assert code == 0 or "se_lightning: error: " in error, (key, value)
@@ -583,7 +585,7 @@ def test_any_override_runs_or_ends_well(told, tmp_path, seed):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(40))
-def test_any_damage_to_a_checkpoint_is_told(told, trained, tmp_path, seed):
+def test_any_damage_to_a_checkpoint_is_reported(run_main, trained, tmp_path, seed):
     draw = random.Random(seed)
     content = bytearray(trained.read_bytes())
     start, size = draw.randrange(len(content)), draw.choice((1, 2, 8, 100, 5000))
@@ -593,7 +595,7 @@ def test_any_damage_to_a_checkpoint_is_told(told, trained, tmp_path, seed):
         del content[start : start + size]
     path = tmp_path / "bad.ckpt"
     path.write_bytes(content)
-    code, error = told("task=test", f"ckpt_path={path}", *BRIEF[3:])
+    code, error = run_main("task=test", f"ckpt_path={path}", *BRIEF[3:])
     assert "Traceback" not in error
-    # What lies between the zip's parts may change: then it is the checkpoint that it was.
+    # Damage between the parts of the zip leaves the checkpoint as it was.
     assert code == 0 or str(path) in error.rpartition("se_lightning: error: ")[2]

@@ -1,4 +1,4 @@
-"""Real multiruns: killed, asked to end, failing, and by other launchers of Hydra's."""
+"""Real multiruns: killed, interrupted, failing, and with Hydra's other launchers."""
 
 import csv
 import os
@@ -16,20 +16,20 @@ def rows(sweep):
         return list(csv.DictReader(file))
 
 
-# Without what is not looked at here.
+# Without callbacks that are not tested here.
 QUICK = ("logger=csv", "callbacks.excitation_curves=null", "callbacks.excitation_histogram=null",
          "callbacks.class_selectivity=null", "callbacks.gate_doctor=null")  # fmt: skip
 
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """Start ``python -m se_lightning`` as one process group; tell which of its processes are left.
+    """Start ``python -m se_lightning`` in one process group, and list its remaining processes.
 
-    They carry a mark in their environment, whoever their parent is by now.
+    They are found by a mark in their environment, even after their parent has exited.
     """
     mark = f"SWEEP_TEST_MARK={tmp_path}"
     monkeypatch.setenv(*mark.split("=", 1))
-    begun = []
+    processes = []
 
     def start(*arguments):
         with (tmp_path / "out").open("w") as out:
@@ -38,7 +38,7 @@ def started(tmp_path, monkeypatch):
                 command, cwd=tmp_path, stdout=out, stderr=out, stdin=subprocess.DEVNULL,
                 process_group=0,
             )  # fmt: skip
-        begun.append(process)
+        processes.append(process)
         return process
 
     def left():
@@ -54,7 +54,7 @@ def started(tmp_path, monkeypatch):
         return found
 
     yield start, left
-    for process in begun:
+    for process in processes:
         process.kill()
         process.wait()
 
@@ -74,7 +74,7 @@ def without_time(sweep):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_rank_that_fails_costs_its_job_only(cli, short, tmp_path, started):
+def test_a_failing_rank_fails_only_its_job(cli, short, tmp_path, started):
     _, left = started
     (tmp_path / "fails.py").write_text(
         "import pytorch_lightning as pl\n"
@@ -100,7 +100,7 @@ def test_a_rank_that_fails_costs_its_job_only(cli, short, tmp_path, started):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_killed_multirun_leaves_nothing_and_is_resumed_to_the_same_table(
+def test_a_killed_multirun_leaves_no_process_and_resumes_to_the_same_table(
     short, tmp_path, started
 ):
     start, left = started
@@ -124,9 +124,7 @@ def test_a_killed_multirun_leaves_nothing_and_is_resumed_to_the_same_table(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_multirun_that_is_asked_to_end_ends_its_jobs_in_order(
-    short, tmp_path, started, signum, code
-):
+def test_an_interrupted_multirun_interrupts_its_jobs(short, tmp_path, started, signum, code):
     start, left = started
     parent = start(
         "-m", "seed=0,1,2", "jobs.parallel=2", *short, *QUICK, "trainer.max_epochs=9999",
@@ -137,9 +135,9 @@ def test_a_multirun_that_is_asked_to_end_ends_its_jobs_in_order(
     os.killpg(parent.pid, signum)
     assert parent.wait(timeout=60) == code
     assert until(lambda: not left(), 30), left()
-    said = (tmp_path / "out").read_text()
-    assert "Traceback" not in said
-    assert "jobs.resume=s" in said
+    output = (tmp_path / "out").read_text()
+    assert "Traceback" not in output
+    assert "jobs.resume=s" in output
     found = rows(sweep)
     assert [row["status"] for row in found] == ["interrupted"] * 2
 
@@ -147,7 +145,7 @@ def test_a_multirun_that_is_asked_to_end_ends_its_jobs_in_order(
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
-def test_hydras_other_launchers_have_the_table_too(cli, short, tmp_path, launcher):
+def test_hydras_other_launchers_write_the_summary_too(cli, short, tmp_path, launcher):
     pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
     done = cli(
         "-m", f"hydra/launcher={launcher}", "model.ratio=4,8,0", *short, "logger=csv",

@@ -1,4 +1,4 @@
-"""Bad places: full disks, lost folders, servers that are not there; one clear message, no hang."""
+"""Full disks, deleted folders and unreachable servers cause one clear message and no hang."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ TINY = (
 )
 
 
-def last_words(error: str) -> str:
+def error_message(error: str) -> str:
     assert "Traceback" not in error
     _, found, last = error.rstrip().rpartition("se_lightning: error: ")
     assert found, error
@@ -31,16 +31,14 @@ def last_words(error: str) -> str:
 
 
 def limited(kilobytes: int) -> list[str]:
-    """Return the command for a process none of whose files may be larger."""
+    """Return a command whose process cannot write larger files."""
     run = f'ulimit -f {kilobytes}; exec {shlex.quote(sys.executable)} -m se_lightning "$@"'
     return ["bash", "-c", run, "run"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_checkpoint_that_cannot_be_saved_leaves_the_one_before(
-    tmp_path, monkeypatch, number, call
-):
+def test_a_failed_save_keeps_the_previous_checkpoint(tmp_path, monkeypatch, number, call):
     path, files = tmp_path / "last.ckpt", AtomicCheckpointIO()
     files.save_checkpoint({"a": torch.ones(3)}, path)
 
@@ -48,15 +46,15 @@ def test_a_checkpoint_that_cannot_be_saved_leaves_the_one_before(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, call, full)
-    with pytest.raises(OSError, match=os.strerror(number)) as told:
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
         files.save_checkpoint({"a": torch.zeros(3)}, path)
-    assert told.value.filename == str(path)
-    assert "the previous one is kept" in str(told.value)
+    assert raised.value.filename == str(path)
+    assert "the previous one is kept" in str(raised.value)
     assert torch.equal(files.load_checkpoint(path)["a"], torch.ones(3))
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_real_full_disk_under_a_checkpoint_is_told(tmp_path):
+def test_a_checkpoint_over_the_file_size_limit_is_reported(tmp_path):
     path = tmp_path / "last.ckpt"
     code = (
         "import torch; from se_lightning.checkpoint import AtomicCheckpointIO as IO\n"
@@ -77,10 +75,10 @@ def test_a_real_full_disk_under_a_checkpoint_is_told(tmp_path):
     "kind",
     ["'", '"', " ", "%", "#", "=", "a b=c", "$x", "\u00fc\u2603", "a,b", "[x]", "{y}", "(z)"],
 )
-def test_a_run_directory_of_any_name_is_taken(told, tmp_path, result, kind):
+def test_a_run_directory_may_have_any_name(run_main, tmp_path, result, kind):
     folder = tmp_path / f"run{kind}1"
     quoted = str(folder).replace("\\", "\\\\").replace('"', '\\"')
-    code, error = told(
+    code, error = run_main(
         f'hydra.run.dir="{quoted}"', "trainer.max_epochs=0", "callbacks=none", *TINY[1:],
         "trainer.limit_test_batches=0", "trainer.limit_val_batches=0",
     )  # fmt: skip
@@ -99,47 +97,49 @@ class Deleter(Callback):
 
 
 @pytest.mark.parametrize("callbacks", [[], ["callbacks=checkpoint"]])
-def test_a_run_directory_that_is_deleted_in_mid_run_is_told(told, tmp_path, monkeypatch, callbacks):
+def test_a_run_directory_deleted_during_the_run_is_reported(
+    run_main, tmp_path, monkeypatch, callbacks
+):
     (tmp_path / "deleter.py").write_text(DELETER)
     monkeypatch.syspath_prepend(tmp_path)
-    began = time.monotonic()
-    code, error = told(*TINY, *callbacks, "+callbacks.x={_target_: deleter.Deleter}")
+    started = time.monotonic()
+    code, error = run_main(*TINY, *callbacks, "+callbacks.x={_target_: deleter.Deleter}")
     assert code == 1
-    assert "outputs" in last_words(error)
-    assert time.monotonic() - began < 60
+    assert "outputs" in error_message(error)
+    assert time.monotonic() - started < 60
 
 
-def test_a_read_only_place_is_told(told, tmp_path):
-    code, error = told(*TINY, "hydra.run.dir=/proc/nowhere/run")
+def test_a_read_only_run_directory_is_reported(run_main, tmp_path):
+    code, error = run_main(*TINY, "hydra.run.dir=/proc/nowhere/run")
     assert code == 1
-    assert "/proc/nowhere" in last_words(error)
+    assert "/proc/nowhere" in error_message(error)
     (tmp_path / "file").write_text("mine")
-    code, error = told(*TINY, f"hydra.run.dir={tmp_path}/file/run")
+    code, error = run_main(*TINY, f"hydra.run.dir={tmp_path}/file/run")
     assert code == 1
-    assert "Not a directory" in last_words(error)
+    assert "Not a directory" in error_message(error)
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_told(told, tmp_path):
+def test_a_folder_without_permission_is_reported(run_main, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    code, error = told(*TINY, f"hydra.run.dir={tmp_path}/locked/run")
+    code, error = run_main(*TINY, f"hydra.run.dir={tmp_path}/locked/run")
     assert code == 1
-    assert "Permission denied" in last_words(error)
+    assert "Permission denied" in error_message(error)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [1, 8, 100, 1000])
-def test_a_run_on_a_full_disk_ends_with_the_file_that_has_no_room(cli, tmp_path, kilobytes):
+def test_a_run_on_a_full_disk_ends_with_one_message(cli, tmp_path, kilobytes):
     done = cli(*TINY, "logger=csv", command=limited(kilobytes), check=False)
     assert done.returncode == 1
-    assert "File too large" in last_words(done.stderr)
+    assert "File too large" in error_message(done.stderr)
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_checkpoint_that_was_there(cli, tmp_path):
-    """Of a small file system, where this process may mount one."""
+def test_a_full_disk_keeps_earlier_checkpoints(cli, tmp_path):
+    """On a small file system, if this process may mount one."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -154,7 +154,7 @@ def test_a_full_disk_keeps_the_checkpoint_that_was_there(cli, tmp_path):
             check=False,
         )  # fmt: skip
         assert done.returncode == 1
-        assert "No space left on device" in last_words(done.stderr)
+        assert "No space left on device" in error_message(done.stderr)
         kept = list((disk / "run" / "checkpoints").iterdir())
         assert kept
         assert not [path for path in kept if path.suffix == ".tmp"]
@@ -166,7 +166,7 @@ def test_a_full_disk_keeps_the_checkpoint_that_was_there(cli, tmp_path):
 
 @pytest.mark.slow
 def test_an_unreachable_wandb_means_offline(cli, tmp_path, result):
-    began = time.monotonic()
+    started = time.monotonic()
     done = cli(
         *TINY,
         "logger.wandb.init_timeout=5",
@@ -174,11 +174,11 @@ def test_an_unreachable_wandb_means_offline(cli, tmp_path, result):
     )
     assert "W&B: offline (" in done.stdout + done.stderr
     assert result(tmp_path)["status"] == "completed"
-    assert time.monotonic() - began < 120
+    assert time.monotonic() - started < 120
 
 
 @pytest.mark.slow
-def test_of_two_runs_in_one_place_one_trains(tmp_path):
+def test_only_one_of_two_runs_in_one_directory_trains(tmp_path):
     command = [sys.executable, "-m", "se_lightning", *TINY, "logger=csv", "hydra.run.dir=run"]
     runs = [
         subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
@@ -187,8 +187,8 @@ def test_of_two_runs_in_one_place_one_trains(tmp_path):
     errors = [run.communicate(timeout=250)[1].decode() for run in runs]
     codes = [run.returncode for run in runs]
     assert sorted(codes) == [0, 1], errors
-    said = last_words(errors[codes.index(1)])
-    assert "is in use by another run" in said or "already holds a run" in said
+    refusal = error_message(errors[codes.index(1)])
+    assert "is in use by another run" in refusal or "already holds a run" in refusal
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "completed"
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) > 1
 
@@ -205,7 +205,7 @@ def test_of_two_runs_in_one_place_one_trains(tmp_path):
     ],
     ids=lambda environment: next(iter(environment)),
 )
-def test_a_poor_environment_is_enough(cli, tmp_path, result, environment):
+def test_a_run_completes_in_a_restricted_environment(cli, tmp_path, result, environment):
     folder = tmp_path / "r\u00fcn"
     folder.mkdir()
     cli(*TINY, cwd=folder, env={"WANDB_MODE": "offline", **environment})
@@ -214,7 +214,7 @@ def test_a_poor_environment_is_enough(cli, tmp_path, result, environment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg", "job"], [*TINY, "logger=csv"]])
-def test_a_reader_that_goes_away_gets_no_stack(tmp_path, arguments):
+def test_a_closed_pipe_causes_no_traceback(tmp_path, arguments):
     command = " ".join(map(shlex.quote, [sys.executable, "-m", "se_lightning", *arguments]))
     done = subprocess.run(
         ["bash", "-c", f"{command} | head -1"], cwd=tmp_path, capture_output=True, text=True,

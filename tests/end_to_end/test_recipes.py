@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md, followed literally in a copy of the repository."""
+"""The recipes of CONTRIBUTING.md, followed verbatim in a copy of the repository."""
 
 import csv
 import re
@@ -20,7 +20,7 @@ RECIPES = dict(
         re.MULTILINE | re.DOTALL,
     )
 )
-# A line that says what to do with the code block below it.
+# A line with the instruction for the code block below it.
 STEP = re.compile(
     r"^(?P<how>Create|Append to|In) `(?P<path>[^`]+)`"
     r"(?:, (?P<where>after|after each|before) `(?P<line>[^`]+)`, add)?:"
@@ -48,7 +48,7 @@ def edit(path: Path, step: re.Match[str]) -> None:
 
 @pytest.fixture
 def follow(tmp_path, cli, short):
-    """Follow a recipe in a copy; return the files touched, and what runs Python in the copy."""
+    """Follow a recipe in a copy; return the edited files and a function that runs Python there."""
     copy = tmp_path / "copy"
     for folder in ("se_lightning", "conf"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -60,7 +60,9 @@ def follow(tmp_path, cli, short):
         recipe = RECIPES[title]
         steps = list(STEP.finditer(recipe))
         commands = re.findall(r"^```bash\n(.*?)\n```", recipe, re.MULTILINE | re.DOTALL)
-        assert len(steps) + len(commands) == recipe.count("\n```") / 2, "a block has no step"
+        assert len(steps) + len(commands) == recipe.count("\n```") / 2, (
+            "a code block has no instruction"
+        )
         for step in steps:
             edit(copy / step["path"], step)
         for command in commands:
@@ -83,7 +85,7 @@ def test_the_recipes_are_found():
     assert list(RECIPES) == ["Add a network", "Add a gate", "Add a data set", "Add a callback"]
 
 
-def test_a_network_is_three_files_and_a_yaml(follow):
+def test_adding_a_network_takes_three_files_and_a_yaml(follow):
     paths, python = follow("Add a network")
     assert len(python_files(paths)) == 3
     assert set(paths) - python_files(paths) == {"conf/model/se_tiny.yaml"}
@@ -100,7 +102,7 @@ def test_a_network_is_three_files_and_a_yaml(follow):
     assert "test accuracy" in done.stdout
 
 
-def test_a_gate_is_a_class_and_a_row(follow, tmp_path):
+def test_adding_a_gate_takes_a_class_and_a_row(follow, tmp_path):
     paths, python = follow("Add a gate")
     assert set(paths) == {"se_lightning/models/layers/gates.py"}
     done = python(
@@ -116,14 +118,14 @@ def test_a_gate_is_a_class_and_a_row(follow, tmp_path):
     assert (tmp_path / "run" / "excitation" / "histogram.png").exists()
 
 
-def test_a_data_set_is_a_file_and_a_yaml(follow):
+def test_adding_a_data_set_takes_a_file_and_a_yaml(follow):
     paths, python = follow("Add a data set")
     assert paths == ["se_lightning/data/shapes.py", "conf/data/shapes.yaml"]
     done = python("-m", "se_lightning", "task=test", "ckpt_path=run/checkpoints/best.ckpt")
     assert "test accuracy" in done.stdout
 
 
-def test_a_callback_is_a_file_and_a_yaml(follow, tmp_path):
+def test_adding_a_callback_takes_a_file_and_a_yaml(follow, tmp_path):
     paths, _ = follow("Add a callback")
     assert paths == ["se_lightning/callbacks/mean_gate.py", "conf/callbacks/mean_gate.yaml"]
     with (tmp_path / "run" / "metrics.csv").open() as file:

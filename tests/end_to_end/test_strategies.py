@@ -1,4 +1,4 @@
-"""What several ranks share beside gradients: synchronized norms, and FSDP's shards."""
+"""Strategies for several ranks: synchronized batch norm and FSDP."""
 
 import copy
 import subprocess
@@ -18,8 +18,8 @@ from se_lightning.models import create_model
         (("trainer.strategy=fsdp",), "The strategy `fsdp` requires a GPU accelerator"),
     ],
 )
-def test_what_needs_gpus_says_so_on_a_cpu(words, message, told, short):
-    code, error = told(*short, *words)
+def test_options_that_need_gpus_are_refused_on_a_cpu(words, message, run_main, short):
+    code, error = run_main(*short, *words)
     assert code == 1
     assert message in error
     assert "Traceback" not in error
@@ -28,8 +28,8 @@ def test_what_needs_gpus_says_so_on_a_cpu(words, message, told, short):
 @pytest.mark.parametrize(
     "name", ["se_resnet20", "se_preact_resnet20", "se_densenet_bc100_12", "se_wrn16_8"]
 )
-def test_a_net_with_synchronized_norms_is_the_same_net(name):
-    """In one process, where PyTorch's layer falls back to the plain one: no norm is passed by."""
+def test_synchronized_norms_do_not_change_the_network(name):
+    """In one process, where PyTorch's layer falls back to plain batch norm."""
     plain = create_model(name, num_classes=10, ratio=4).train()
     synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(plain))
     assert not any(type(module) is nn.BatchNorm2d for module in synchronized.modules())
@@ -78,7 +78,7 @@ def test_two_ranks_with_synchronized_norms_have_the_statistics_of_one_batch(tmp_
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_fsdp_trains_and_its_checkpoint_is_one_file_that_loads(cli, short, tmp_path, result):
+def test_fsdp_trains_and_its_checkpoint_is_a_single_file_that_loads(cli, short, tmp_path, result):
     gpu = [word for word in short if not word.startswith("trainer.accelerator")]
     words = ("trainer.strategy=fsdp", "trainer.accelerator=gpu", "callbacks=checkpoint")
     cli(*gpu, *words, "logger=csv", "hydra.run.dir=run")

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 
-def _randomise(model: nn.Module) -> nn.Module:
-    """Give every parameter and statistic a value at which a mix-up would show."""
+def _randomize(model: nn.Module) -> nn.Module:
+    """Give every parameter and statistic a random value, so that a mix-up shows."""
     generator = torch.Generator().manual_seed(0)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     with torch.no_grad():
@@ -21,14 +21,14 @@ def _randomise(model: nn.Module) -> nn.Module:
 def _assert_equal_outputs(model, oracle, pixels):
     x = torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        ours, theirs = model.eval()(x), oracle(x)
-    assert theirs.std() > 1e-3, "the outputs are constant"
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+        actual, expected = model.eval()(x), oracle(x)
+    assert expected.std() > 1e-3, "the outputs are constant"
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.fixture
-def randomise():
-    return _randomise
+def randomize():
+    return _randomize
 
 
 @pytest.fixture

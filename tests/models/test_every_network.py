@@ -1,4 +1,4 @@
-"""What holds for every network of the family, each against a published or worked-out number."""
+"""Properties of every network, compared with published or calculated numbers."""
 
 import inspect
 import re
@@ -18,7 +18,7 @@ def spread(counts, widths):
 
 
 def dense(layers, k, init, keep):
-    """Widths after each dense block and after each transition."""
+    """Return the widths after each dense block and after each transition."""
     widths, channels = [], init
     for count in layers:
         channels += count * k
@@ -33,7 +33,7 @@ IMAGENET |= {101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 CIFAR = {20: (3,) * 3, 32: (5,) * 3, 56: (9,) * 3, 110: (18,) * 3, 164: (18,) * 3}
 BASIC, WIDE = (64, 128, 256, 512), (256, 512, 1024, 2048)
 
-# The channels of every gate, worked out from the papers' tables.
+# The channels of every gate, derived from the papers' tables.
 GATES = {}
 for kind in ("se_resnet", "se_preact_resnet"):
     GATES |= {f"{kind}{d}": spread(n, BASIC if d < 50 else WIDE) for d, n in IMAGENET.items()}
@@ -131,7 +131,7 @@ def grouped(stem, widths, blocks, groups, branches, skips_norm_relu, classes):
     return total + channels * classes + classes
 
 
-# Parameters without gates, and where the number comes from.
+# Parameters without gates, and the sources of the numbers.
 PLAIN = {
     # torchvision and timm print these.
     "se_resnet18": 11_689_512, "se_resnet34": 21_797_672, "se_resnet50": 25_557_032,
@@ -193,7 +193,7 @@ def built(name, **options):
 
 
 def size_of(name) -> int:
-    """Return the side of the images of the data set that a network is for."""
+    """Return the image size of the data set that a network is designed for."""
     if name in SMALL:
         return 28
     if inspect.signature(getattr(models, name)).parameters["num_classes"].default < 1000:
@@ -208,7 +208,7 @@ def test_the_tables_are_complete():
 
 @pytest.mark.filterwarnings("ignore:ratio=.* leaves one hidden unit")
 @pytest.mark.parametrize("name", list_models())
-def test_parameters_are_the_published_ones_at_every_ratio(name):
+def test_parameter_counts_match_the_published_ones_at_every_ratio(name):
     assert parameters(built(name, gate="none")) == PLAIN[name]
     for ratio in (2, 4, 8, 16, 32):
         hidden = [max(1, width // ratio) for width in GATES[name]]
@@ -224,12 +224,12 @@ def test_parameters_are_the_published_ones_at_every_ratio(name):
 
 @pytest.mark.filterwarnings("ignore:ratio=.* leaves one hidden unit")
 @pytest.mark.parametrize("name", list_models())
-def test_the_docstring_says_the_count(name):
-    said = re.search(r"([\d,]+) parameters", getattr(models, name).__doc__)
-    if said is None:
+def test_the_docstring_states_the_parameter_count(name):
+    found = re.search(r"([\d,]+) parameters", getattr(models, name).__doc__)
+    if found is None:
         assert "parameters" not in getattr(models, name).__doc__
         return
-    assert parameters(built(name)) == int(said[1].replace(",", ""))
+    assert parameters(built(name)) == int(found[1].replace(",", ""))
 
 
 # Published totals with gates, as they are printed.
@@ -259,11 +259,11 @@ def test_the_docstring_says_the_count(name):
         ("se_simple", {}, 9_227),  # 320 + 1,024 + 33 + 7,850
     ],
 )
-def test_printed_totals(name, options, count):
+def test_parameter_counts_match_the_printed_totals(name, options, count):
     assert parameters(built(name, **options)) == count
 
 
-# On two cores each of these takes 4 to 10 seconds, most of them its backward pass.
+# Each takes 4 to 10 seconds on two cores, mostly in the backward pass.
 DEEP = ("se_densenet100_24", "se_densenet_bc250_24", "se_densenet_bc190_40")
 
 
@@ -305,18 +305,18 @@ def test_every_gate_fires_once_and_every_parameter_learns(name):
     assert logits.shape == (4, 3)
     logits.square().sum().backward()
     assert set(calls.values()) == {1}
-    still = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert still == []
+    unchanged = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert unchanged == []
 
 
 @pytest.mark.filterwarnings("ignore:ratio=.* leaves one hidden unit")
 @pytest.mark.parametrize("name", list_models())
-def test_shapes_at_the_size_of_its_data_set(name):
+def test_shapes_are_right_at_the_size_of_the_data_set(name):
     model, size = built(name), size_of(name)
     x = torch.empty(2, model.in_channels, size, size, device="meta")
     features = model.forward_features(x)
     classes = inspect.signature(getattr(models, name)).parameters["num_classes"].default
-    # The Inceptions' first convolutions have no padding, which loses a pixel of each map.
+    # The first convolutions of the Inceptions have no padding, so each map loses a pixel.
     assert features.shape[2] == (8 if size == 299 else -(-size // model.reduction))
     assert features.shape[1] == model.num_features
     assert model.forward_head(features).shape == (2, classes)
@@ -344,13 +344,13 @@ def test_an_impossible_image_is_refused(name):
     with pytest.raises(ValueError, match=f"{smallest}x{smallest} pixels"):
         model(small)
     model.min_size, model.image_size = 1, None
-    with pytest.raises(RuntimeError):  # the bound is tight: torch cannot either
+    with pytest.raises(RuntimeError):  # the bound is tight: torch fails too
         model(small)
 
 
 @pytest.mark.filterwarnings("ignore:ratio=.* leaves one hidden unit")
 @pytest.mark.parametrize("name", list_models())
-def test_options_that_a_family_has_not_are_refused_by_name(name):
+def test_options_of_other_families_are_refused_by_name(name):
     residual = ("resnet", "resnext", "senet154", "wrn", "shake")
     if not any(part in name for part in residual):
         with pytest.raises(ValueError, match="no option `placement`"):

@@ -1,4 +1,4 @@
-"""Whole graphs: compiled, exported, in ONNX; other memory formats and precisions."""
+"""Compilation, export, ONNX, memory formats and precisions."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 from se_lightning.models import create_model, list_models
 
-ONE_A_FAMILY = [
+ONE_PER_FAMILY = [
     "se_resnet50",
     "se_resnext50_32x4d",
     "senet154",
@@ -31,7 +31,7 @@ def slow_but(fast, names):
 
 
 EVERY = slow_but(FAST, list_models())
-FAMILIES = slow_but(FAST, dict.fromkeys([*FAST, *ONE_A_FAMILY]))
+FAMILIES = slow_but(FAST, dict.fromkeys([*FAST, *ONE_PER_FAMILY]))
 pytestmark = [
     pytest.mark.filterwarnings("ignore:ratio=.* leaves one hidden unit"),
     pytest.mark.timeout(1200),
@@ -46,7 +46,7 @@ def built(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_it_is_one_graph(name):
+def test_a_network_compiles_to_one_graph(name):
     torch._dynamo.reset()
     model, x = built(name)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_it_is_one_graph(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_it_is_one_graph_while_training(name):
+def test_a_network_compiles_to_one_graph_in_training(name):
     torch._dynamo.reset()
     model, x = built(name)
     model.train().compile(fullgraph=True, backend="eager")
@@ -66,7 +66,7 @@ def test_it_is_one_graph_while_training(name):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_it_exports_with_any_batch_size(name):
+def test_a_network_exports_with_a_dynamic_batch_size(name):
     model, x = built(name)
     exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     x = torch.cat([x, 2 * x[:1]])
@@ -75,7 +75,7 @@ def test_it_exports_with_any_batch_size(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ONE_A_FAMILY)
+@pytest.mark.parametrize("name", ONE_PER_FAMILY)
 def test_inductor_gives_the_same_outputs(name):
     torch._dynamo.reset()
     model, x = built(name)
@@ -88,10 +88,10 @@ def test_inductor_gives_the_same_outputs(name):
 
 
 @pytest.mark.slow
-# Of torch's exporter and of onnxscript, about themselves.
+# Internal warnings of torch's exporter and of onnxscript.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("name", ONE_A_FAMILY)
+@pytest.mark.parametrize("name", ONE_PER_FAMILY)
 def test_onnxruntime_gives_the_same_outputs(name, tmp_path):
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     model, x = built(name)
@@ -108,7 +108,7 @@ def test_onnxruntime_gives_the_same_outputs(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_channels_last_is_the_same(name):
+def test_channels_last_gives_the_same_outputs(name):
     model, x = built(name)
     with torch.no_grad():
         expected = model(x)
@@ -119,7 +119,7 @@ def test_channels_last_is_the_same(name):
 
 
 def rounding(model, x):
-    """Return how far bfloat16's logits are from float32's, with statistics of real activations."""
+    """Return the relative error of bfloat16's logits, with statistics of real activations."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the mean of all batches
@@ -135,8 +135,8 @@ def rounding(model, x):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_bfloat16_is_finite_and_as_near_as_without_gates(name):
-    """Autocast, as Lightning's bf16-mixed. The plain twin shows the effect of rounding."""
+def test_bfloat16_is_finite_and_as_accurate_as_without_gates(name):
+    """Uses autocast like bf16-mixed; the plain twin shows the effect of rounding alone."""
     model, x = built(name)
     plain = create_model(name, gate="none")
     assert rounding(model, x) < 2 * rounding(plain, x) + 0.01

@@ -1,4 +1,4 @@
-"""What one family has and no other: worked out by hand or against another implementation."""
+"""Features of single families, compared with hand calculations or other implementations."""
 
 from itertools import pairwise
 
@@ -38,7 +38,7 @@ def gates(model: nn.Module) -> list[str]:
         ("transition", {"transition1.se", "transition2.se"}),
     ],
 )
-def test_densenets_gates_after_one_kind_only(after, ends):
+def test_densenet_gates_can_follow_blocks_or_transitions_only(after, ends):
     model = create_model("se_densenet40_12", gates_after=after)
     assert {path.removeprefix("features.") for path in gates(model)} == ends
     both = len(gates(create_model("se_densenet40_12")))
@@ -51,8 +51,8 @@ def test_a_densenet_stage_is_a_block_with_its_transition():
 
 
 @pytest.mark.filterwarnings("ignore:ratio=16 leaves one hidden unit")
-def test_custom_densenets():
-    """The Keras seed counts 32 layers a block for its "100, bottleneck": 2,636,938 parameters."""
+def test_custom_densenets_have_the_expected_sizes():
+    """The Keras seed uses 32 layers per block for its "100, bottleneck": 2,636,938 parameters."""
     with torch.device("meta"):
         assert parameters(SEDenseNet([32, 32, 32], 12, num_classes=10)) == 2_636_938
     net = SEDenseNet([2, 3], 6, bottleneck=False, compression=0.7, init_features=10, num_classes=4)
@@ -71,7 +71,7 @@ def test_a_gate_after_a_transition_sees_the_pooled_map():
 
 
 @pytest.mark.filterwarnings("ignore:ratio=16 leaves one hidden unit")
-def test_mobilenet_of_any_width():
+def test_mobilenets_of_any_width_have_the_expected_parameters():
     def closed_form(alpha):
         widths = [int(w * alpha) for w in (32, 64, 128, 128, 256, 256, *[512] * 6, 1024, 1024)]
         total = 27 * widths[0] + 2 * widths[0]
@@ -84,12 +84,12 @@ def test_mobilenet_of_any_width():
             assert parameters(SEMobileNet(alpha=alpha)) == closed_form(alpha)
 
 
-# osmr/imgclsmob's printed counts of the plain nets.
+# Counts of the plain networks that osmr/imgclsmob prints.
 @pytest.mark.parametrize(
     ("groups", "count"),
     [(1, 1_531_936), (2, 1_733_848), (3, 1_865_728), (4, 1_968_344), (8, 2_434_768)],
 )
-def test_shufflenet_of_any_groups(groups, count):
+def test_shufflenets_with_any_groups_have_the_published_parameters(groups, count):
     with torch.device("meta"):
         assert parameters(SEShuffleNet(groups=groups, gate="none")) == count
 
@@ -111,7 +111,7 @@ def test_bn_inception_takes_odd_maps():
         assert model(torch.empty(1, 3, 229, 197)).shape == (1, 10)
 
 
-def test_a_shake_worked_by_hand(monkeypatch):
+def test_a_shake_matches_a_hand_calculation(monkeypatch):
     shares = torch.tensor([[0.25], [0.5]]).view(2, 1, 1, 1, 1)
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda self: self.copy_(shares))
     first = torch.tensor([4.0, 8.0]).view(1, 1, 1, 2).requires_grad_()
@@ -149,7 +149,7 @@ def test_the_skip_connection_reads_every_other_pixel_and_its_neighbour():
     torch.testing.assert_close(out, expected[None])
 
 
-def test_the_simple_net_step_by_step():
+def test_the_simple_network_matches_a_stepwise_calculation():
     torch.manual_seed(0)
     plain, residual = SESimple(), SESimple(residual=True)
     residual.load_state_dict(plain.state_dict())
@@ -162,7 +162,7 @@ def test_the_simple_net_step_by_step():
         torch.testing.assert_close(net(x), F.linear(pixels, net.fc.weight, net.fc.bias))
 
 
-def test_the_nested_nets_gate_is_on_a_whole_residual_unit():
+def test_the_gate_of_the_nested_network_acts_on_a_whole_residual_unit():
     unit = SENested().layer2.eval()
     x = torch.randn(2, 16, 6, 6)
     inner = unit.bn2(unit.conv2(F.relu(unit.bn1(unit.conv1(x))))) + unit.downsample(x)
@@ -172,7 +172,7 @@ def test_the_nested_nets_gate_is_on_a_whole_residual_unit():
     assert all(conv.bias is not None for conv in convolutions)
 
 
-def test_inception_resnets_post_gates_are_the_seeds_44():
+def test_inception_resnet_with_post_placement_has_the_44_gates_of_the_keras_seed():
     with torch.device("meta"):
         paths = gates(create_model("se_inception_resnet_v2", placement="post"))
         assert len(gates(create_model("se_inception_resnet_v2"))) == 40
@@ -181,8 +181,8 @@ def test_inception_resnets_post_gates_are_the_seeds_44():
     assert len(paths) == 44
 
 
-def test_constructor_ratios():
-    """16 everywhere, 2 in the small MNIST nets."""
+def test_default_ratios_are_the_published_ones():
+    """16, but 2 in the small MNIST networks."""
     for name, ratio in (("se_simple", 2), ("se_nested", 2), ("se_mobilenet", 16)):
         model = create_model(name)
         assert {model.get_submodule(path).ratio for path in gates(model)} == {ratio}, name

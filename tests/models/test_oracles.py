@@ -1,4 +1,4 @@
-"""Copied random weights, equal outputs: against torchvision and timm, run as they are."""
+"""Networks give the outputs of torchvision's and timm's when weights are copied."""
 
 import re
 
@@ -12,7 +12,7 @@ from se_lightning.models import SEDenseNet, SEResNet, create_model
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "pixels"),
+    ("name", "reference", "pixels"),
     [
         ("se_resnet18", "resnet18", 96),
         ("se_resnet50", "resnet50", 96),
@@ -26,34 +26,34 @@ from se_lightning.models import SEDenseNet, SEResNet, create_model
         pytest.param("se_vgg16_bn", "vgg16_bn", 64, marks=pytest.mark.slow),
     ],
 )
-def test_gate_none_equals_torchvision(ours, theirs, pixels, randomise, assert_equal_outputs):
-    oracle = randomise(torchvision.models.get_model(theirs))
-    model = create_model(ours, gate="none")
+def test_gate_none_equals_torchvision(name, reference, pixels, randomize, assert_equal_outputs):
+    oracle = randomize(torchvision.models.get_model(reference))
+    model = create_model(name, gate="none")
     assert list(model.state_dict()) == list(oracle.state_dict())
     model.load_state_dict(oracle.state_dict(), strict=True)
     assert_equal_outputs(model, oracle, pixels)
 
 
-def test_gate_none_equals_torchvisions_wide_resnet50(randomise, assert_equal_outputs):
-    oracle = randomise(torchvision.models.wide_resnet50_2())
+def test_gate_none_equals_torchvisions_wide_resnet50(randomize, assert_equal_outputs):
+    oracle = randomize(torchvision.models.wide_resnet50_2())
     model = SEResNet(50, group_width=128, gate="none")
     model.load_state_dict(oracle.state_dict(), strict=True)
     assert_equal_outputs(model, oracle, 64)
 
 
-def test_densenet264_has_the_shape_of_torchvisions_class():
+def test_densenet264_has_the_shapes_of_torchvisions_class():
     with torch.device("meta"):
         oracle = torchvision.models.DenseNet(32, (6, 12, 64, 48), 64)
         model = SEDenseNet(264, gate="none")
-    theirs = {key: tensor.shape for key, tensor in oracle.state_dict().items()}
-    assert {key: tensor.shape for key, tensor in model.state_dict().items()} == theirs
+    reference = {key: tensor.shape for key, tensor in oracle.state_dict().items()}
+    assert {key: tensor.shape for key, tensor in model.state_dict().items()} == reference
 
 
 @pytest.mark.parametrize("aux", [False, True])
-def test_gate_none_equals_torchvisions_inception_v3(aux, randomise, assert_equal_outputs):
+def test_gate_none_equals_torchvisions_inception_v3(aux, randomize, assert_equal_outputs):
     oracle = torchvision.models.inception_v3(aux_logits=aux, init_weights=False)
     model = create_model("se_inception_v3", gate="none", aux=aux)
-    assert list(model.state_dict()) == list(randomise(oracle).state_dict())
+    assert list(model.state_dict()) == list(randomize(oracle).state_dict())
     model.load_state_dict(oracle.state_dict(), strict=True)
     if not aux:
         assert_equal_outputs(model, oracle, 107)
@@ -63,28 +63,28 @@ def test_gate_none_equals_torchvisions_inception_v3(aux, randomise, assert_equal
         network.get_submodule("drop" if network is model else "dropout").p = 0.0
     x = torch.randn(2, 3, 299, 299)
     with torch.no_grad():
-        for mine, other in zip(model(x), oracle(x), strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+        for actual, expected in zip(model(x), oracle(x), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "pixels"),
+    ("name", "reference", "pixels"),
     [
         ("se_inception_resnet_v2", "inception_resnet_v2", 107),
         ("se_mobilenet", "mobilenetv1_100", 96),
     ],
 )
-def test_gate_none_equals_timm(ours, theirs, pixels, randomise, assert_equal_outputs):
-    oracle = randomise(timm.create_model(theirs))
-    model = create_model(ours, gate="none")
+def test_gate_none_equals_timm(name, reference, pixels, randomize, assert_equal_outputs):
+    oracle = randomize(timm.create_model(reference))
+    model = create_model(name, gate="none")
     assert list(model.state_dict()) == list(oracle.state_dict())
     model.load_state_dict(oracle.state_dict(), strict=True)
     assert_equal_outputs(model, oracle, pixels)
 
 
-def test_the_stride_is_not_in_the_shapes(randomise, assert_equal_outputs):
-    """The silent trap: strict loading succeeds, and the outputs are others."""
-    oracle = randomise(timm.create_model("legacy_seresnet50"))
+def test_the_wrong_stride_loads_but_gives_other_outputs(randomize, assert_equal_outputs):
+    """Strict loading succeeds because the shapes do not depend on the stride."""
+    oracle = randomize(timm.create_model("legacy_seresnet50"))
     renamed = {r"^layer0\.": "", r"\.se_module\.": ".se.", "^last_linear": "fc"}
     state = oracle.state_dict()
     for pattern, name in renamed.items():
@@ -118,7 +118,7 @@ def test_multiply_adds_are_within_a_percent_of_the_papers(name, options, plain, 
     assert counted == pytest.approx(gated, rel=0.01)
 
 
-# Where the paper's figure does not match its architecture: our count, and the paper's figure.
+# Figures that do not match the paper's architecture: the actual count and the printed one.
 @pytest.mark.parametrize(
     ("name", "pixels", "plain", "gated", "printed"),
     [
@@ -128,21 +128,21 @@ def test_multiply_adds_are_within_a_percent_of_the_papers(name, options, plain, 
         ("se_shufflenet", 224, 0.1375, 0.1381, (0.140, 0.142)),
     ],
 )
-def test_multiply_adds_that_the_paper_counts_otherwise(name, pixels, plain, gated, printed):
+def test_multiply_adds_that_the_paper_counts_differently(name, pixels, plain, gated, printed):
     found = multiply_adds(name, pixels, gate="none"), multiply_adds(name, pixels)
     assert found == pytest.approx((plain, gated), rel=1e-3)
     assert found != pytest.approx(printed, rel=0.01)
 
 
-def test_no_squeeze_costs_what_the_paper_says():
-    """Table 16: 4.27 against 3.87 with the squeeze, of SE-ResNet-50."""
+def test_multiply_adds_without_a_squeeze_match_the_paper():
+    """Table 16: SE-ResNet-50 takes 4.27, compared with 3.87 with the squeeze."""
     caffe = {"stride_in": "1x1", "se_bias": False}
     added = multiply_adds("se_resnet50", 224, squeeze="none", **caffe)
     assert added == pytest.approx(4.27, rel=0.01)
 
 
 def multiply_adds(name, pixels, **options) -> float:
-    """Count a forward pass's, 1e9: torch's own counter over convolutions and matrix products."""
+    """Count the multiply-adds of a forward pass in 1e9, with torch's counter."""
     with torch.device("meta"):
         model = create_model(name, **options).eval()
         counter = FlopCounterMode(display=False)

@@ -16,7 +16,7 @@ def parameters(model: nn.Module) -> int:
 
 
 def added(name="se_resnet50", **options) -> int:
-    """Count what the gates add, without biases unless said."""
+    """Count the parameters that the gates add, without biases by default."""
     with torch.device("meta"):
         gated = create_model(name, **{"se_bias": False, **options})
         return parameters(gated) - parameters(create_model(name, gate="none"))
@@ -25,13 +25,13 @@ def added(name="se_resnet50", **options) -> int:
 @pytest.mark.parametrize(
     ("stages", "count"), [([1], 24_576), ([2], 131_072), ([3], 786_432), ([4], 1_572_864)]
 )
-def test_what_each_stage_adds(stages, count):
+def test_each_stage_adds_the_papers_parameters(stages, count):
     """2 / r * N * C ** 2 of arXiv:1709.01507, section 4; the paper's SE_2 is stage 1."""
     assert added(stages=stages) == count
     assert added(stages=stages) == added(stages=tuple(stages), placement="post")
 
 
-def test_no_stage_is_no_gate():
+def test_an_empty_list_of_stages_means_no_gates():
     assert added(stages=[]) == 0
     assert added(stages=[1, 2, 3, 4]) == added() == 2_514_944
     with torch.device("meta"):
@@ -49,11 +49,11 @@ def test_no_stage_is_no_gate():
         ("inner", 157_184),  # Table 15: 25.8M with the norms' statistics
     ],
 )
-def test_what_each_placement_adds_to_se_resnet50(placement, count):
+def test_each_placement_adds_the_expected_parameters_to_se_resnet50(placement, count):
     assert added(placement=placement) == count
 
 
-def test_a_ratio_per_stage():
+def test_each_stage_can_have_its_own_ratio():
     with torch.device("meta"):
         model = create_model("se_resnet50", ratio=[2, 4, 8, 16])
     widths = hidden_widths(model)
@@ -62,14 +62,14 @@ def test_a_ratio_per_stage():
 
 
 class Tripled(nn.Module):
-    """Replaces a gate to show its place."""
+    """Replaces a gate to reveal its position."""
 
     def forward(self, x):
         return 3 * x
 
 
 def tripled(kind, placement, stride=2):
-    """Build a unit whose gate triples, and the steps of its branch and shortcut."""
+    """Build a unit whose gate triples its input."""
     torch.manual_seed(0)
     unit = kind(8, 4, stride, Excitation(placement=placement)).eval()
     unit.se = Tripled()
@@ -86,8 +86,8 @@ def at(place, placement):
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("kind", [BasicBlock, Bottleneck])
-def test_where_the_gate_is_in_a_post_activation_unit(kind, placement):
-    """Figure 5 of the paper, written down step by step."""
+def test_a_post_activation_unit_has_its_gate_at_the_placement(kind, placement):
+    """Figure 5 of the paper, step by step."""
     unit = tripled(kind, placement)
     x = torch.randn(2, 8, 6, 6)
     entry = at("pre", placement) * x
@@ -105,7 +105,7 @@ def test_where_the_gate_is_in_a_post_activation_unit(kind, placement):
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("kind", [PreActBasicBlock, PreActBottleneck])
-def test_where_the_gate_is_in_a_pre_activation_unit(kind, placement):
+def test_a_pre_activation_unit_has_its_gate_at_the_placement(kind, placement):
     unit = tripled(kind, placement)
     x = torch.randn(2, 8, 6, 6)
     activated = torch.relu(unit.bn1(x))
@@ -135,22 +135,22 @@ def test_every_placement_trains(name, placement):
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_shake_shake_and_inception_resnet_have_no_inner_place():
+def test_shake_shake_and_inception_resnet_have_no_inner_placement():
     for name in ("se_shake_shake26_2x96d", "se_inception_resnet_v2"):
         with pytest.raises(ValueError, match=r"`placement` \(='inner'\) must be one of standard"):
             create_model(name, placement="inner")
 
 
-def test_stride_in_the_first_1x1():
-    ours, paper = SEResNet(50), SEResNet(50, stride_in="1x1")
-    block, release = ours.layer2[0], paper.layer2[0]
+def test_stride_in_moves_the_stride_to_the_first_1x1():
+    default, paper = SEResNet(50), SEResNet(50, stride_in="1x1")
+    block, release = default.layer2[0], paper.layer2[0]
     assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
     assert (release.conv1.stride, release.conv2.stride) == ((2, 2), (1, 1))
 
 
 @pytest.mark.parametrize("net", [SEResNet, SEPreActResNet])
 @pytest.mark.parametrize(("bottleneck", "expansion"), [(False, 1), (True, 4)])
-def test_custom_lists(net, bottleneck, expansion):
+def test_custom_depths_and_widths_are_built(net, bottleneck, expansion):
     model = net(
         [1, 2, 1, 1, 2], [8, 12, 20, 24, 40], bottleneck=bottleneck, width_factor=2,
         num_classes=5, ratio=[1, 2, 4, 8, 16], stages=[1, 5],
@@ -161,14 +161,14 @@ def test_custom_lists(net, bottleneck, expansion):
     assert model(torch.randn(2, 3, 64, 64)).shape == (2, 5)
 
 
-def test_the_seeds_101_had_two_blocks_too_many():
-    """[3, 6, 23, 3] of the Keras seed, executed: 49,909,312 parameters."""
+def test_the_101_layer_network_of_the_keras_seed_can_be_built():
+    """Its [3, 6, 23, 3] has two blocks too many; executed, it has 49,909,312 parameters."""
     with torch.device("meta"):
         model = SEPreActResNet([3, 6, 23, 3], bottleneck=True, literal=True)
     assert parameters(model) == 49_909_312
 
 
-def test_custom_groups():
+def test_custom_groups_are_built():
     model = SEResNeXt([1, 1], [16, 32], cardinality=4, group_width=32, stem="cifar", num_classes=3)
     assert [model.layer1[0].conv2.groups, model.layer2[0].conv2.out_channels] == [4, 64]
     assert model(torch.randn(2, 3, 8, 8)).shape == (2, 3)

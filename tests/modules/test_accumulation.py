@@ -1,4 +1,4 @@
-"""Several batches a step, clipped, in mixed precision: what a loop by hand makes of them."""
+"""Accumulation, clipping and mixed precision, compared with a manual training loop."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ def data():
     return DataLoader(TensorDataset(images, labels), batch_size=8)
 
 
-def by_hand(model, data, device, dtype, *, clip=CLIP, window=4):
+def manual_loop(model, data, device, dtype, *, clip=CLIP, window=4):
     """Average the window's gradients, then clip, then step; return each step's gradient norm."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
@@ -60,16 +60,16 @@ def fitted(data, folder, **options):
 )
 def test_a_step_clips_the_average_of_its_batches(precision, dtype, data, tmp_path):
     model, twin = fitted(data, tmp_path, accelerator="cpu", precision=precision)
-    norms = by_hand(twin, data, "cpu", dtype)
+    norms = manual_loop(twin, data, "cpu", dtype)
     assert min(norms) > CLIP  # it was clipped
     for name, expected in twin.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], expected, rtol=1e-5, atol=1e-7)
 
 
-def test_the_oracle_tells_clipping_before_averaging_apart(data, tmp_path):
-    """The defect found elsewhere: clip first, then divide by the number of batches."""
+def test_the_manual_loop_detects_clipping_before_averaging(data, tmp_path):
+    """Clipping first and then dividing by the number of batches is a known defect elsewhere."""
     model, twin = fitted(data, tmp_path, accelerator="cpu", precision="32-true")
-    by_hand(twin, data, "cpu", torch.float32, clip=4 * CLIP)
+    manual_loop(twin, data, "cpu", torch.float32, clip=4 * CLIP)
     difference = model.backbone.conv1.weight - twin.backbone.conv1.weight
     assert difference.abs().max() > 1e-4
 
@@ -80,7 +80,7 @@ def test_a_step_in_fp16_clips_unscaled_gradients(data, tmp_path):
         data, tmp_path, accelerator="gpu", devices=1, precision="16-mixed", deterministic=True
     )
     twin.cuda()
-    assert min(by_hand(twin, data, "cuda", torch.float16)) > CLIP
+    assert min(manual_loop(twin, data, "cuda", torch.float16)) > CLIP
     for name, expected in twin.state_dict().items():
         found = model.state_dict()[name]
         torch.testing.assert_close(found.cpu(), expected.cpu(), rtol=1e-3, atol=1e-5)

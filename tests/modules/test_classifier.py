@@ -25,14 +25,14 @@ def trainer(folder, **options):
 
 
 @pytest.mark.parametrize("kind", [SEResNetModule, SEResNeXtModule])
-def test_it_trains_in_a_bare_trainer_with_somebodys_loader(kind, tmp_path):
+def test_a_module_trains_in_a_bare_trainer_with_a_custom_loader(kind, tmp_path):
     model = kind(depth=50, ratio=16, num_classes=10)
     before = model.backbone.layer4[2].se.fc1.weight.clone()
     trainer(tmp_path, limit_train_batches=1).fit(model, loader(pixels=64))
     assert not torch.equal(before, model.backbone.layer4[2].se.fc1.weight)
 
 
-def test_a_checkpoint_loads_alone_and_under_weights_only(tmp_path):
+def test_a_checkpoint_loads_without_arguments_and_with_weights_only(tmp_path):
     adamw = partial(torch.optim.AdamW, lr=1e-3)
     model = SEResNetModule(
         20, 7, ratio=8, label_smoothing=0.1, optimizer=adamw, lr_scheduler=cosine
@@ -48,7 +48,7 @@ def test_a_checkpoint_loads_alone_and_under_weights_only(tmp_path):
     torch.testing.assert_close(model.eval()(x), again.eval()(x), rtol=0, atol=0)
 
 
-def test_a_backbone_of_ones_own_is_given_again(tmp_path):
+def test_a_custom_backbone_is_passed_again_when_loading(tmp_path):
     def net():
         return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 5))
 
@@ -70,7 +70,7 @@ class FixedLogits(nn.Module):
         return x.flatten(1) + self.unused
 
 
-def test_accuracies_and_losses_worked_by_hand(tmp_path):
+def test_accuracies_and_losses_match_a_hand_calculation(tmp_path):
     # 5 samples, 6 classes; the label's rank among the logits is 1, 1, 2, 5, 6.
     labels = torch.tensor([0, 1, 2, 3, 4])
     ranks = [1, 1, 2, 5, 6]
@@ -84,7 +84,8 @@ def test_accuracies_and_losses_worked_by_hand(tmp_path):
     (found,) = trainer(tmp_path).test(model, data, verbose=False)
     assert found["test/acc1"] == pytest.approx(2 / 5)
     assert found["test/acc5"] == pytest.approx(4 / 5)
-    expected = (-logits.log_softmax(1)[torch.arange(5), labels]).mean()  # smoothing: only in train
+    # Label smoothing is used only in training.
+    expected = (-logits.log_softmax(1)[torch.arange(5), labels]).mean()
     assert found["test/loss"] == pytest.approx(expected.item())
 
 
@@ -119,7 +120,7 @@ def test_label_smoothing_is_in_the_training_loss():
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_schedule_knows_the_run_under_accumulation(tmp_path, accumulate):
+def test_the_schedule_spans_the_run_under_accumulation(tmp_path, accumulate):
     model = SEResNetModule(
         20, ratio=4, optimizer=partial(torch.optim.SGD, lr=1.0), lr_scheduler=cosine
     )
@@ -133,7 +134,7 @@ def test_the_schedule_knows_the_run_under_accumulation(tmp_path, accumulate):
     assert model.lr_schedulers().get_last_lr()[0] == pytest.approx(0.0, abs=1e-7)
 
 
-def test_a_schedule_without_total_steps_advances_an_epoch(tmp_path):
+def test_a_schedule_without_total_steps_advances_per_epoch(tmp_path):
     step = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
     model = SEResNetModule(
         20, ratio=4, optimizer=partial(torch.optim.SGD, lr=1.0), lr_scheduler=step
@@ -142,7 +143,7 @@ def test_a_schedule_without_total_steps_advances_an_epoch(tmp_path):
     assert model.lr_schedulers().get_last_lr() == [0.25]
 
 
-def test_decay_can_be_kept_off_norms_and_biases():
+def test_norms_and_biases_can_be_exempt_from_weight_decay():
     model = SEResNetModule(20, ratio=4, decay_norm_bias=False)
     groups = model.configure_optimizers().param_groups
     assert [group["weight_decay"] for group in groups] == [1e-4, 0.0]
@@ -155,7 +156,7 @@ def test_a_data_set_with_another_number_of_classes_is_refused(classes, tmp_path)
         trainer(tmp_path).fit(model, datamodule=DigitsDataModule())
 
 
-def test_a_last_map_of_one_pixel_is_told(tmp_path):
+def test_a_last_map_of_one_pixel_causes_a_warning(tmp_path):
     model = SEResNetModule(18, in_channels=1)
     fitted = trainer(tmp_path, limit_train_batches=1, limit_val_batches=0)
     with pytest.warns(UserWarning, match="32x32 pixels leave a last feature map of 1x1"):
@@ -209,7 +210,7 @@ def test_mixed_labels_are_right_in_loss_and_metrics(tmp_path):
     ]
     correct = [(logits.argmax(1) == labels).float().mean() for labels in (first, second)]
     fitted = trainer(tmp_path)
-    # Without a step, so that the logged figures are of the weights above.
+    # A learning rate of zero, so that the logged figures belong to the weights above.
     model.optimizer = partial(torch.optim.SGD, lr=0.0)
     fitted.fit(model, DataLoader(TensorDataset(images, mixed), batch_size=6))
     found = fitted.callback_metrics
@@ -218,7 +219,7 @@ def test_mixed_labels_are_right_in_loss_and_metrics(tmp_path):
     torch.testing.assert_close(found["train/acc1_mixed"], 0.7 * correct[0] + 0.3 * correct[1])
 
 
-def test_mixup_trains_and_the_validation_stays_plain(tmp_path):
+def test_mixup_trains_and_leaves_validation_unmixed(tmp_path):
     data = DigitsDataModule(mixup=0.2, cutmix=1.0)
     fitted = trainer(tmp_path, limit_train_batches=3, limit_val_batches=1)
     fitted.fit(SEResNetModule(20, 10, ratio=4, in_channels=1), data)
@@ -227,7 +228,7 @@ def test_mixup_trains_and_the_validation_stays_plain(tmp_path):
 
 
 def test_a_model_can_be_validated_before_it_is_trained(tmp_path):
-    """Validation makes inference tensors, which a metric may not change in place afterwards."""
+    """Validation creates inference tensors, which a metric cannot change in place later."""
     model, data = SEResNetModule(20, ratio=4, in_channels=1), DigitsDataModule(batch_size=64)
     fitted = trainer(tmp_path, limit_train_batches=1, enable_checkpointing=False)
     (before,) = fitted.validate(model, data, verbose=False)

@@ -42,7 +42,7 @@ LARGE = ("SENet154Module", "SEVGG16BNModule")  # 15 seconds each, with checkpoin
 FAMILIES = set(modules.__all__) - {"ImageClassifier", "TorchvisionModule", "TimmModule"}
 
 
-def test_every_family_is_here():
+def test_every_family_is_tested():
     assert {name for name, _ in MEMBERS} == FAMILIES
 
 
@@ -55,7 +55,7 @@ def test_every_family_is_here():
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_it_trains_in_a_bare_trainer_and_loads_alone(name, options, tmp_path):
+def test_a_module_trains_in_a_bare_trainer_and_loads_without_arguments(name, options, tmp_path):
     kind = getattr(modules, name)
     # A large step would make the statistics of four images useless.
     gentle = partial(torch.optim.SGD, lr=1e-4)
@@ -85,7 +85,7 @@ def test_an_unknown_argument_is_refused_by_name(name, options):
         getattr(modules, name)(ratoi=4, **options)
 
 
-def test_an_unknown_argument_is_refused_beside_a_checkpoint_too(tmp_path):
+def test_an_unknown_argument_is_also_refused_when_loading_a_checkpoint(tmp_path):
     model = modules.SESimpleModule()
     Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
             max_epochs=0, default_root_dir=tmp_path).fit(model, [0])  # fmt: skip
@@ -114,7 +114,7 @@ POSITIONAL = {
 
 
 @pytest.mark.parametrize("name", modules.__all__)
-def test_the_signature_has_the_arguments_their_order_and_their_types(name):
+def test_signatures_have_the_right_arguments_order_and_types(name):
     kind = getattr(modules, name)
     parameters = inspect.signature(kind).parameters
     positional = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -128,7 +128,7 @@ def test_the_signature_has_the_arguments_their_order_and_their_types(name):
         assert hints["ratio"] in (float, float | Sequence[float])
 
 
-def test_hyper_parameters_are_what_was_given_and_the_structures_defaults():
+def test_hyper_parameters_are_the_given_arguments_and_structural_defaults():
     with torch.device("meta"):
         hparams = modules.SEWideResNetModule(16, 8, ratio=4, optimizer=torch.optim.SGD).hparams
     training = set(TRAINING_OPTIONS)
@@ -138,7 +138,7 @@ def test_hyper_parameters_are_what_was_given_and_the_structures_defaults():
     assert training - set(hparams) == {"optimizer", "lr_scheduler", "weights", "use_ema"}
 
 
-def test_a_subclass_adds_arguments_of_its_own():
+def test_a_subclass_can_add_arguments():
     class Named(modules.SESimpleModule):
         def __init__(self, title: str, **options):
             super().__init__(**options)
@@ -148,7 +148,7 @@ def test_a_subclass_adds_arguments_of_its_own():
     assert (hparams["title"], hparams["ratio"], hparams["image_size"]) == ("mine", 4, 28)
 
 
-def test_defaults_are_the_published_member():
+def test_defaults_give_the_published_network():
     """A module without arguments is the published network of its name, with 10 classes."""
     members = {
         "SEResNetModule": "se_resnet50",
@@ -170,11 +170,11 @@ def test_defaults_are_the_published_member():
     assert set(members) == FAMILIES
     for module, name in members.items():
         with torch.device("meta"):
-            ours = getattr(modules, module)().backbone
-            assert repr(ours) == repr(create_model(name, num_classes=10)), module
+            backbone = getattr(modules, module)().backbone
+            assert repr(backbone) == repr(create_model(name, num_classes=10)), module
 
 
-def test_an_auxiliary_loss_counts_0_4():
+def test_an_auxiliary_loss_has_a_weight_of_0_4():
     class TwoHeads(torch.nn.Module):
         def forward(self, x):
             logits = x.flatten(1)

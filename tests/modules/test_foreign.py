@@ -12,7 +12,7 @@ from se_lightning import TimmModule, TorchvisionModule
 from se_lightning.models import find_gates
 
 
-def test_torchvisions_own_weights_by_name(monkeypatch):
+def test_torchvisions_weights_load_by_name(monkeypatch):
     oracle = torchvision.models.resnet18()
     monkeypatch.setattr(ResNet18_Weights, "get_state_dict", lambda *a, **k: oracle.state_dict())
     module = TorchvisionModule("resnet18", 5, add_gates="residual", weights="IMAGENET1K_V1")
@@ -32,7 +32,7 @@ def test_without_a_connection_the_message_has_the_address(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [TorchvisionModule, TimmModule])
-def test_the_options_are_checked_whether_gates_are_put_in_or_not(kind):
+def test_options_are_checked_with_and_without_inserted_gates(kind):
     for where in (None, "residual"):
         with pytest.raises(ValueError, match="add_excitation has no option `placement`"):
             kind("resnet18", add_gates=where, placement="pre")
@@ -44,13 +44,13 @@ def test_the_options_are_checked_whether_gates_are_put_in_or_not(kind):
         kind("resnet18", layer_decay=2.0)
 
 
-def test_gray_images_and_auxiliary_classifiers():
+def test_gray_images_and_auxiliary_classifiers_are_supported():
     module = TorchvisionModule("inception_v3", 7, in_channels=1)
     logits, auxiliary = module(torch.randn(2, 1, 299, 299))
     assert logits.shape == auxiliary.shape == (2, 7)
 
 
-def test_without_timm_it_says_what_to_install(monkeypatch):
+def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r'pip install "se-lightning\[timm\]"'):
         TimmModule("resnet18")

@@ -1,4 +1,4 @@
-"""What is frozen stays to the last bit, its running statistics too; the rest learns."""
+"""Frozen parts and their running statistics stay the same bit for bit; the rest learns."""
 
 import pytest
 import timm
@@ -12,7 +12,7 @@ from se_lightning.modules.freezing import freeze
 
 
 def changed(model, folder) -> set[str]:
-    """Train two steps; return what is another now."""
+    """Train two steps; return the keys whose tensors have changed."""
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, limit_train_batches=2, limit_val_batches=1, logger=False,
@@ -42,7 +42,7 @@ def test_only_the_gates_learn(tmp_path):
     assert "layer1.0.se.fc1.weight" in found
 
 
-def test_norms_are_held_and_the_rest_learns(tmp_path):
+def test_norms_are_frozen_and_the_rest_learns(tmp_path):
     model = built(freeze="norms")
     norms = {
         f"{path}.{key}"
@@ -56,20 +56,20 @@ def test_norms_are_held_and_the_rest_learns(tmp_path):
     assert found >= {key for key in weights if ".se." not in key}
 
 
-def test_nothing_frozen_is_everything_trained(tmp_path):
+def test_everything_trains_if_nothing_is_frozen(tmp_path):
     found = changed(built(), tmp_path)
     assert "bn1.running_mean" in found
     assert "conv1.weight" in found
 
 
-def test_the_mode_of_what_is_held_survives_train():
+def test_frozen_norms_stay_in_eval_mode_after_train():
     model = built(freeze="backbone").eval().train()
     assert not model.backbone.bn1.training
     assert model.backbone.layer1.training
     assert built().backbone.bn1.training
 
 
-def test_other_libraries_gates_and_classifiers_are_found():
+def test_gates_and_classifiers_of_other_libraries_are_found():
     network = timm.create_model("efficientnet_b0", num_classes=3)
     freeze(network, "all_but_gates")
     trained = [name for name, p in network.named_parameters() if p.requires_grad]
@@ -90,7 +90,7 @@ def test_nothing_left_to_train_is_refused():
 
 
 @pytest.mark.parametrize("what", ["backbone", "all_but_gates"])
-def test_it_comes_back_from_a_checkpoint(what, tmp_path):
+def test_freezing_is_restored_from_a_checkpoint(what, tmp_path):
     model = built(freeze=what)
     changed(model, tmp_path)
     assert model.hparams.freeze == what
@@ -100,15 +100,15 @@ def test_it_comes_back_from_a_checkpoint(what, tmp_path):
     assert not again.backbone.conv1.weight.requires_grad
 
 
-def test_checkpointed_gradients_need_a_network_that_can():
+def test_grad_checkpointing_needs_a_network_that_supports_it():
     assert built(grad_checkpointing=True).backbone.grad_checkpointing
     assert not built().backbone.grad_checkpointing
     with pytest.raises(ValueError, match="Linear has no set_grad_checkpointing"):
         ImageClassifier(nn.Linear(2, 2), 2, grad_checkpointing=True)
 
 
-def test_what_somebody_holds_in_evaluation_mode_stays_there(tmp_path):
-    """Lightning keeps the modes of modules, and so do we where nothing is frozen."""
+def test_modules_set_to_eval_mode_stay_in_eval_mode(tmp_path):
+    """Lightning keeps the mode of each module, and so does this package if nothing is frozen."""
     network = create_model("se_resnet20", ratio=2, in_channels=1)
     network.layer1.eval()
     model = ImageClassifier(network, 10)

@@ -22,7 +22,7 @@ def rates(schedule, steps, **options):
     return found
 
 
-def test_cosine_with_warm_up_worked_by_hand():
+def test_cosine_with_warm_up_matches_a_hand_calculation():
     found = rates(cosine, 100, warmup_epochs=2, min_factor=0.1)
     ramp = [(step + 1) / 20 for step in range(20)]
     curve = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 80)) for step in range(80)]
@@ -53,7 +53,7 @@ def test_a_warm_up_longer_than_the_run_is_shortened_with_a_warning():
     assert found.index(max(found)) in (9, 10)
 
 
-def test_a_drop_beyond_the_end_is_told():
+def test_a_drop_beyond_the_end_causes_a_warning():
     with pytest.warns(UserWarning, match="after 8 epochs, is beyond the end of this run of 2"):
         assert rates(multi_step, 20, milestones=[1, 8]) == pytest.approx([1.0] * 10 + [0.1] * 10)
 
@@ -71,13 +71,13 @@ def test_a_wrong_schedule_is_refused_by_name(schedule, options, message):
         rates(schedule, 50, **options)
 
 
-def test_cosine_needs_an_end():
+def test_cosine_needs_a_finite_run():
     optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     with pytest.raises(ValueError, match=r"trainer\.max_epochs"):
         cosine(optimizer, total_steps=math.inf, steps_per_epoch=10)
 
 
-def test_only_weights_decay_and_the_gates_weights_do():
+def test_only_weights_decay_including_those_of_gates():
     model = se_resnet20(ratio=4)
     decayed, undecayed = parameter_groups(model, decay_norm_bias=False)
     assert "weight_decay" not in decayed
@@ -103,17 +103,17 @@ def scales(model, groups):
 @pytest.mark.parametrize("name", ["resnet50", "resnet18"])
 def test_layer_decay_equals_timms(name):
     oracle = timm.create_model(f"se{name}")
-    ours = create_model(f"se_{name}", divisor=8)
-    theirs = param_groups_layer_decay(oracle, weight_decay=0.1, layer_decay=0.75)
-    found = scales(ours, parameter_groups(ours, decay_norm_bias=False, layer_decay=0.75))
-    assert found == scales(oracle, theirs)
+    model = create_model(f"se_{name}", divisor=8)
+    expected = param_groups_layer_decay(oracle, weight_decay=0.1, layer_decay=0.75)
+    found = scales(model, parameter_groups(model, decay_norm_bias=False, layer_decay=0.75))
+    assert found == scales(oracle, expected)
     assert found["conv1.weight"][0] == 0.75 ** (17 if name == "resnet50" else 9)
 
 
 @pytest.mark.parametrize(
     "name", ["se_densenet121", "se_mobilenet", "se_vgg16_bn", "se_inception_v3"]
 )
-def test_layer_decay_rises_to_the_classifier_and_takes_every_parameter_once(name):
+def test_layer_decay_rises_to_the_classifier_and_covers_every_parameter_once(name):
     with torch.device("meta"):
         model = create_model(name)
     groups = parameter_groups(model, layer_decay=0.9)

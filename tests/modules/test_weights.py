@@ -1,4 +1,4 @@
-"""A module that begins with weights: from others, and from our own checkpoints."""
+"""Modules that start from weights of other libraries or from this package's checkpoints."""
 
 import pytest
 import timm
@@ -11,7 +11,7 @@ from se_lightning.models import load_weights, se_resnet20
 
 
 def fitted(model, folder, *callbacks):
-    """Train four steps; the checkpoint is written while training, as runs do."""
+    """Train four steps and write a checkpoint during training, as runs do."""
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, limit_train_batches=4, limit_val_batches=1, logger=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
@@ -28,7 +28,7 @@ def averaged(tmp_path_factory):
 
 
 @pytest.mark.parametrize("use_ema", [True, False])
-def test_averaged_and_raw_weights_of_a_checkpoint(averaged, use_ema):
+def test_averaged_or_raw_weights_of_a_checkpoint_load(averaged, use_ema):
     content = torch.load(averaged, weights_only=True)
     state = content["state_dict" if use_ema else "current_model_state"]
     network = se_resnet20(ratio=2, in_channels=1)
@@ -59,7 +59,7 @@ def test_the_structure_of_a_checkpoint_is_compared_with_the_network(averaged):
         assert all(torch.equal(before[key], t) for key, t in network.state_dict().items())
 
 
-def test_a_plain_checkpoint_goes_into_any_twin(tmp_path):
+def test_a_plain_checkpoint_loads_into_any_gated_twin(tmp_path):
     path = fitted(SEResNetModule(20, gate="none", in_channels=1), tmp_path)
     for options in ({"squeeze": "max"}, {"placement": "pre"}, {"gate": "spatial"}):
         network = se_resnet20(num_classes=3, ratio=4, in_channels=1, **options)
@@ -69,7 +69,7 @@ def test_a_plain_checkpoint_goes_into_any_twin(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Images of 32x32")
-def test_a_module_begins_with_weights_and_its_checkpoint_does_without_the_file(tmp_path):
+def test_a_module_starts_from_weights_and_its_checkpoint_does_not_need_the_file(tmp_path):
     oracle = timm.create_model("seresnet18", num_classes=10, in_chans=1)
     torch.save(oracle.state_dict(), tmp_path / "timm.pth")
     model = SEResNetModule(18, divisor=8, in_channels=1, weights=str(tmp_path / "timm.pth"))
@@ -81,13 +81,13 @@ def test_a_module_begins_with_weights_and_its_checkpoint_does_without_the_file(t
     assert torch.equal(again.backbone.conv1.weight, model.backbone.conv1.weight)
 
 
-def test_a_new_classifier_that_is_frozen_is_warned_of(tmp_path):
+def test_freezing_a_new_classifier_causes_a_warning(tmp_path):
     torch.save(timm.create_model("seresnet18").state_dict(), tmp_path / "timm.pth")
     with pytest.warns(UserWarning, match="classifier is random.* never trains it"):
         SEResNetModule(18, 7, divisor=8, weights=str(tmp_path / "timm.pth"), freeze="all_but_gates")
 
 
-def test_a_checkpoint_for_color_images_loads_into_a_network_for_gray_images_and_a_module(tmp_path):
+def test_a_checkpoint_for_color_images_loads_into_a_module_for_gray_images(tmp_path):
     source = SEResNetModule(20, ratio=2)
     trainer = Trainer(
         accelerator="cpu", max_epochs=1, limit_train_batches=1, logger=False,
@@ -100,7 +100,7 @@ def test_a_checkpoint_for_color_images_loads_into_a_network_for_gray_images_and_
     assert report.summed == ["conv1.weight"]
     x = torch.randn(2, 1, 32, 32)
     with torch.no_grad():
-        ours, theirs = module.eval()(x), source.eval()(x.expand(-1, 3, -1, -1))
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        actual, expected = module.eval()(x), source.eval()(x.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="same shapes: layer1"):
         load_weights(SEResNetModule(20, ratio=2, squeeze="max"), tmp_path / "net.ckpt")

@@ -8,9 +8,9 @@ from se_lightning.tasks import benchmark_data
 from se_lightning.tasks.benchmark_data import _CASES, _line, _PerSample, _Result
 
 
-def test_it_writes_what_it_measured(told, tmp_path):
+def test_it_writes_what_it_measured(run_main, tmp_path):
     threads = torch.get_num_threads()
-    code, message = told(
+    code, message = run_main(
         "task=benchmark_data",
         "task.cases=[mnist]",
         "task.rounds=1",

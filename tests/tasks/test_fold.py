@@ -131,7 +131,7 @@ def test_invalid_arguments_are_refused(data, tmp_path):
         fold(model, data, "a.ckpt", folder=str(tmp_path), tolerance=-1)
 
 
-def test_the_command_line_folds_and_tests_what_it_folded(told, short, result, tmp_path):
+def test_the_command_line_folds_and_tests_what_it_folded(run_main, short, result, tmp_path):
     net = ("model=se_resnet20", "model.depth=[1,1]", "model.stem=cifar", "model.ratio=4")
     gates = (
         "model.gate_activation=double-sigmoid",
@@ -139,15 +139,15 @@ def test_the_command_line_folds_and_tests_what_it_folded(told, short, result, tm
         "lr_scheduler=constant",
     )  # they stay at 1
     run = ("data=digits", *net, *gates, *short, "callbacks=checkpoint")
-    code, message = told(*run, "hydra.run.dir=run")
+    code, message = run_main(*run, "hydra.run.dir=run")
     assert code == 0, message
     best, cpu = "run/checkpoints/best.ckpt", "trainer.accelerator=cpu"
-    code, message = told("task=fold", f"ckpt_path={best}", "hydra.run.dir=out", cpu)
+    code, message = run_main("task=fold", f"ckpt_path={best}", "hydra.run.dir=out", cpu)
     assert code == 0, message
     metrics = result(tmp_path / "out")["metrics"]
     assert (metrics["fold/gates"], metrics["fold/folded"]) == (2, 2)
     options = ("ckpt_path=out/folded.ckpt", "callbacks=none", "hydra.run.dir=tested")
-    code, message = told("task=test", *options, cpu)
+    code, message = run_main("task=test", *options, cpu)
     assert code == 0, message
     tested = result(tmp_path / "tested")
     assert tested["metrics"]["test/acc1"] == pytest.approx(metrics["fold/acc1_after"])

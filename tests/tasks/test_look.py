@@ -9,8 +9,8 @@ from se_lightning.tasks import look
 from se_lightning.tasks.look import _caption, _first_images
 
 
-def test_it_draws_what_the_network_sees_and_counts_the_classes(told, tmp_path, image_root):
-    code, message = told(
+def test_it_draws_what_the_network_sees_and_counts_the_classes(run_main, tmp_path, image_root):
+    code, message = run_main(
         "task=look",
         "data=image_folder",
         f"data.root={image_root}",
@@ -65,8 +65,8 @@ def test_zero_images_and_foreign_datamodules_are_refused(tmp_path):
         look(3, folder=str(tmp_path))
 
 
-def test_a_missing_root_says_where(told, tmp_path):
-    code, message = told("task=look", "data=image_folder", "data.root=nowhere")
+def test_a_missing_root_says_where(run_main, tmp_path):
+    code, message = run_main("task=look", "data=image_folder", "data.root=nowhere")
     assert code == 1
     assert "Traceback" not in message
     assert f"{tmp_path / 'nowhere'} is not a folder" in message

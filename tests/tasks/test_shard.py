@@ -17,10 +17,10 @@ def batches(root, workers, **start):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_shards_give_the_same_batches_as_the_files_reached_or_jumped_to(
-    told, tmp_path, image_root, workers
+    run_main, tmp_path, image_root, workers
 ):
     arguments = ("task=shard", "data=image_folder", f"data.root={image_root}", "task.output=shards")
-    code, message = told(*arguments)
+    code, message = run_main(*arguments)
     assert code == 0, message
     with tarfile.open(tmp_path / "shards" / "train-000000.tar") as tar:
         assert tar.getnames()[:2] == ["000000000.jpg", "000000000.cls"]
@@ -35,7 +35,7 @@ def test_shards_give_the_same_batches_as_the_files_reached_or_jumped_to(
         assert torch.equal(y, v)
     # A second run of the command writes nothing.
     before = (tmp_path / "shards" / "train-000000.tar").stat().st_mtime_ns
-    assert told(*arguments)[0] == 0
+    assert run_main(*arguments)[0] == 0
     assert (tmp_path / "shards" / "train-000000.tar").stat().st_mtime_ns == before
 
 

@@ -414,9 +414,9 @@ def spoiler(folder, rank, batch):
     return f"+callbacks.spoiler={node}"
 
 
-def test_the_command_line_prints_one_message(tmp_path, told, short, monkeypatch):
+def test_the_command_line_prints_one_message(tmp_path, run_main, short, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    code, error = told(*short, spoiler(tmp_path, 0, 1), "lr_scheduler=constant")
+    code, error = run_main(*short, spoiler(tmp_path, 0, 1), "lr_scheduler=constant")
     assert code == 1
     assert error.splitlines()[-1].startswith("se_lightning: error: The loss is nan at step 1")
     assert "Traceback" not in error
@@ -424,10 +424,10 @@ def test_the_command_line_prints_one_message(tmp_path, told, short, monkeypatch)
     assert len(json.loads(path.read_text())) == 1
 
 
-def test_on_nonfinite_skip_sets_the_action(tmp_path, told, short, monkeypatch, result):
+def test_on_nonfinite_skip_sets_the_action(tmp_path, run_main, short, monkeypatch, result):
     monkeypatch.syspath_prepend(tmp_path)
     arguments = (spoiler(tmp_path, 0, 1), "on_nonfinite=skip", "lr_scheduler=constant")
-    code, error = told(*short, *arguments)
+    code, error = run_main(*short, *arguments)
     assert code == 0, error
     assert result(tmp_path)["metrics"]["train/skipped_steps"] == 1
 

@@ -27,9 +27,9 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
     with pytest.raises(ValueError, match=f"is in use by another run .process {process.pid} on"):
         folder.claim()
     process.communicate()
-    assert not folder.path.exists()  # it was only claimed
+    assert not folder.path.exists()  # it contained only the lock
     process = holder(folder.path)
-    process.kill()  # its lock ends with it, but its file stays
+    process.kill()  # this releases the lock but leaves its file
     process.communicate()
     assert (folder.path / ".lock").exists()
     folder.claim()
@@ -38,8 +38,8 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
     assert not folder.path.exists()
 
 
-def test_a_run_writes_no_name_that_the_folder_does_not_know(cli, short, tmp_path):
-    """A name that is missing would survive a restart, or hide that a run has started."""
+def test_run_folder_knows_every_file_that_a_run_writes(cli, short, tmp_path):
+    """An unknown file would survive a restart or hide that a run has started."""
     cli(*short, "hydra.run.dir=run", env={"WANDB_MODE": "offline"})
     cli("task=test", "ckpt_path=run/checkpoints/best.ckpt", "hydra.run.dir=test", *short)
     known = {name.format(job="se_lightning") for name in folders._SETUP | folders._TRAINING}
@@ -50,7 +50,7 @@ def test_a_run_writes_no_name_that_the_folder_does_not_know(cli, short, tmp_path
 
 @pytest.fixture
 def used(tmp_path):
-    """Make a folder with every name of a run, except those that show that it has started."""
+    """Create the folder of a run that has not started training."""
     folder = RunFolder(tmp_path / "run")
     (folder.path / ".hydra").mkdir(parents=True)
     for name in ("se_lightning.log", "hparams.yaml", "result.json"):
@@ -63,7 +63,7 @@ def test_the_folder_of_a_run_that_never_started_is_removed(used):
     assert not used.path.exists()
 
 
-def test_files_of_the_user_and_of_a_training_stay(used):
+def test_files_of_the_user_and_of_training_are_kept(used):
     (used.path / "metrics.csv").touch()
     before = sorted(used.path.iterdir())
     used.discard_unused("se_lightning")
@@ -74,7 +74,7 @@ def test_files_of_the_user_and_of_a_training_stay(used):
     assert [path.name for path in used.path.iterdir()] == ["notes.txt"]
 
 
-def test_a_restart_keeps_the_log_and_writes_the_rest_again(used):
+def test_a_restart_keeps_only_the_config_and_the_log(used):
     for name in ("metrics.csv", "nonfinite.json", "wandb_id"):
         (used.path / name).touch()
     used.checkpoints.mkdir()
@@ -83,10 +83,10 @@ def test_a_restart_keeps_the_log_and_writes_the_rest_again(used):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\xff"])
-def test_a_damaged_result_is_empty_or_refused(tmp_path, text):
+def test_a_damaged_result_reads_as_empty_or_is_refused(tmp_path, text):
     folder = RunFolder(tmp_path)
     assert folder.result(strict=True) == {}
     (tmp_path / "result.json").write_bytes(text.encode("latin-1"))
     assert folder.result() == {}
-    with pytest.raises(ValueError):  # noqa: PT011 - the caller words it
+    with pytest.raises(ValueError):  # noqa: PT011 - the caller adds the message
         folder.result(strict=True)

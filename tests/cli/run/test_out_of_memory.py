@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from se_lightning.cli.run import out_of_memory as memory
 
-# Its memory holds so many samples of a batch, on a rank.
+# Runs out of memory on one rank if a batch has more than this many samples.
 HUNGRY = """
 import torch
 import pytorch_lightning as pl
@@ -27,7 +27,7 @@ class Hungry(pl.Callback):
 
 @pytest.fixture
 def hungry(tmp_path, monkeypatch):
-    """Return the override that adds a callback which lacks memory for more samples than these."""
+    """Return a function that builds the override for adding the callback."""
     folder = tmp_path / "modules"
     folder.mkdir()
     (folder / "hungry.py").write_text(HUNGRY)
@@ -52,23 +52,25 @@ FAST = ("model=se_resnet20", "data.batch_size=64", "lr_scheduler=constant", "cal
         OSError(12, "Cannot allocate memory"),
     ],
 )
-def test_a_lack_of_memory_is_known_by_its_errors(error):
+def test_out_of_memory_errors_are_recognized(error):
     assert memory.ran_out(error)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("size mismatch"), OSError(28, "No space left")])
-def test_other_errors_are_others(error):
+def test_unrelated_errors_are_not_recognized(error):
     assert not memory.ran_out(error)
 
 
-def test_the_allocators_real_error_is_one_of_them():
+def test_a_real_error_of_the_allocator_is_recognized():
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 60)
     assert memory.ran_out(error.value)
 
 
-def test_the_message_says_which_batch_and_what_needs_half(told, short, hungry, tmp_path, result):
-    code, error = told(*short, *FAST, hungry(40))
+def test_the_message_states_the_batch_and_how_to_halve_it(
+    run_main, short, hungry, tmp_path, result
+):
+    code, error = run_main(*short, *FAST, hungry(40))
     assert code == 1
     assert error.splitlines()[-1] == (
         "se_lightning: error: out of memory with data.batch_size=64 of 1x32x32 images on cpu "
@@ -85,12 +87,12 @@ def test_the_message_says_which_batch_and_what_needs_half(told, short, hungry, t
 
 
 class Replaced(BaseException):
-    """In the place of the process's replacement."""
+    """Raised in place of replacing the process."""
 
 
 @pytest.fixture
 def replaced(monkeypatch):
-    """Catch the command by which a process would be replaced."""
+    """Record the command that would replace the process."""
     caught = []
 
     def execve(path, command, environment):
@@ -98,16 +100,18 @@ def replaced(monkeypatch):
         raise Replaced
 
     monkeypatch.setattr(os, "execve", execve)
-    monkeypatch.setattr(os, "set_inheritable", lambda *_: None)  # of descriptors of the tests
+    monkeypatch.setattr(os, "set_inheritable", lambda *_: None)  # keep pytest's descriptors
     return caught
 
 
-def test_accumulate_replaces_the_process_by_one_with_half_the_batch(
-    told, short, hungry, tmp_path, replaced, monkeypatch
+def test_accumulate_restarts_the_run_with_half_the_batch(
+    run_main, short, hungry, tmp_path, replaced, monkeypatch
 ):
     monkeypatch.setenv("MASTER_PORT", "1")
     with pytest.raises(Replaced):
-        told(*short, *FAST, hungry(40), "on_oom=accumulate", "trainer.accumulate_grad_batches=3")
+        run_main(
+            *short, *FAST, hungry(40), "on_oom=accumulate", "trainer.accumulate_grad_batches=3"
+        )
     ((command, environment),) = replaced
     assert command[:3] == [sys.executable, "-m", "se_lightning"]
     sizes = [a for a in command if "batch" in a and "limit" not in a]
@@ -118,36 +122,38 @@ def test_accumulate_replaces_the_process_by_one_with_half_the_batch(
     assert not list(tmp_path.rglob("result.json"))
 
 
-def test_it_does_not_throw_checkpoints_away(told, short, hungry, tmp_path, replaced, monkeypatch):
-    """Of two epochs, the second lacks memory."""
+def test_a_run_with_checkpoints_is_not_restarted(
+    run_main, short, hungry, tmp_path, replaced, monkeypatch
+):
+    """The second of two epochs runs out of memory."""
     (tmp_path / "modules" / "late.py").write_text(
         HUNGRY.replace("if len", "if trainer.current_epoch and len")
     )
     node = "+callbacks.hungry={_target_:late.Hungry,samples:40}"
     arguments = ("callbacks=checkpoint", "trainer.max_epochs=2", "on_oom=accumulate")
-    code, error = told(*short[1:], *FAST[:3], *arguments, node)
+    code, error = run_main(*short[1:], *FAST[:3], *arguments, node)
     assert code == 1
     assert "out of memory with data.batch_size=64" in error
     assert not replaced
     assert list(tmp_path.rglob("best.ckpt"))
 
 
-def test_a_batch_that_cannot_be_halved_is_told_of(told, short, hungry, replaced):
+def test_a_batch_that_cannot_be_halved_is_an_error(run_main, short, hungry, replaced):
     arguments = ("data.batch_size=3", "on_oom=accumulate")
-    code, error = told(*short, *FAST, hungry(1), *arguments)
+    code, error = run_main(*short, *FAST, hungry(1), *arguments)
     assert code == 1
     assert "model.grad_checkpointing=true" in error.splitlines()[-1]
     assert not replaced
 
 
-def test_the_way_out_is_checked(told, short):
-    code, error = told(*short, *FAST, "on_oom=ignore")
+def test_an_invalid_on_oom_is_refused(run_main, short):
+    code, error = run_main(*short, *FAST, "on_oom=ignore")
     assert code == 1
     assert "`on_oom`" in error.splitlines()[-1]
     assert "accumulate" in error.splitlines()[-1]
 
 
-def test_validation_halves_its_own_batch():
+def test_validation_suggests_half_the_validation_batch():
     config = OmegaConf.create({"data": {"batch_size": 8, "eval_batch_size": 100}, "trainer": {}})
 
     def validation_step():
@@ -165,25 +171,26 @@ def test_validation_halves_its_own_batch():
 
 
 @pytest.mark.slow
-def test_it_halves_until_it_fits_and_says_so(cli, short, hungry, tmp_path, result):
-    """Twice, with workers and W&B's process beside it; the run directory stays the same."""
+def test_the_batch_is_halved_until_it_fits(cli, short, hungry, tmp_path, result):
+    """Twice here, with data workers and a W&B process; the run directory stays the same."""
     arguments = (*FAST[:3], "on_oom=accumulate", "data.num_workers=1", hungry(20))
     done = cli(*short, *arguments, env={"WANDB_MODE": "offline"})
     found = result(tmp_path)
     assert (found["batch_size"], found["accumulate_grad_batches"]) == (16, 4)
     assert found["status"] == "completed"
-    begun = [line for line in done.stdout.splitlines() if "restarting with" in line]
-    assert ["data.batch_size=32" in begun[0], "data.batch_size=16" in begun[1]] == [True, True]
+    restarts = [line for line in done.stdout.splitlines() if "restarting with" in line]
+    assert "data.batch_size=32" in restarts[0]
+    assert "data.batch_size=16" in restarts[1]
     assert len(list((tmp_path / "outputs").iterdir())) == 1
     (overrides,) = tmp_path.rglob("overrides.yaml")
     assert "data.batch_size=16" in overrides.read_text()
-    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    assert str(tmp_path) not in left
+    processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert str(tmp_path) not in processes
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_with_two_ranks_one_of_which_lacks_memory(cli, short, hungry, tmp_path, result, rank):
+def test_all_ranks_restart_if_one_runs_out_of_memory(cli, short, hungry, tmp_path, result, rank):
     two = ("trainer.devices=2", "trainer.strategy=ddp", "logger=csv", "on_oom=accumulate")
     cli(*short, *FAST, *two, hungry(40, rank))
     found = result(tmp_path)
@@ -192,16 +199,16 @@ def test_with_two_ranks_one_of_which_lacks_memory(cli, short, hungry, tmp_path, 
 
 
 @pytest.mark.slow
-def test_in_a_multirun_the_job_restarts(cli, short, hungry, tmp_path):
+def test_jobs_of_a_multirun_restart(cli, short, hungry, tmp_path):
     cli(*short, *FAST, "logger=csv", "on_oom=accumulate", hungry(40), "seed=1,2", "-m")
     found = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
     assert [(each["status"], each["batch_size"]) for each in found] == [("completed", 32)] * 2
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is the kernel's")
-def test_a_real_lack_of_memory_on_a_cpu(cli, short, tmp_path, result):
-    """With 6 GiB, images of 224 pixels in batches of 512 do not fit, and few do."""
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is specific to Linux")
+def test_running_out_of_memory_on_a_cpu_is_reported(cli, short, tmp_path, result):
+    """Batches of 512 images of 224 pixels do not fit into 6 GiB."""
     limited = [
         *("bash", "-c", 'ulimit -v 6291456; exec "$@"', "-"),
         *(sys.executable, "-m", "se_lightning"),

@@ -21,13 +21,13 @@ def run_dir(tmp_path, monkeypatch):
     return tmp_path
 
 
-def leave(folder, **record):
+def write_result(folder, **record):
     (folder / "result.json").write_text(json.dumps(record))
 
 
 @pytest.fixture
-def ended(run_dir, monkeypatch):
-    """Have rank 0 with further ranks that end so."""
+def exited_ranks(run_dir, monkeypatch):
+    """Make this process rank 0 of a run whose further ranks have run these programs."""
 
     def start(*codes):
         processes = [subprocess.Popen([sys.executable, "-c", code]) for code in codes]
@@ -38,8 +38,8 @@ def ended(run_dir, monkeypatch):
     return start
 
 
-def test_lightnings_watcher_is_replaced_by_ours():
-    """A private name: if it is gone, look where its launcher begins to watch the ranks now."""
+def test_lightnings_watcher_is_replaced():
+    """If this private name is gone, find where Lightning's launcher now watches the ranks."""
     from pytorch_lightning.strategies.launchers import subprocess_script
 
     assert callable(subprocess_script._launch_process_observer)
@@ -49,24 +49,26 @@ def test_lightnings_watcher_is_replaced_by_ours():
     assert subprocess_script._launch_process_observer is failures._start_watch
 
 
-def test_one_process_has_itself_to_blame(run_dir):
-    leave(run_dir, status="failed", error="of an earlier run", rank=1)
+def test_a_single_process_reports_its_own_error(run_dir):
+    write_result(run_dir, status="failed", error="of an earlier run", rank=1)
     error = RuntimeError(GLOO)
     assert failures.blame(error, RunFolder(run_dir)) is error
 
 
-@pytest.mark.parametrize("error", [RuntimeError(GLOO), KeyError("what follows from it")])
-def test_the_record_of_another_rank_goes_before_what_follows_from_it(error, run_dir, ended):
-    ended("raise SystemExit(1)")
-    leave(run_dir, status="failed", error="ValueError: a", traceback="T\n", rank=1)
+@pytest.mark.parametrize("error", [RuntimeError(GLOO), KeyError("a consequence")])
+def test_the_error_of_another_rank_has_precedence_over_its_consequences(
+    error, run_dir, exited_ranks
+):
+    exited_ranks("raise SystemExit(1)")
+    write_result(run_dir, status="failed", error="ValueError: a", traceback="T\n", rank=1)
     first = failures.blame(error, RunFolder(run_dir))
     assert explain(first) == "rank 1: ValueError: a"
     assert Failure.of(first).traceback == "T\n"
 
 
-def test_what_both_ranks_say_is_said_as_rank_0_says_it(run_dir, ended):
-    ended("raise SystemExit(1)")
-    leave(run_dir, status="failed", error="the same", rank=1)
+def test_an_error_of_both_ranks_is_reported_as_that_of_rank_0(run_dir, exited_ranks):
+    exited_ranks("raise SystemExit(1)")
+    write_result(run_dir, status="failed", error="the same", rank=1)
     error = ValueError("the same")
     assert failures.blame(error, RunFolder(run_dir)) is error
 
@@ -83,23 +85,23 @@ def test_what_both_ranks_say_is_said_as_rank_0_says_it(run_dir, ended):
         (["exit(0)", "exit(3)"], "rank 2 ended with exit code 3; see its output above"),
     ],
 )
-def test_a_rank_without_words_is_told_of_by_its_end(codes, words, run_dir, ended):
-    ended(*codes)
+def test_a_rank_without_a_message_is_described_by_its_exit(codes, words, run_dir, exited_ranks):
+    exited_ranks(*codes)
     first = failures.blame(RuntimeError(GLOO), RunFolder(run_dir))
     assert explain(first).startswith(words)
     assert is_user_error(first)
     assert Failure.of(first).traceback == ""
 
 
-def test_an_error_of_rank_0_waits_for_nobody(run_dir, ended):
-    ended("exit(0)")
+def test_an_error_of_rank_0_is_reported_without_waiting(run_dir, exited_ranks):
+    exited_ranks("exit(0)")
     error = KeyError("own")
     start = time.monotonic()
     assert failures.blame(error, RunFolder(run_dir)) is error
     assert time.monotonic() - start < 0.3
 
 
-def test_a_lost_connection_that_nobody_explains_keeps_its_stack(run_dir, monkeypatch):
+def test_an_unexplained_lost_connection_keeps_its_traceback(run_dir, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("RANK", "0")
     try:
@@ -112,19 +114,19 @@ def test_a_lost_connection_that_nobody_explains_keeps_its_stack(run_dir, monkeyp
 
 
 @pytest.mark.parametrize("error", [ValueError("a mistake"), KeyError("a fault")])
-def test_torchrun_reads_the_last_words(error, run_dir, monkeypatch, capsys):
+def test_torchrun_receives_the_error_message(error, run_dir, monkeypatch, capsys):
     file = run_dir / "attempt_0" / "1" / "error.json"
     file.parent.mkdir(parents=True)
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
     failures.report(Failure.of(error))
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     read = ProcessFailure(local_rank=1, pid=1, exitcode=1, error_file=str(file))
-    assert read.message["extraInfo"]["py_callstack"] == said.rstrip("\n")
+    assert read.message["extraInfo"]["py_callstack"] == printed.rstrip("\n")
     assert abs(read.timestamp - time.time()) < 5
-    assert ("Traceback" in said or "KeyError" in said) == isinstance(error, KeyError)
-    # ... and so does rank 0, which has lost its connection.
+    assert ("Traceback" in printed or "KeyError" in printed) == isinstance(error, KeyError)
+    # So does rank 0, whose connection is lost.
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(run_dir / "attempt_0" / "0" / "error.json"))
     first = failures.blame(RuntimeError(GLOO), RunFolder(run_dir))
@@ -146,11 +148,11 @@ HydraConfig.get = staticmethod(lambda: OmegaConf.create(
 ranks = [subprocess.Popen([sys.executable, "-c", code]) for code in sys.argv[2:]]
 print(*(rank.pid for rank in ranks), flush=True)
 failures._start_watch(ranks)
-time.sleep(60)  # as in a collective that nobody else will enter
+time.sleep(60)  # as in a collective that no other rank will enter
 """
 
 
-def test_the_watch_ends_a_rank_0_that_hears_nothing_and_the_other_ranks(tmp_path):
+def test_the_watch_ends_a_blocked_rank_0_and_the_other_ranks(tmp_path):
     wait = "import time; time.sleep(60)"
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, str(tmp_path), "import os; os.kill(os.getpid(), 9)", wait],
@@ -162,12 +164,12 @@ def test_the_watch_ends_a_rank_0_that_hears_nothing_and_the_other_ranks(tmp_path
     assert "se_lightning: error: rank 1 was killed by signal 9, SIGKILL" in done.stderr
     assert json.loads((tmp_path / "result.json").read_text())["status"] == "failed"
     other = Path(f"/proc/{done.stdout.split()[1]}/cmdline")
-    assert not (other.exists() and other.read_bytes())  # that of a zombie is empty
+    assert not (other.exists() and other.read_bytes())  # the command line of a zombie is empty
 
 
-def test_a_rank_that_fails_at_its_very_end_makes_a_failed_run(run_dir, ended):
-    ended("exit(5)")
+def test_a_rank_that_fails_while_exiting_fails_the_run(run_dir, exited_ranks):
+    exited_ranks("exit(5)")
     with pytest.raises(RankError, match="rank 1 ended with exit code 5"):
         failures.part()
-    ended("exit(0)")
+    exited_ranks("exit(0)")
     failures.part()

@@ -16,13 +16,13 @@ from se_lightning.cli.run.resume import resumed
 
 
 def arguments(*given):
-    """Return the arguments that a command line becomes."""
+    """Return the arguments that a command line is replaced with."""
     return resumed(Command.parse(given)).argv()
 
 
 @pytest.fixture
 def run_dir(tmp_path):
-    """Make the folder of a run as far as its command is recorded there."""
+    """Create the folder of a run with its recorded command."""
     folder = tmp_path / 'run "1"'
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "hydra.yaml").write_text(
@@ -41,7 +41,7 @@ hydra:
     return folder
 
 
-def test_resume_is_the_command_that_began_the_run(run_dir):
+def test_resume_repeats_the_command_that_started_the_run(run_dir):
     name = '"' + str(run_dir).replace('"', '\\"') + '"'
     assert arguments(f"resume='{run_dir}'", "trainer.max_epochs=9") == [
         "--config-name", "train", "--config-dir", "/mine", "model.ratio=8",
@@ -51,7 +51,7 @@ def test_resume_is_the_command_that_began_the_run(run_dir):
     ]  # fmt: skip
 
 
-def test_further_ranks_have_the_command_of_rank_0(run_dir, monkeypatch):
+def test_further_ranks_keep_the_command_of_rank_0(run_dir, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert arguments(f"resume='{run_dir}'") == [f"resume='{run_dir}'"]
 
@@ -68,14 +68,14 @@ def test_further_ranks_have_the_command_of_rank_0(run_dir, monkeypatch):
         (["--config-name=x"], "leave out --config-name=x"),
     ],
 )
-def test_a_resumed_run_stays_what_it_was(run_dir, told, more, words):
-    code, err = told(f"resume='{run_dir}'", *more)
+def test_a_resumed_run_cannot_be_changed(run_dir, run_main, more, words):
+    code, err = run_main(f"resume='{run_dir}'", *more)
     assert code == 1
     assert words in err
     assert "Traceback" not in err
 
 
-def test_only_a_run_that_was_cut_is_resumed(run_dir, told, tmp_path):
+def test_only_an_interrupted_run_is_resumed(run_dir, run_main, tmp_path):
     for name in ("nothing", "empty", "sweep", "damaged"):
         (tmp_path / name).mkdir()
     (tmp_path / "nothing").rmdir()
@@ -91,7 +91,7 @@ def test_only_a_run_that_was_cut_is_resumed(run_dir, told, tmp_path):
         "sweep": "is a multirun: continue it with `-m jobs.resume=",
         "damaged": "can't be resumed: its .hydra/ or result.json is damaged",
     }.items():
-        code, err = told(f"resume='{tmp_path / name}'")
+        code, err = run_main(f"resume='{tmp_path / name}'")
         assert (code, words in err) == (1, True), err
 
 
@@ -149,9 +149,7 @@ def outcome(folder: Path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
-def test_slurms_signal_saves_and_requeues_and_the_restart_ends_as_if_nothing_had_been(
-    cli, tmp_path, devices
-):
+def test_a_run_requeued_by_slurm_ends_like_an_uninterrupted_one(cli, tmp_path, devices):
     (tmp_path / "stop.py").write_text(STOP)
     stub = tmp_path / "bin" / "scontrol"
     stub.parent.mkdir()
@@ -161,7 +159,7 @@ def test_slurms_signal_saves_and_requeues_and_the_restart_ends_as_if_nothing_had
     command = [*SMALL.split(), f"trainer.devices={devices}"]
     cli(*command, *stopping(-1, 0), "hydra.run.dir=whole", env=path)
     slurm = path | {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train"}
-    if devices == 1:  # Lightning looks for its ranks in SLURM's tasks
+    if devices == 1:  # Lightning takes its ranks from SLURM's tasks
         slurm |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
     else:
         slurm.pop("SLURM_NTASKS")
@@ -179,20 +177,20 @@ def test_slurms_signal_saves_and_requeues_and_the_restart_ends_as_if_nothing_had
 
 
 @pytest.mark.slow
-def test_two_runs_started_at_once_into_one_directory_are_one_run(tmp_path):
+def test_only_one_of_two_simultaneous_runs_gets_the_directory(tmp_path):
     command = [sys.executable, "-m", "se_lightning", *SMALL.split(), "hydra.run.dir=run"]
     both = [
         subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in "ab"
     ]
-    told = [process.communicate(timeout=200)[1] for process in both]
+    errors = [process.communicate(timeout=200)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1]
-    (refused,) = (told[at] for at, process in enumerate(both) if process.returncode)
+    (refused,) = (errors[at] for at, process in enumerate(both) if process.returncode)
     assert "is in use by another run (" in refused
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "completed"
 
 
 @pytest.mark.slow
-def test_a_run_is_not_resumed_while_it_runs(tmp_path):
+def test_a_run_in_progress_is_not_resumed(tmp_path):
     run = [sys.executable, "-m", "se_lightning"]
     first = subprocess.Popen([*run, *SMALL.split(), "hydra.run.dir=run"], cwd=tmp_path)
     while not (tmp_path / "run" / ".hydra" / "hydra.yaml").exists():
@@ -206,8 +204,8 @@ def test_a_run_is_not_resumed_while_it_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_torchruns_goes_on_with_torchrun(cli, tmp_path):
-    """Further ranks write elsewhere, and read the checkpoint in the run's directory."""
+def test_a_torchrun_run_resumes_under_torchrun(cli, tmp_path):
+    """Further ranks write elsewhere but read the checkpoint in the run's directory."""
     (tmp_path / "stop.py").write_text(STOP)
     path = {"PYTHONPATH": str(tmp_path)}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

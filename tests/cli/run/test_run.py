@@ -1,4 +1,4 @@
-"""Whole runs from the command line."""
+"""Complete runs from the command line."""
 
 import csv
 import json
@@ -17,12 +17,12 @@ from se_lightning.cli.run import report
 from se_lightning.cli.run.folder import RunFolder
 
 
-def one(folder: Path, pattern: str) -> Path:
+def only_match(folder: Path, pattern: str) -> Path:
     (path,) = folder.rglob(pattern)
     return path
 
 
-def test_a_run_leaves_what_it_promises_and_its_checkpoint_is_tested_alike(
+def test_a_run_writes_its_files_and_task_test_repeats_its_accuracy(
     cli, short, tmp_path, wandb_history, result
 ):
     done = cli(*short, "model.ratio=8", "trainer.limit_test_batches=1.0")
@@ -60,8 +60,8 @@ def test_a_run_leaves_what_it_promises_and_its_checkpoint_is_tested_alike(
     rows = wandb_history(run_dir)
     assert any("excitation/backbone.layer3.2.se._type" in row for row in rows)
 
-    # task=test: model and data come from the checkpoint, wherever it is moved to.
-    moved = one(run_dir, "best.ckpt").rename(tmp_path / "moved.ckpt")
+    # task=test rebuilds model and data from the checkpoint, even after it was moved.
+    moved = only_match(run_dir, "best.ckpt").rename(tmp_path / "moved.ckpt")
     cli("task=test", f"ckpt_path={moved}", "logger=csv", "hydra.run.dir=again")
     again = result(tmp_path / "again")
     assert again["metrics"]["test/acc1"] == found["metrics"]["test/acc1"]
@@ -69,7 +69,7 @@ def test_a_run_leaves_what_it_promises_and_its_checkpoint_is_tested_alike(
     assert again["data"] == "DigitsDataModule"
 
 
-def test_two_processes_train_se_resnet50_with_a_plus(cli, short, result, tmp_path):
+def test_two_processes_train_a_model_selected_with_a_plus(cli, short, result, tmp_path):
     done = cli("+model=se_resnet50", "trainer.devices=2", "trainer.strategy=ddp", *short)
     found = result(tmp_path)
     assert (found["world_size"], found["model"]) == (2, "se_resnet50")
@@ -81,7 +81,7 @@ def test_two_processes_train_se_resnet50_with_a_plus(cli, short, result, tmp_pat
 
 @pytest.mark.slow
 def test_two_processes_train_a_net_with_gates_in_one_stage(cli, short, result, tmp_path):
-    """DDP waits for every parameter: what is switched off must not be there."""
+    """DDP waits for every parameter, so gates that are switched off must not exist."""
     gates = ("model.gate=concurrent", "model.stages=[2]", "model.placement=pre")
     cli("trainer.devices=2", *gates, *short, "logger=csv")
     found = result(tmp_path)
@@ -90,14 +90,14 @@ def test_two_processes_train_a_net_with_gates_in_one_stage(cli, short, result, t
     assert list(found["hidden_widths"].values()) == [4, 8, 8]
 
 
-def test_an_accuracy_of_zero_is_told(caplog, tmp_path):
+def test_an_accuracy_of_zero_is_printed(caplog, tmp_path):
     with caplog.at_level(logging.INFO):
         report.last_lines({"metrics": {"test/acc1": 0.0}, "picture": None}, RunFolder(tmp_path))
     assert "test accuracy  0.00 %" in caplog.text
 
 
 @pytest.mark.slow
-def test_more_processes_than_cores_are_told(cli, short, tmp_path, result):
+def test_more_processes_than_cores_cause_a_message(cli, short, tmp_path, result):
     cores = len(os.sched_getaffinity(0))
     done = cli(f"trainer.devices={cores + 1}", *short, "logger=csv", "callbacks=none")
     assert f"{cores + 1} CPU processes share {cores} cores, which" in done.stdout
@@ -137,11 +137,13 @@ def test_a_failing_rank_ends_the_run_with_its_error(cli, short, tmp_path, result
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError:  # it has ended meanwhile
+    except OSError:  # it has exited meanwhile
         return b""
 
 
-def test_a_key_without_a_server_goes_offline_with_one_line(cli, short, result, tmp_path):
+def test_wandb_goes_offline_with_one_line_if_its_server_is_unreachable(
+    cli, short, result, tmp_path
+):
     done = cli(
         *short,
         "logger.wandb.init_timeout=2",
@@ -173,7 +175,7 @@ def test_ctrl_c_ends_a_multirun_and_leaves_no_process(tmp_path):
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     started = tmp_path / "sweep" / "0" / "checkpoints"
-    while not started.exists():  # the first epoch has ended
+    while not started.exists():  # the first epoch is complete
         assert running.poll() is None
         time.sleep(0.2)
     os.killpg(running.pid, signal.SIGINT)
@@ -187,9 +189,9 @@ def test_ctrl_c_ends_a_multirun_and_leaves_no_process(tmp_path):
         os.killpg(running.pid, 0)
 
 
-def test_what_looks_into_networks_says_which_and_how_many_it_needs(told, short, tmp_path):
+def test_tasks_refuse_wrong_checkpoints_and_options(run_main, short, tmp_path):
     options = ("lr_scheduler=constant", "callbacks=checkpoint", "hydra.run.dir=old")
-    code, error = told(*short, *options)
+    code, error = run_main(*short, *options)
     assert code == 0, error
     best = "ckpt_path=old/checkpoints/best.ckpt"
     two = "ckpt_path=[old/checkpoints/best.ckpt,old/checkpoints/last.ckpt]"
@@ -202,15 +204,15 @@ def test_what_looks_into_networks_says_which_and_how_many_it_needs(told, short, 
         (("task=test", two), "this task takes one checkpoint"),
         ((two,), "this task takes one checkpoint"),
     ):
-        code, error = told(*words)
+        code, error = run_main(*words)
         assert code == 1
         assert message in error
         assert "Traceback" not in error
 
 
-def test_the_best_few_epochs_are_kept_beside_the_best(told, short, tmp_path):
+def test_top_k_keeps_further_epochs_beside_the_best(run_main, short, tmp_path):
     options = ("lr_scheduler=constant", "callbacks=checkpoint", "hydra.run.dir=run")
-    code, err = told(*short, *options, "trainer.max_epochs=3", "checkpoint.top_k=2")
+    code, err = run_main(*short, *options, "trainer.max_epochs=3", "checkpoint.top_k=2")
     assert code == 0, err
     files = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     kept = {f"epoch={epoch:03}.ckpt" for epoch in range(3)} & files
@@ -220,7 +222,7 @@ def test_the_best_few_epochs_are_kept_beside_the_best(told, short, tmp_path):
     assert f"epoch={best:03}.ckpt" in kept
 
 
-def test_several_checkpoints_of_one_name_are_refused(told, short):
-    code, err = told(*short, "callbacks.checkpoint.save_top_k=3")
+def test_several_checkpoints_with_the_same_name_are_refused(run_main, short):
+    code, err = run_main(*short, "callbacks.checkpoint.save_top_k=3")
     assert code == 1
     assert "would write all checkpoints to best.ckpt; use checkpoint.top_k=3" in err

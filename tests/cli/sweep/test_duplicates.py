@@ -1,4 +1,4 @@
-"""Which multiruns compare a network with itself."""
+"""Multiruns that would compare a network with itself."""
 
 import re
 
@@ -46,7 +46,7 @@ def test_equal_networks_are_refused(overrides, message):
         ["model.ratio=4,8,16"],
         ["seed=0,1,2"],
         ["trainer.devices=1,2,1"],
-        ["model.ratio=4,4"],  # asked for twice
+        ["model.ratio=4,4"],  # requested twice
         ["model.label_smoothing=0,0.1"],
         ["model.weights=a.pth,b.pth"],
         ["model.freeze=null,norms,backbone"],
@@ -61,21 +61,21 @@ def test_equal_networks_are_refused(overrides, message):
         ["model=se_resnet50", "model.ceil_pool=true,false"],
         ["model=se_shake_shake26_2x96d", "model.backward=shake,even"],
         ["model=se_simple,se_simple_residual"],
-        ["model.ratio=0,8"],  # the job's own failure
-        ["model=nope,se_resnet20"],  # Hydra's
+        ["model.ratio=0,8"],  # refused by the job itself
+        ["model=nope,se_resnet20"],  # refused by Hydra
         ["data.batch_size=32,64", "model.gate=none"],
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_different_points_run(overrides):
+def test_different_networks_are_accepted(overrides):
     refuse_equal_networks(composed("-m", *overrides))
 
 
-def test_a_single_run_is_not_looked_at():
+def test_a_single_run_is_not_checked():
     refuse_equal_networks(composed("model.ratio=4,4.0"))
 
 
-def test_a_sweep_in_a_config_of_ones_own(tmp_path):
+def test_equal_networks_in_a_custom_config_are_refused(tmp_path):
     folder = tmp_path / "experiment"
     folder.mkdir()
     (folder / "mine.yaml").write_text(

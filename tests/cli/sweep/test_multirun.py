@@ -10,7 +10,7 @@ def composed(*arguments):
     return Multirun.composed(Command.parse(arguments))
 
 
-def test_options_of_multiruns_are_refused_without_one():
+def test_multirun_options_are_refused_in_a_single_run():
     with pytest.raises(ValueError, match=r"jobs\.parallel=2 is an option of multiruns"):
         composed("jobs.parallel=2", "model.ratio=4")
     assert composed("model.ratio=4") is None
@@ -25,7 +25,7 @@ def test_a_multirun_knows_its_points_and_its_folder():
     assert multirun.is_basic
     assert multirun.fixed == ["trainer.max_epochs=1"]
     assert [override.get_key_element() for override in multirun.swept] == ["model.ratio", "seed"]
-    # The time stamp is taken once, not again by Hydra.
+    # The time stamp is fixed here and not taken again by Hydra.
     assert multirun.command.value("hydra.sweep.dir").endswith(multirun.config.hydra.sweep.dir)
 
 

@@ -1,4 +1,4 @@
-"""The pool of a multirun's processes, on small commands instead of trainings."""
+"""The process pool of a multirun, with small commands instead of training runs."""
 
 import json
 import os
@@ -20,16 +20,16 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="cores are handed out
 CORES = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
 two_cores = pytest.mark.skipif(CORES < 2, reason="needs two cores")
 
-# Says when it ran and on what, and is done.
+# Writes a result with its start, end, GPUs and cores.
 REPORT = """
 import json, os, pathlib, sys, time
 start = time.time()
 time.sleep(float(sys.argv[2]))
 folder = pathlib.Path(sys.argv[1])
-told = {"status": "completed", "job": int(folder.name), "overrides": [], "score": 1.0,
-        "start": start, "end": time.time(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-        "cores": sorted(os.sched_getaffinity(0))}
-(folder / "result.json").write_text(json.dumps(told))
+result = {"status": "completed", "job": int(folder.name), "overrides": [], "score": 1.0,
+          "start": start, "end": time.time(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
+          "cores": sorted(os.sched_getaffinity(0))}
+(folder / "result.json").write_text(json.dumps(result))
 """
 
 
@@ -45,7 +45,7 @@ def job(tmp_path):
 
 
 def is_gone(pid: int) -> bool:
-    """Tell whether a process ends within a second: a signal takes a moment."""
+    """Return whether a process exits within a second, the time that a signal may take."""
     for _ in range(20):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -64,12 +64,12 @@ def most_at_once(results) -> int:
 
 
 @two_cores
-def test_so_many_jobs_run_at_a_time_and_no_core_is_in_two(job):
+def test_parallel_jobs_are_limited_and_share_no_core(job):
     pool = Pool(2)
-    begun = time.monotonic()
+    started = time.monotonic()
     for number in range(4):
         pool.start(job(number))
-    assert time.monotonic() - begun > 0.5  # the third waited for one of the first two
+    assert time.monotonic() - started > 0.5  # the third waited for one of the first two
     pool.wait()
     results = [pool.results[number] for number in range(4)]
     assert most_at_once(results) == 2
@@ -80,7 +80,7 @@ def test_so_many_jobs_run_at_a_time_and_no_core_is_in_two(job):
                 assert not set(one["cores"]) & set(other["cores"])
 
 
-def test_one_at_a_time_has_everything(job):
+def test_a_sequential_job_has_all_cores_and_gpus(job):
     pool = Pool()
     for number in range(2):
         pool.start(job(number, seconds=0.2))
@@ -91,7 +91,7 @@ def test_one_at_a_time_has_everything(job):
     assert results[0]["gpus"] == os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
-def test_no_gpu_is_in_two_jobs_and_a_large_job_waits_for_enough(job):
+def test_jobs_share_no_gpu_and_a_large_job_waits_for_enough(job):
     pool = Pool(4, gpus=["4", "5", "6", "GPU-a"])
     for number, gpus in enumerate((1, 2, 3, 4, 1, 0)):
         pool.start(job(number, gpus=gpus))
@@ -101,17 +101,17 @@ def test_no_gpu_is_in_two_jobs_and_a_large_job_waits_for_enough(job):
     assert [len(ids) for ids in taken] == [1, 2, 3, 4, 1, 0]
     assert set().union(*taken) == {"4", "5", "6", "GPU-a"}
     assert most_at_once(results) > 1
-    for one, its in zip(results, taken, strict=True):
-        for other, others in zip(results, taken, strict=True):
+    for one, ids in zip(results, taken, strict=True):
+        for other, other_ids in zip(results, taken, strict=True):
             if other is not one and other["start"] <= one["start"] < other["end"]:
-                assert not its & others
+                assert not ids & other_ids
 
 
 @pytest.mark.parametrize(
     ("accelerator", "devices", "count"),
     [("auto", 2, 2), ("gpu", "3", 3), ("cuda", "auto", 4), ("auto", -1, 4), ("cpu", 8, 0)],
 )
-def test_a_job_gets_as_many_gpus_as_its_trainer_asks_for(accelerator, devices, count):
+def test_a_job_gets_the_gpus_that_its_trainer_requests(accelerator, devices, count):
     trainer = OmegaConf.create({"accelerator": accelerator, "devices": devices})
     assert gpus_needed(trainer, list("0123")) == count
     assert gpus_needed(trainer, []) == 0
@@ -120,7 +120,7 @@ def test_a_job_gets_as_many_gpus_as_its_trainer_asks_for(accelerator, devices, c
 @pytest.mark.parametrize(
     ("devices", "message"), [(5, "but this machine has 4"), ([0, 1], "a number of GPUs")]
 )
-def test_a_job_that_cannot_have_its_gpus_is_refused(devices, message):
+def test_a_job_that_requests_unavailable_gpus_is_refused(devices, message):
     trainer = OmegaConf.create({"accelerator": "auto", "devices": devices})
     with pytest.raises(ValueError, match=message):
         gpus_needed(trainer, list("0123"))
@@ -134,7 +134,7 @@ def test_more_jobs_than_cores_are_refused():
         Pool(9999)
 
 
-def test_gpus_are_named_as_the_environment_names_them(monkeypatch):
+def test_gpus_have_their_names_in_the_environment(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -144,7 +144,7 @@ def test_gpus_are_named_as_the_environment_names_them(monkeypatch):
     assert jobs.visible_gpus() == ["6", "GPU-b"]
 
 
-def test_a_job_that_dies_without_a_word_has_a_result(job, tmp_path):
+def test_a_killed_job_has_a_result(job, tmp_path):
     pool = Pool()
     pool.start(job(3, ["/bin/sh", "-c", "kill -9 $$"]))
     pool.wait()
@@ -165,7 +165,7 @@ def sleeper(job, number):
 
 
 @two_cores
-def test_fail_fast_ends_the_others_and_starts_no_more(job, tmp_path):
+def test_fail_fast_stops_the_other_jobs_and_starts_no_more(job, tmp_path):
     pool = Pool(2, fail_fast=True)
     pool.start(sleeper(job, 0))
     pool.start(job(1, ["/bin/sh", "-c", "sleep 0.3; exit 3"]))
@@ -186,7 +186,7 @@ def test_without_fail_fast_a_failure_stops_nothing(job):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_job_may_save_and_its_own_children_end_too(job, tmp_path, signum):
+def test_a_stopped_job_can_save_and_its_children_exit_too(job, tmp_path, signum):
     name = "TERM" if signum == signal.SIGTERM else "INT"
     script = (
         f"trap 'echo saved > $0/saved; exit 143' {name}; sleep 100 & echo $! > $0/pid; "
@@ -204,8 +204,10 @@ def test_a_stopped_job_may_save_and_its_own_children_end_too(job, tmp_path, sign
     assert pool.results[0]["status"] == "interrupted"
 
 
-@pytest.mark.parametrize(("signum", "all_of"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_ctrl_c_is_for_a_jobs_ranks_too_and_sigterm_for_the_job(job, tmp_path, signum, all_of):
+@pytest.mark.parametrize(
+    ("signum", "reaches_ranks"), [(signal.SIGINT, True), (signal.SIGTERM, False)]
+)
+def test_ctrl_c_reaches_a_jobs_ranks_and_sigterm_only_the_job(job, tmp_path, signum, reaches_ranks):
     rank = "trap 'touch $0/heard; exit' INT TERM; touch $0/ready; while true; do sleep 0.01; done"
     code = f"import subprocess, sys; subprocess.run(['/bin/sh', '-c', {rank!r}, sys.argv[1]])"
     pool = Pool()
@@ -213,10 +215,10 @@ def test_ctrl_c_is_for_a_jobs_ranks_too_and_sigterm_for_the_job(job, tmp_path, s
     while not (tmp_path / "0" / "ready").exists():
         time.sleep(0.01)
     pool.stop(signum)
-    assert (tmp_path / "0" / "heard").exists() == all_of
+    assert (tmp_path / "0" / "heard").exists() == reaches_ranks
 
 
-def test_a_job_that_does_not_listen_is_killed(job, tmp_path, monkeypatch):
+def test_a_job_that_ignores_sigterm_is_killed(job, tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "PATIENCE", 0.3)
     pool = Pool()
     made = job(0)
@@ -229,7 +231,7 @@ def test_a_job_that_does_not_listen_is_killed(job, tmp_path, monkeypatch):
     assert pool.results[0]["error"] == "the process ended with exit code -9"
 
 
-def test_a_second_ctrl_c_does_not_wait_any_longer(job, tmp_path):
+def test_a_second_ctrl_c_ends_the_wait(job, tmp_path):
     pool = Pool()
     made = job(0)
     deaf = "trap '' TERM INT; touch $0/ready; while true; do sleep 0.1; done"
@@ -239,15 +241,15 @@ def test_a_second_ctrl_c_does_not_wait_any_longer(job, tmp_path):
         time.sleep(0.01)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         pool.stop(signal.SIGINT)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - started < 5
     assert 0 in pool.results
 
 
 @two_cores
-def test_what_parallel_jobs_say_is_kept_apart(job, tmp_path, capfd):
+def test_parallel_jobs_write_their_output_to_separate_files(job, tmp_path, capfd):
     pool = Pool(2)
     for number in range(2):
         command = ["/bin/sh", "-c", f"echo out {number}; echo err >&2; exit 1"]
@@ -255,13 +257,13 @@ def test_what_parallel_jobs_say_is_kept_apart(job, tmp_path, capfd):
     pool.wait()
     for number in range(2):
         assert (tmp_path / f"{number}/console.txt").read_text() == f"out {number}\nerr\n"
-    said = capfd.readouterr().out.splitlines()
-    assert sum(line.endswith(": failed") for line in said) == 2
-    assert sum(": started on core" in line for line in said) == 2
+    lines = capfd.readouterr().out.splitlines()
+    assert sum(line.endswith(": failed") for line in lines) == 2
+    assert sum(": started on core" in line for line in lines) == 2
 
 
-def test_a_job_is_in_a_process_group_of_its_own(job, tmp_path):
-    """So that a terminal's Ctrl-C goes to the leader alone, which passes it on once."""
+def test_each_job_has_its_own_process_group(job, tmp_path):
+    """A terminal's Ctrl-C then reaches only the parent, which forwards it once."""
     pool = Pool()
     code = "import os, sys; open(sys.argv[1] + '/ids', 'w').write(f'{os.getpid()} {os.getpgrp()}')"
     made = job(0, [sys.executable, "-c", code, str(tmp_path / "0")])

@@ -12,13 +12,13 @@ from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.sweep.pool import Job
 from se_lightning.cli.sweep.resume import remaining, resumed
 
-NUMBER = "${hydra.job.num}"  # not to be resolved: there is no number yet
+NUMBER = "${hydra.job.num}"  # must stay unresolved: there is no job number yet
 
 
 def test_the_command_of_a_multirun_is_rebuilt(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "begun here").mkdir()
-    begun = {
+    (tmp_path / "started here").mkdir()
+    recorded = {
         "overrides": {
             "task": ["model.ratio=4,8", "jobs.parallel=4", "jobs.allow_equal=true"],
             "hydra": [
@@ -29,7 +29,7 @@ def test_the_command_of_a_multirun_is_rebuilt(tmp_path, monkeypatch):
         },
         "job": {"config_name": "mine"},
         "runtime": {
-            "cwd": str(tmp_path / "begun here"),
+            "cwd": str(tmp_path / "started here"),
             "config_sources": [
                 {"provider": "main", "path": "a"},
                 {"provider": "command-line", "path": "/b"},
@@ -37,14 +37,14 @@ def test_the_command_of_a_multirun_is_rebuilt(tmp_path, monkeypatch):
         },
     }
     (tmp_path / "s").mkdir()
-    OmegaConf.save(OmegaConf.create({"hydra": begun}), tmp_path / "s" / "multirun.yaml")
+    OmegaConf.save(OmegaConf.create({"hydra": recorded}), tmp_path / "s" / "multirun.yaml")
     command = resumed(Command.parse(["jobs.resume=s", "jobs.parallel=2"]))
     assert command.argv() == [
         "-m", "--config-name", "mine", "--config-dir", "/b",
         "model.ratio=4,8", "jobs.allow_equal=true", f"hydra.sweep.subdir={NUMBER}",
         "jobs.parallel=2", f'hydra.sweep.dir="{tmp_path}/s"',
     ]  # fmt: skip
-    assert os.getcwd() == str(tmp_path / "begun here")
+    assert os.getcwd() == str(tmp_path / "started here")
     assert resumed(command) is command
 
 
@@ -58,7 +58,7 @@ def test_the_command_of_a_multirun_is_rebuilt(tmp_path, monkeypatch):
         (None, False, "whole"),
     ],
 )
-def test_what_remains_of_a_job(tmp_path, status, checkpoint, left):
+def test_a_job_is_skipped_resumed_or_repeated(tmp_path, status, checkpoint, left):
     if status:
         (tmp_path / "result.json").write_text(json.dumps({"status": status}))
     (tmp_path / "checkpoints").mkdir()

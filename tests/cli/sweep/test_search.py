@@ -1,4 +1,4 @@
-"""The search for the best score, with jobs that compute one from their command line."""
+"""Searches for the best score, with jobs that compute it from their command line."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from se_lightning.cli.sweep.sweep import lead
 
 optuna = pytest.importorskip("optuna")
 
-# A bowl whose bottom is at ratio 8 and lr 0.1; nothing is worse than 16.
+# The score has its minimum at ratio 8 and lr 0.1; jobs with ratio 16 fail.
 SCORE = """
 import json, math, pathlib, sys
 overrides = sys.argv[1:-2]
@@ -42,7 +42,7 @@ SPACE = ("model.ratio=choice(2,4,8,16)", "optimizer.lr=tag(log,interval(0.01,1))
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Search in a folder; return its trials, and what was said."""
+    """Run a search in a folder; return its trials, its output and its error."""
 
     def line(command):
         return [sys.executable, "-c", SCORE, *command.overrides, ""]
@@ -57,8 +57,8 @@ def run(tmp_path, monkeypatch, capsys):
         try:
             with lead(multirun, resumed=Path(folder).exists()) as sweep:
                 search.search(sweep)
-        except JobError as end:
-            error = str(end)
+        except JobError as failure:
+            error = str(failure)
         found = {}
         for path in Path(folder).glob("*/result.json"):
             result = json.loads(path.read_text())
@@ -68,17 +68,17 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_a_search_finds_the_bottom_of_a_bowl(run):
-    trials, said, error = run("s", "jobs.trials=25")
+def test_a_search_finds_the_minimum(run):
+    trials, output, error = run("s", "jobs.trials=25")
     assert len(trials) == 25
     number, (overrides, score) = min(trials.items(), key=lambda item: item[1][1])
     assert "model.ratio=8" in overrides
     assert score < 0.2
-    best = said.splitlines()[-1] if error is None else said.splitlines()[-2]
+    best = output.splitlines()[-1] if error is None else output.splitlines()[-2]
     assert best.startswith(f"Best: trial {number}, val/loss {score:.5g}: model.ratio=8 optimizer.")
 
 
-def test_a_search_that_was_cut_goes_on_as_it_would_have(run):
+def test_an_interrupted_search_continues_with_the_same_trials(run):
     whole, _, _ = run("whole", "jobs.trials=14")
     for trials in (5, 14):
         cut, _, _ = run("cut", f"jobs.trials={trials}")
@@ -98,7 +98,7 @@ def test_another_seed_proposes_other_trials(run):
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_trials_run_in_parallel_and_failed_ones_are_no_scores(run):
+def test_trials_run_in_parallel_and_failed_ones_have_no_score(run):
     space = ("model.ratio=choice(8,16)", "optimizer.lr=interval(0.05,0.2)")
     trials, _, error = run("s", "jobs.trials=8", "jobs.parallel=2", space=space)
     assert sorted(trials) == list(range(8))
@@ -111,10 +111,10 @@ def test_trials_run_in_parallel_and_failed_ones_are_no_scores(run):
     assert study.best_value == min(score for n, (_, score) in trials.items() if n not in failed)
 
 
-def test_the_score_is_as_large_as_can_be_where_the_checkpoint_says_so(run):
-    trials, said, _ = run("s", "jobs.trials=5", "callbacks.checkpoint.mode=max")
+def test_the_score_is_maximized_if_the_checkpoint_mode_is_max(run):
+    trials, output, _ = run("s", "jobs.trials=5", "callbacks.checkpoint.mode=max")
     complete = {n: score for n, (o, score) in trials.items() if "model.ratio=16" not in o}
-    assert f"Best: trial {max(complete, key=complete.get)}," in said
+    assert f"Best: trial {max(complete, key=complete.get)}," in output
 
 
 def test_fixed_overrides_reach_the_trials(run):
@@ -140,7 +140,7 @@ def test_fixed_overrides_reach_the_trials(run):
         ("a=tag(log,int(interval(1,64)))", "IntDistribution", {"high": 64, "log": True}),
     ],
 )
-def test_hydras_sweeps_are_optunas_distributions(override, name, expected):
+def test_hydra_sweeps_become_optuna_distributions(override, name, expected):
     made = distribution(OverridesParser.create().parse_overrides([override])[0])
     assert type(made).__name__ == name
     assert {key: getattr(made, key) for key in expected} == expected
@@ -150,7 +150,7 @@ def test_hydras_sweeps_are_optunas_distributions(override, name, expected):
     ("override", "message"),
     [("a=tag(fast,interval(0,1))", "only tag"), ("a=tag(log,choice(1,2))", "`log` is for")],
 )
-def test_what_optuna_cannot_do_is_refused(override, message):
+def test_sweeps_that_optuna_cannot_express_are_refused(override, message):
     with pytest.raises(ValueError, match=message):
         distribution(OverridesParser.create().parse_overrides([override])[0])
 
@@ -163,8 +163,8 @@ def test_without_optuna_the_extra_is_named(run, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_killed_search_of_trainings_goes_on_to_its_end(cli, short, tmp_path):
-    """In place, and to the same trials as an unbroken one."""
+def test_a_killed_search_of_training_runs_can_be_resumed(cli, short, tmp_path):
+    """It continues in its folder and ends with the trials of an uninterrupted search."""
     arguments = ("-m", *SPACE, "jobs.trials=4", *short, "logger=csv")
     cli(*arguments, "hydra.sweep.dir=whole", check=False)
     parent = subprocess.Popen(
@@ -189,9 +189,7 @@ def test_a_killed_search_of_trainings_goes_on_to_its_end(cli, short, tmp_path):
     assert rows("cut") == rows("whole")
 
 
-def test_the_wandb_sweep_is_run_by_wandbs_own_agent(
-    cli, short, tmp_path, monkeypatch, wandb_history
-):
+def test_wandbs_agent_runs_the_example_sweep(cli, short, tmp_path, monkeypatch, wandb_history):
     import wandb.wandb_agent
 
     path = Path(__file__).parents[3] / "examples" / "sweep.yaml"

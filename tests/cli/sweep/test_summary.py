@@ -36,7 +36,7 @@ def sweep(tmp_path):
     return tmp_path
 
 
-def test_the_csv_has_everything_in_the_order_of_jobs(sweep):
+def test_the_csv_has_every_job_in_order(sweep):
     failed, completed = rows(sweep)
     assert (failed["job"], completed["job"]) == ("2", "10")
     assert failed["error"] == "bad ratio | of 0"
@@ -46,7 +46,7 @@ def test_the_csv_has_everything_in_the_order_of_jobs(sweep):
     assert list(completed)[-3:] == ["world size", "wall time, s", "error"]
 
 
-def test_the_markdown_is_what_one_compares(sweep):
+def test_the_markdown_table_has_only_the_columns_to_compare(sweep):
     text = (sweep / "summary.md").read_text()
     lines = text.splitlines()
     assert lines[0] == "All jobs: `trainer.max_epochs=1`"

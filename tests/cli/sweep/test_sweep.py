@@ -17,7 +17,7 @@ def rows(sweep):
         return list(csv.DictReader(file))
 
 
-def test_each_job_has_the_ranks_that_it_asks_for(cli, short, tmp_path, wandb_run):
+def test_each_job_has_the_ranks_that_it_requests(cli, short, tmp_path, wandb_run):
     """In one process the second job would train on half the data, with exit code 0."""
     done = cli("-m", "+model=se_resnet20", "trainer.devices=1,2,1", *short)
     (sweep,) = (tmp_path / "multirun").iterdir()
@@ -31,7 +31,7 @@ def test_each_job_has_the_ranks_that_it_asks_for(cli, short, tmp_path, wandb_run
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_failing_job_has_its_row_and_the_others_run(cli, short, tmp_path):
+def test_a_failed_job_has_a_row_and_the_others_run(cli, short, tmp_path):
     sweep = tmp_path / "a sweep, with = signs"
     done = cli(
         "-m", "model=se_resnet20,se_resnet32", "model.ratio=8,0", *short, "logger=csv",
@@ -48,8 +48,8 @@ def test_a_failing_job_has_its_row_and_the_others_run(cli, short, tmp_path):
     assert "2 of 4 jobs failed: 1 (model: `ratio` (=0) must be" in done.stderr
 
 
-def test_fail_fast_starts_no_job_after_a_failure(told, tmp_path):
-    code, error = told("-m", "jobs.fail_fast=true", "model.ratio=0,4,8", "hydra.sweep.dir=s")
+def test_fail_fast_starts_no_job_after_a_failure(run_main, tmp_path):
+    code, error = run_main("-m", "jobs.fail_fast=true", "model.ratio=0,4,8", "hydra.sweep.dir=s")
     assert code == 1
     last = error.rpartition("se_lightning: error: ")[2]
     assert last.startswith("1 of 1 jobs failed: 0 (model: `ratio` (=0) must be")
@@ -82,7 +82,7 @@ def job(tmp_path, monkeypatch):
 CONFIG = OmegaConf.create({"trainer": {"accelerator": "auto", "devices": 2}})
 
 
-def test_a_job_is_a_command_of_its_own(job):
+def test_a_job_is_a_separate_command(job):
     made = sweeps._job(CONFIG, ["0", "1", "2"])
     assert made.command[1:] == [
         "-m", "se_lightning", "--config-name", "train", "--config-dir", "/mine",
@@ -104,7 +104,7 @@ def test_a_job_inherits_no_rank_and_no_wandb_run(job, monkeypatch):
     assert environment["WANDB_NAME"] == "model.ratio=4"
 
 
-def test_a_job_that_dies_without_a_word_has_its_row(job, monkeypatch):
+def test_a_killed_job_has_a_row(job, monkeypatch):
     """Under a launcher that waits for the result."""
     (job / "3").mkdir()
     HydraConfig.get().runtime.output_dir = str(job / "3")
@@ -133,8 +133,8 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda value: str(value)[:40])
-def test_a_mistake_about_jobs_gets_one_message(told, tmp_path, arguments, message):
-    code, error = told("-m", *arguments, more=())
+def test_a_mistake_in_the_jobs_options_gets_one_message(run_main, tmp_path, arguments, message):
+    code, error = run_main("-m", *arguments, more=())
     assert code == 1
     assert message in error.rstrip().rpartition("se_lightning: error: ")[2]
     assert "Traceback" not in error
@@ -142,9 +142,9 @@ def test_a_mistake_about_jobs_gets_one_message(told, tmp_path, arguments, messag
 
 
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "submitit_slurm"])
-def test_a_launcher_that_is_not_installed_is_named(told, monkeypatch, launcher):
+def test_a_launcher_that_is_not_installed_is_named(run_main, monkeypatch, launcher):
     monkeypatch.setattr(importlib.util, "find_spec", hide("hydra_plugins"))
-    code, error = told("-m", f"hydra/launcher={launcher}", "seed=0,1")
+    code, error = run_main("-m", f"hydra/launcher={launcher}", "seed=0,1")
     assert code == 1
     extra = launcher.partition("_")[0]
     assert error.rstrip().endswith(f'pip install "se_lightning[{extra}]".')
@@ -168,18 +168,18 @@ def test_no_launcher_is_needed_to_run(told, short, monkeypatch):
     assert code == 0, error
 
 
-def test_a_job_that_wants_more_gpus_than_there_are_is_refused_before_the_first(
-    told, monkeypatch, tmp_path
+def test_a_job_that_requests_too_many_gpus_is_refused_before_any_job_starts(
+    run_main, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(sweeps, "visible_gpus", lambda: ["0", "1", "2"])
-    code, error = told("-m", "jobs.parallel=2", "trainer.devices=1,4")
+    code, error = run_main("-m", "jobs.parallel=2", "trainer.devices=1,4")
     assert code == 1
     assert "trainer.devices=4 on GPUs, but this machine has 3" in error
     assert not list(tmp_path.rglob("*"))
 
 
 @pytest.mark.parametrize(("accelerator", "gpus"), [("gpu", ["0", "1", "2"]), ("cpu", [])])
-def test_where_no_job_wants_a_gpu_the_cores_are_shared_out(monkeypatch, accelerator, gpus):
+def test_cores_are_shared_out_if_no_job_uses_a_gpu(monkeypatch, accelerator, gpus):
     monkeypatch.setattr(sweeps, "visible_gpus", lambda: ["0", "1", "2"])
     argv = ["-m", "jobs.parallel=2", "seed=0,1", f"trainer.accelerator={accelerator}"]
     sweep = sweeps.Sweep(Multirun.composed(Command.parse(argv)))

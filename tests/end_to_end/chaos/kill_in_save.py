@@ -1,6 +1,6 @@
-"""A callback for the runs of the chaos test: it kills its own process inside a save.
+"""Callback of the chaos test that kills its own process during a save.
 
-The environment says when: ``CHAOS_SAVE=3:writing`` is in the third save, half of it written.
+``CHAOS_SAVE=3:writing`` kills it in the third save, with half of the file written.
 """
 
 import io
@@ -15,10 +15,10 @@ STAGES = ("writing", "written", "replaced")
 
 class KillInSave(pl.Callback):
     def setup(self, trainer, pl_module, stage):
-        told = os.environ.pop("CHAOS_SAVE", "")  # once, and in rank 0 alone
-        if not told or not trainer.is_global_zero:
+        setting = os.environ.pop("CHAOS_SAVE", "")  # only once, and only on rank 0
+        if not setting or not trainer.is_global_zero:
             return
-        number, stage = told.split(":")
+        number, stage = setting.split(":")
         self.left = int(number)
         save, replace = torch.save, os.replace
 
@@ -33,11 +33,11 @@ class KillInSave(pl.Callback):
             save(content, file)
 
         def replacing(source, target, **options):
-            ours = self.left == 0 and str(target).endswith(".ckpt")
-            if ours and stage == "written":
+            is_target = self.left == 0 and str(target).endswith(".ckpt")
+            if is_target and stage == "written":
                 die()
             replace(source, target, **options)
-            if ours:
+            if is_target:
                 die()
 
         torch.save, os.replace = saving, replacing

@@ -1,4 +1,4 @@
-"""Real runs, killed at random moments and resumed: the unbroken ones, to the last bit."""
+"""Runs killed at random moments and resumed end bit for bit like uninterrupted ones."""
 
 import json
 import os
@@ -38,14 +38,14 @@ class Run:
     def __init__(self, folder: Path, options: str) -> None:
         self.folder = folder
         arguments = [*COMMON.split(), *options.split(), f"hydra.run.dir={folder}"]
-        self.begin = [sys.executable, "-m", "se_lightning", *arguments]
-        self.go_on = [sys.executable, "-m", "se_lightning", f"resume={folder}"]
+        self.start_command = [sys.executable, "-m", "se_lightning", *arguments]
+        self.resume_command = [sys.executable, "-m", "se_lightning", f"resume={folder}"]
 
     def start(self, save: str = "") -> subprocess.Popen:
-        begun = (self.folder / ".hydra" / "overrides.yaml").exists()
+        has_started = (self.folder / ".hydra" / "overrides.yaml").exists()
         environment = os.environ | {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
         return subprocess.Popen(
-            self.go_on if begun else self.begin,
+            self.resume_command if has_started else self.start_command,
             env=environment | ({"CHAOS_SAVE": save} if save else {}),
             cwd=self.folder.parent,
             stdin=subprocess.DEVNULL,
@@ -64,8 +64,8 @@ class Run:
         if self.is_complete():
             return
         process = self.start()
-        _, told = process.communicate(timeout=280)
-        assert process.returncode == 0, told[-2000:]
+        _, error = process.communicate(timeout=280)
+        assert process.returncode == 0, error[-2000:]
 
     def rows(self) -> int:
         try:
@@ -103,7 +103,7 @@ def children(pid: int) -> list[int]:
 
 
 def survivors(marker: str) -> list[str]:
-    """Name the processes in whose command line the marker is."""
+    """Return the command lines of other processes that contain the marker."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -116,7 +116,7 @@ def survivors(marker: str) -> list[str]:
 
 
 def kill(run: Run, way: str, dice: random.Random, length: int) -> bool:
-    """Start or resume a run and kill it in some way; False if it came to its end before."""
+    """Start or resume a run and kill it in this way; return False if it finished first."""
     save = f"{dice.randint(1, 9)}:{way.removeprefix('save ')}" if "save" in way else ""
     process = run.start(save)
     try:
@@ -145,14 +145,14 @@ WAYS = ("any", "save writing", "any", "term", "save written", "rank 1", "start",
 
 
 def chaos(tmp_path: Path, name: str, kills: int) -> list[str]:
-    """Break a run so many times, in ways that the name determines; say how it went."""
+    """Kill runs this many times, in ways that `name` determines; return a log."""
     dice = random.Random(name)
     whole = Run(tmp_path / "whole", CONFIGURATIONS[name])
     whole.finish()
     expected, length = whole.outcome(), whole.rows()
-    told, done = [], 0
+    log, done = [], 0
     while done < kills:
-        run = Run(tmp_path / f"broken{len(told)}", CONFIGURATIONS[name])
+        run = Run(tmp_path / f"broken{len(log)}", CONFIGURATIONS[name])
         broken = []
         for _ in range(min(dice.randint(1, 3), kills - done)):
             way = WAYS[done % len(WAYS)]
@@ -160,19 +160,19 @@ def chaos(tmp_path: Path, name: str, kills: int) -> list[str]:
                 broken.append(f"{way} at row {run.rows()}")
                 done += 1
         run.finish()
-        told.append(f"{name}: killed {', '.join(broken)} of {length}")
+        log.append(f"{name}: killed {', '.join(broken)} of {length}")
         outcome = run.outcome()
         differing = [key for key in expected if not same(expected[key], outcome[key])]
-        assert not differing, (told, differing)
-    return told
+        assert not differing, (log, differing)
+    return log
 
 
-def test_a_run_killed_in_a_save_ends_as_the_unbroken_one(tmp_path):
-    """The short form: killed with half a checkpoint written."""
+def test_a_run_killed_during_a_save_ends_like_an_uninterrupted_one(tmp_path):
+    """The fast version: killed once, with half a checkpoint written."""
     whole, broken = (Run(tmp_path / name, "trainer.max_epochs=2") for name in ("whole", "broken"))
     whole.finish()
     assert kill(broken, "save writing", random.Random(1), 0)
-    assert list(broken.folder.glob("checkpoints/.*.tmp")), "it was not in a save"
+    assert list(broken.folder.glob("checkpoints/.*.tmp")), "the run was not killed during a save"
     broken.finish()
     assert not list(broken.folder.glob("checkpoints/.*.tmp"))
     assert same(broken.outcome(), whole.outcome())
@@ -180,6 +180,6 @@ def test_a_run_killed_in_a_save_ends_as_the_unbroken_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_runs_killed_at_random_end_as_the_unbroken_one(name, tmp_path):
-    """54 kills: anywhere, of rank 1, before the training, in each stage of a save; SIGTERM."""
+def test_runs_killed_at_random_end_like_an_uninterrupted_one(name, tmp_path):
+    """54 kills: at any time, of rank 1, before training, in each stage of a save, by SIGTERM."""
     print("\n".join(chaos(tmp_path, name, kills=9)))

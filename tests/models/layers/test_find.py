@@ -7,8 +7,8 @@ from se_lightning.excitation import find_gates
 from se_lightning.models import se_resnet20, se_resnet50
 
 
-def fired(model, pixels=64):
-    """Count, by a forward pass, the modules whose outputs scale others, and their ranges."""
+def outputs_of_gates(model, pixels=64):
+    """Return the gates of a network, and their outputs in a forward pass."""
     gates, values = find_gates(model), {}
     for path, gate in gates.items():
         gate.register_forward_hook(lambda m, i, o, path=path: values.setdefault(path, o))
@@ -17,14 +17,14 @@ def fired(model, pixels=64):
     return gates, values
 
 
-def test_own_gates_are_in_order_of_depth():
+def test_gates_are_in_order_of_depth():
     assert list(find_gates(se_resnet50()))[::5] == [
         "layer1.0.se", "layer2.2.se", "layer3.3.se", "layer4.2.se",
     ]  # fmt: skip
 
 
-def test_spatial_and_concurrent_gates():
-    gates, values = fired(se_resnet20(ratio=4, gate="concurrent", stages=[1]), pixels=16)
+def test_spatial_and_concurrent_gates_are_found():
+    gates, values = outputs_of_gates(se_resnet20(ratio=4, gate="concurrent", stages=[1]), pixels=16)
     paths = [f"layer1.{n}.se.{kind}" for n in range(3) for kind in ("channel", "spatial")]
     assert list(gates) == paths
     assert values["layer1.0.se.channel"].shape == (2, 16, 1, 1)
@@ -34,18 +34,18 @@ def test_spatial_and_concurrent_gates():
     ]  # fmt: skip
 
 
-def test_the_plain_twin_has_none():
+def test_a_network_with_gate_none_has_no_gates():
     assert find_gates(se_resnet20(gate="none")) == {}
 
 
-def test_timms_and_torchvisions_se_modules():
+def test_se_modules_of_timm_and_torchvision_are_found():
     for model, kind, count in (
         (timm.create_model("seresnet18"), "SEModule", 8),
         (timm.create_model("efficientnet_b0"), "SqueezeExcite", 16),
         (torchvision.models.mobilenet_v3_small(), "SqueezeExcitation", 9),
     ):
         modules = {p for p, m in model.named_modules() if type(m).__name__ == kind}
-        gates, values = fired(model)
+        gates, values = outputs_of_gates(model)
         assert set(gates) == modules == set(values)
         assert len(gates) == count
         for path, value in values.items():
@@ -53,5 +53,5 @@ def test_timms_and_torchvisions_se_modules():
             assert 0 <= value.min() <= value.max() <= 1
 
 
-def test_other_modules_are_left_alone():
+def test_other_modules_are_not_gates():
     assert find_gates(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sigmoid())) == {}

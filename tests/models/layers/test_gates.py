@@ -24,7 +24,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def worked(**options) -> SqueezeExcitation:
+def example_gate(**options) -> SqueezeExcitation:
     """Return a gate with the hidden unit relu(z1 - 2 z2 + 0.5) = h and pre-gates 2h, 1 - h."""
     se = SqueezeExcitation(2, ratio=2, **options)
     with torch.no_grad():
@@ -43,18 +43,18 @@ def worked(**options) -> SqueezeExcitation:
         ("avgmax", 3.25 - 2 * 0.75 + 0.5),  # 2.25
     ],
 )
-def test_each_squeeze_worked_by_hand(squeeze, h):
+def test_each_squeeze_matches_a_hand_calculation(squeeze, h):
     expected = X * torch.tensor([sigmoid(2 * h), sigmoid(1 - h)]).view(1, 2, 1, 1)
-    torch.testing.assert_close(worked(squeeze=squeeze)(X), expected)
+    torch.testing.assert_close(example_gate(squeeze=squeeze)(X), expected)
 
 
-def test_no_squeeze_worked_by_hand():
+def test_no_squeeze_matches_a_hand_calculation():
     # Pixel by pixel, relu(x1 - 2 x2 + 0.5): 0 (of -0.5), 2.5, 3.5, 2.5.
     h = [[0.0, 2.5], [3.5, 2.5]]
     first = [[sigmoid(2 * value) for value in row] for row in h]
     second = [[sigmoid(1 - value) for value in row] for row in h]
     expected = X * torch.tensor([first, second])
-    torch.testing.assert_close(worked(squeeze="none")(X), expected)
+    torch.testing.assert_close(example_gate(squeeze="none")(X), expected)
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_no_squeeze_worked_by_hand():
         ("double-sigmoid", (2 * sigmoid(4), 2 * sigmoid(-1))),
     ],
 )
-def test_each_activation_worked_by_hand(activation, gates):
+def test_each_activation_matches_a_hand_calculation(activation, gates):
     expected = X * torch.tensor(gates).view(1, 2, 1, 1)
-    torch.testing.assert_close(worked(gate_activation=activation)(X), expected)
+    torch.testing.assert_close(example_gate(gate_activation=activation)(X), expected)
 
 
 def spatial(gate: nn.Module) -> None:
@@ -82,16 +82,16 @@ def spatial(gate: nn.Module) -> None:
 SPATIAL = torch.tensor([[sigmoid(-1), sigmoid(1)], [sigmoid(2), sigmoid(2)]])
 
 
-def test_the_spatial_gate_worked_by_hand():
+def test_the_spatial_gate_matches_a_hand_calculation():
     gate = SpatialExcitation(2)
     spatial(gate)
     torch.testing.assert_close(gate(X), X * SPATIAL)
 
 
 @pytest.mark.parametrize("merge", ["sum", "max", "product"])
-def test_each_merge_worked_by_hand(merge):
+def test_each_merge_matches_a_hand_calculation(merge):
     gate = ConcurrentExcitation(2, ratio=2, merge=merge)
-    gate.channel.load_state_dict(worked().state_dict())
+    gate.channel.load_state_dict(example_gate().state_dict())
     spatial(gate.spatial)
     by_channel = X * torch.tensor([sigmoid(4), sigmoid(-1)]).view(1, 2, 1, 1)
     by_pixel = X * SPATIAL
@@ -104,25 +104,25 @@ def test_each_merge_worked_by_hand(merge):
 
 
 @pytest.mark.parametrize("oracle", ["timm", "torchvision"])
-def test_it_equals_the_block_of_timm_and_of_torchvision(oracle):
-    ours = SqueezeExcitation(64, ratio=8)
-    theirs = SEModule(64, rd_channels=8) if oracle == "timm" else TorchvisionSE(64, 8)
-    theirs.load_state_dict(ours.state_dict())
+def test_the_gate_equals_those_of_timm_and_torchvision(oracle):
+    gate = SqueezeExcitation(64, ratio=8)
+    reference = SEModule(64, rd_channels=8) if oracle == "timm" else TorchvisionSE(64, 8)
+    reference.load_state_dict(gate.state_dict())
     x = torch.randn(3, 64, 5, 7)
-    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(gate(x), reference(x))
 
 
 def test_avgmax_equals_timms():
-    ours = SqueezeExcitation(64, ratio=8, squeeze="avgmax")
-    theirs = SEModule(64, rd_channels=8, add_maxpool=True)
-    theirs.load_state_dict(ours.state_dict())
+    gate = SqueezeExcitation(64, ratio=8, squeeze="avgmax")
+    reference = SEModule(64, rd_channels=8, add_maxpool=True)
+    reference.load_state_dict(gate.state_dict())
     x = torch.randn(3, 64, 5, 7)
-    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(gate(x), reference(x))
 
 
 @pytest.mark.parametrize("channels", [16, 64, 256, 1056, 2048])
 @pytest.mark.parametrize("ratio", [1, 2, 4, 16, 32, 2.5])
-def test_hidden_widths(channels, ratio):
+def test_hidden_widths_follow_the_ratio_and_timms_rounding(channels, ratio):
     assert hidden_width(channels, ratio) == max(1, math.floor(channels / ratio))
     timms = make_divisible(channels / ratio, 8, round_limit=0.0)
     assert hidden_width(channels, ratio, divisor=8) == timms
@@ -137,7 +137,7 @@ def test_hidden_widths(channels, ratio):
         ("none", 0),
     ],
 )
-def test_parameters_without_biases(gate, count):
+def test_gates_without_biases_have_the_expected_parameters(gate, count):
     built = Excitation(ratio=16, gate=gate, se_bias=False).build(64)
     assert sum(parameter.numel() for parameter in built.parameters()) == count
 
@@ -170,7 +170,7 @@ def test_a_wrong_option_is_refused_by_name(option, value):
 
 
 def test_a_fresh_spatial_gate_is_not_saturated():
-    """With He's fan-out, one channel's, its pre-gates would spread over +-30 at 512 channels."""
+    """With He's fan-out initialization, pre-gates would spread over +-30 at 512 channels."""
     from se_lightning.models import SEResNet
 
     torch.manual_seed(0)
@@ -198,7 +198,7 @@ def test_single_hidden_units_cause_one_warning_with_their_names():
     ids=lambda options: options["gate"],
 )
 def test_a_double_sigmoid_starts_as_an_identity_that_learns(options):
-    """_finish initializes every convolution of a network, and leaves those of gates zero."""
+    """_finish initializes every convolution of a network but keeps those of gates at zero."""
     options = {**options, "ratio": 4, "gate_activation": "double-sigmoid"}
     gated, plain = create_model("se_resnet20", **options), create_model("se_resnet20", gate="none")
     plain.load_state_dict(gated.state_dict(), strict=False)

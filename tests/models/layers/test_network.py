@@ -1,4 +1,4 @@
-"""What a network offers beside its logits: feature maps for dense tasks, checkpointed gradients."""
+"""Feature maps for dense tasks, and gradient checkpointing."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from se_lightning.models import create_model, list_models
 
-# Sides of images that leave every map some pixels.
+# Image sizes at which every feature map has several pixels.
 SIZES = {"se_inception_v3": 107, "se_inception_resnet_v2": 107, "se_simple": 28}
 SIZES |= {"se_simple_residual": 28, "se_vgg16_bn": 64}
 LARGE = ("senet154", "se_resnext29_8x64d", "se_vgg16_bn", "se_inception_resnet_v2")
@@ -43,7 +43,7 @@ def size_of(name: str) -> int:
 
 @pytest.mark.filterwarnings("ignore:ratio=")
 @pytest.mark.parametrize("name", list_models())
-def test_the_feature_maps_have_the_channels_and_strides_that_it_says(name):
+def test_feature_maps_have_the_channels_and_strides_of_feature_info(name):
     with torch.device("meta"):
         network = create_model(name).eval()
         size = 299 if "inception_" in name and name != "se_bn_inception" else 224
@@ -53,7 +53,7 @@ def test_the_feature_maps_have_the_channels_and_strides_that_it_says(name):
     assert maps[-1] is last
     assert [info.channels for info in network.feature_info] == [m.shape[1] for m in maps]
     for info, feature_map in zip(network.feature_info, maps, strict=True):
-        # Layers without padding, those of the Inceptions, lose up to four pixels.
+        # Unpadded layers of the Inceptions lose up to four pixels.
         lost = 4 if "inception_" in name else 0
         assert 0 <= -(-size // info.reduction) - feature_map.shape[2] <= lost, info
     reductions = [info.reduction for info in network.feature_info]
@@ -62,7 +62,7 @@ def test_the_feature_maps_have_the_channels_and_strides_that_it_says(name):
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"),
+    ("name", "reference"),
     [
         ("se_resnet50", "seresnet50"),
         ("senet154", "senet154"),
@@ -71,32 +71,32 @@ def test_the_feature_maps_have_the_channels_and_strides_that_it_says(name):
         ("se_vgg16_bn", "vgg16_bn"),
     ],
 )
-def test_channels_and_strides_are_timms(ours, theirs):
+def test_channels_and_strides_equal_timms(name, reference):
     with torch.device("meta"):
-        network, oracle = create_model(ours), timm.create_model(theirs)
+        network, oracle = create_model(name), timm.create_model(reference)
     found = [(info.channels, info.reduction) for info in network.feature_info]
     assert found == [(info["num_chs"], info["reduction"]) for info in oracle.feature_info]
 
 
 @pytest.mark.filterwarnings("ignore:ratio=")
-# Two branches are mixed by other means while training.
+# Shake-Shake mixes its branches differently in training.
 @pytest.mark.filterwarnings("ignore:The nodes obtained by tracing the model in train mode")
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_maps_are_what_a_feature_extractor_takes_out(name):
+def test_feature_maps_equal_those_of_torchvisions_feature_extractor(name):
     network = create_model(name).eval()
     size = size_of(name)
     x = torch.randn(2, network.in_channels, size, size)
     nodes = {info.module: str(index) for index, info in enumerate(network.feature_info)}
     with torch.no_grad():
-        theirs = create_feature_extractor(network, nodes)(x)
-        last, ours = network.forward_intermediates(x)
-        for index, feature_map in enumerate(ours):
-            # Nothing that comes later has changed a map that was handed out.
-            assert torch.equal(feature_map, theirs[str(index)]), network.feature_info[index]
+        expected = create_feature_extractor(network, nodes)(x)
+        last, maps = network.forward_intermediates(x)
+        for index, feature_map in enumerate(maps):
+            # Later layers have not modified a returned map in place.
+            assert torch.equal(feature_map, expected[str(index)]), network.feature_info[index]
         assert torch.equal(network.forward_head(last), network(x))
 
 
-def test_some_of_the_maps_as_timm_picks_them():
+def test_indices_select_the_same_maps_as_in_timm():
     network = create_model("se_resnet20", ratio=4).eval()
     oracle = timm.create_model("resnet18").eval()
     x = torch.randn(1, 3, 32, 32)
@@ -113,28 +113,28 @@ def test_some_of_the_maps_as_timm_picks_them():
 
 @pytest.mark.filterwarnings("ignore:ratio=")
 @pytest.mark.parametrize("name", FAMILIES)
-def test_checkpointed_gradients_and_running_statistics_are_the_same(name):
+def test_checkpointing_changes_neither_gradients_nor_running_statistics(name):
     plain = create_model(name)
     checkpointed = copy.deepcopy(plain)
     checkpointed.set_grad_checkpointing()
     x = torch.randn(2, plain.in_channels, size_of(name), size_of(name))
     losses = []
     for network in (plain, checkpointed):
-        torch.manual_seed(0)  # of dropout, and of the shaking
+        torch.manual_seed(0)  # for dropout and Shake-Shake
         loss = network(x).square().mean()
         loss.backward()
         losses.append(loss.item())
     assert losses[0] == losses[1]
-    for (path, ours), theirs in zip(
+    for (path, parameter), expected in zip(
         checkpointed.named_parameters(), plain.parameters(), strict=True
     ):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5, msg=path)
+        torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-4, atol=1e-5, msg=path)
     states = checkpointed.state_dict(), plain.state_dict()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[1])
 
 
-def kept(network, x) -> int:
-    """Count the bytes that the forward pass keeps for the backward pass."""
+def saved_bytes(network, x) -> int:
+    """Count the bytes that the forward pass saves for the backward pass."""
     total = 0
     weights = {parameter.data_ptr() for parameter in network.parameters()}
 
@@ -151,11 +151,11 @@ def kept(network, x) -> int:
 @pytest.mark.parametrize(
     "name", ["se_resnet50", "se_densenet121", "se_vgg16_bn", "se_inception_v3"]
 )
-def test_checkpointing_keeps_less(name):
+def test_checkpointing_saves_fewer_bytes(name):
     network = create_model(name)
     x = torch.randn(2, 3, 96, 96)
-    before = kept(network, x)
+    before = saved_bytes(network, x)
     network.set_grad_checkpointing()
-    assert kept(network, x) < before / 2
+    assert saved_bytes(network, x) < before / 2
     network.set_grad_checkpointing(False)
-    assert kept(network, x) == before
+    assert saved_bytes(network, x) == before

@@ -50,7 +50,7 @@ class EfficientExcitation(Gate):
 
 
 class ReducedExcitation(Gate):
-    """A gate with dense layers, and without a choice of activations."""
+    """A gate with dense layers and a fixed activation."""
 
     def __init__(self, channels: int, ratio: float = 16):
         super().__init__()
@@ -67,12 +67,12 @@ class ReducedExcitation(Gate):
 
 
 @pytest.fixture(autouse=True)
-def _row(monkeypatch):
+def _registered(monkeypatch):
     monkeypatch.setitem(GATES, "eca", EfficientExcitation)
     monkeypatch.setitem(GATES, "reduced", ReducedExcitation)
 
 
-def test_a_network_is_built_with_it_and_with_its_own_option():
+def test_a_network_is_built_with_a_new_gate_and_its_option():
     network = se_resnet20(gate="eca", kernel_size=5, stages=[2, 3], placement="pre")
     gates = find_excitations(network)
     assert [path for path in gates if path.startswith("layer2")] == [
@@ -87,7 +87,7 @@ def test_a_network_is_built_with_it_and_with_its_own_option():
     assert len(find_gates(se_densenet40_12(gate="eca"))) == 5
 
 
-def test_hidden_units_are_found_and_starved_ones_are_named():
+def test_hidden_widths_are_found_and_single_units_are_named():
     network = se_resnet20(gate="reduced", ratio=8)
     assert list(dict.fromkeys(hidden_widths(network).values())) == [2, 4, 8]
     with pytest.warns(UserWarning, match=r"ratio=16 leaves one hidden unit in 3 gates \(layer1\."):
@@ -111,12 +111,12 @@ def test_a_wrong_option_is_refused(options, message):
             Excitation.of(**options)
 
 
-def test_its_option_at_its_default_is_accepted_beside_other_gates():
+def test_other_gates_accept_the_option_of_a_new_gate_at_its_default():
     assert se_resnet20(ratio=4, kernel_size=3).layer1[0].se.fc1.out_channels == 4
     assert find_gates(se_resnet20(gate="none", kernel_size=5)) == {}
 
 
-def test_a_modules_signature_shows_its_option():
+def test_a_modules_signature_shows_the_option_of_a_new_gate():
     class Module(FamilyModule):
         network = SEResNetModule.network
 
@@ -125,7 +125,7 @@ def test_a_modules_signature_shows_its_option():
     assert "kernel_size" not in Module(20, ratio=4).hparams
 
 
-def test_a_checkpoint_of_it_loads_and_is_refused_by_other_networks(tmp_path):
+def test_a_checkpoint_with_a_new_gate_loads_only_into_the_same_network(tmp_path):
     options = {"gate": "eca", "gate_activation": "tanh", "kernel_size": 5}
     model = SEResNetModule(20, **options)
     trainer = Trainer(
@@ -143,7 +143,7 @@ def test_a_checkpoint_of_it_loads_and_is_refused_by_other_networks(tmp_path):
             load_weights(se_resnet20(**{"ratio": 4, **other}), tmp_path / "net.ckpt")
 
 
-def test_what_works_on_gates_works_on_it():
+def test_excitation_tools_work_on_a_new_gate():
     network = se_resnet20(gate="eca").eval()
     images, labels = torch.randn(6, 3, 32, 32), torch.arange(6) % 3
     gates = excitations(network, images)
@@ -156,7 +156,7 @@ def test_what_works_on_gates_works_on_it():
     ]  # fmt: skip
 
 
-def test_it_is_inserted_as_an_identity_that_learns_and_is_folded_away():
+def test_a_new_gate_is_inserted_as_an_identity_that_learns_and_can_be_folded():
     network = torchvision.models.resnet18().eval()
     image = torch.randn(2, 3, 64, 64)
     before = network(image)
@@ -171,7 +171,7 @@ def test_it_is_inserted_as_an_identity_that_learns_and_is_folded_away():
     remove_excitation(network)
 
 
-def test_a_constant_one_becomes_a_scale_of_its_channels():
+def test_a_constant_new_gate_is_folded_into_its_norm():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), EfficientExcitation(4)).eval()
     nn.init.zeros_(network[2].conv.weight)  # a gate of sigmoid(0)
     image = torch.randn(2, 3, 8, 8)
@@ -180,7 +180,7 @@ def test_a_constant_one_becomes_a_scale_of_its_channels():
     torch.testing.assert_close(network(image), before)
 
 
-def test_a_gate_that_cannot_be_an_identity_is_not_inserted():
+def test_a_gate_that_cannot_start_as_an_identity_is_not_inserted():
     network = torchvision.models.resnet18()
     with pytest.raises(ValueError, match=r"`gate` \(='reduced'\) cannot start as an identity"):
         add_excitation(network, gate="reduced")
@@ -196,7 +196,7 @@ def test_a_gate_that_cannot_be_an_identity_is_not_inserted():
         ("merge", set(MERGES)),
     ],
 )
-def test_the_comments_of_the_config_list_the_names(option, names):
+def test_the_comments_of_the_config_list_every_name(option, names):
     lines = (CONF / "model" / "family" / "gates.yaml").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"{option}: "))
     assert names <= set(re.findall(r"[a-z-]+", line))

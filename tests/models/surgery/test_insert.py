@@ -27,7 +27,7 @@ IMAGE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    """Small images gain nothing from a second, which waits where others use the processor."""
+    """A second thread does not speed up small images, and is slow on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,7 +51,7 @@ def timms(name: str, blocks: int):
 # name: (builder, number of residual blocks, number of resolutions)
 NETWORKS: dict[str, tuple[Callable, Callable[[nn.Module], int], int]] = {
     "resnet50": (*torchvisions("resnet50", "Bottleneck"), 4),
-    # Its first resolution is the stem's and the first, unstrided block's.
+    # The stem and the first block, which has no stride, share a resolution.
     "mobilenet_v3_large": (
         *torchvisions("mobilenet_v3_large", "InvertedResidual", "use_res_connect"),
         5,
@@ -98,7 +98,7 @@ def places(model: nn.Module) -> list[str]:
 
 
 def outputs(model: nn.Module, training: bool) -> list[torch.Tensor]:
-    """Return logits, and the buffers that a forward left."""
+    """Return the logits, and the buffers after the forward pass."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, 64, 64)
     copied = copy.deepcopy(model).train(training)
@@ -116,7 +116,7 @@ every = pytest.mark.parametrize(
 
 
 @every
-def test_it_is_an_identity_and_leaves_no_trace(name, where):
+def test_inserted_gates_are_an_identity_and_removal_leaves_no_trace(name, where):
     plain, model = original(name), network(name)
     state = plain.state_dict()
     assert gated(model, where) is model
@@ -141,7 +141,7 @@ def test_it_is_an_identity_and_leaves_no_trace(name, where):
 
 
 @every
-def test_all_gates_learn_at_once(name, where):
+def test_all_gates_learn_from_the_first_step(name, where):
     model = gated(network(name), where).train()
     for parameter in network_parameters(model):
         if parameter.abs().max() < 1e-4:  # a last norm or a layer scale that starts at zero
@@ -169,7 +169,7 @@ def test_all_gates_learn_at_once(name, where):
 
 
 def network_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return scales of the network's own, not of its gates."""
+    """Return the network's scales, without those of its gates."""
     ends = ("weight", "gamma", "layer_scale")
     return [p for n, p in model.named_parameters() if ".se." not in n and n.endswith(ends)]
 
@@ -181,13 +181,14 @@ RESNETS = {
 
 
 @pytest.mark.parametrize("name", RESNETS)
-def test_the_places_in_a_resnet(name):
+def test_gates_of_a_resnet_follow_its_last_norms_or_its_stages(name):
     model = getattr(torchvision.models, name)()
     assert places(gated(model)) == RESNETS[name]
     remove_excitation(model)
     assert places(gated(model, "stages")) == ["layer1", "layer2", "layer3", "layer4"]
     assert list(model.layer1._modules) == [*map(str, range(len(model.layer1) - 1)), "se"]
-    assert not any(module._forward_hooks for module in model.modules())  # or a gate acts twice
+    # A hook would apply the gate a second time.
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_the_places_in_a_resnet(name):
         ("efficientnet_b0", "stages", [1, 2, 3, 5, 8]),
     ],
 )
-def test_the_stages_of_a_list_of_features(name, where, found):
+def test_stages_are_found_in_a_list_of_features(name, where, found):
     assert places(gated(network(name), where)) == [f"features.{n}" for n in found]
 
 
@@ -213,7 +214,7 @@ def test_a_block_ends_in_its_last_norm():
     assert pre_activation[0] == "stages.0.blocks.0.norm3"
 
 
-def test_a_glob_chooses_modules_by_path():
+def test_a_glob_selects_modules_by_path():
     model = gated(torchvision.models.resnet50(), "layer[34].*.bn3")
     assert places(model) == [path for path in RESNETS["resnet50"] if path[5] in "34"]
 
@@ -224,7 +225,7 @@ class Sum(nn.Module):
 
 
 class Wired(nn.Module):
-    """Layers that a test wires up."""
+    """Layers that a test connects."""
 
     def __init__(self, wiring: Callable) -> None:
         super().__init__()
@@ -239,7 +240,7 @@ class Wired(nn.Module):
 
 
 def attend(net: Wired, x: torch.Tensor) -> torch.Tensor:
-    """Weights pixels by a map that has its own norm."""
+    """Weight pixels by a map that has its own norm."""
     return x * net.norm_of_one(net.to_one(x)).sigmoid()
 
 
@@ -272,13 +273,13 @@ WIRINGS = {
         lambda n, x: x + n.conv3(torch.cat([n.norm1(x)[:, :1], n.norm2(x)[:, 1:]], 1)),
         [],
     ),
-    "sum of what others computed": (lambda n, x: n.sum(x, n.norm1(n.conv1(x))), []),
+    "sum in a module without the branch": (lambda n, x: n.sum(x, n.norm1(n.conv1(x))), []),
     "broadcast sum": (lambda n, x: x + n.norm1(n.conv1(x)).mean((2, 3), keepdim=True), []),
 }
 
 
 @pytest.mark.parametrize(("wiring", "found"), WIRINGS.values(), ids=WIRINGS)
-def test_a_residual_block_is_known_by_its_sum(wiring, found):
+def test_a_residual_block_is_recognized_by_its_sum(wiring, found):
     model = Wired(wiring)
     if not found:
         with pytest.raises(ValueError, match="finds none in this Wired"):
@@ -302,7 +303,7 @@ class Listed(nn.Module):
         return x
 
 
-def test_stages_in_a_module_list_end_before_the_single_pixel():
+def test_stages_in_a_module_list_stop_before_a_single_pixel():
     assert places(gated(Listed(), "stages", ratio=1)) == ["blocks.1", "blocks.2"]
 
 
@@ -323,7 +324,7 @@ class Squares(nn.Module):
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_gate_scales_channels_wherever_they_are(last):
+def test_a_gate_scales_channels_in_either_layout(last):
     model = gated(Squares(last)).eval()
     (gate,) = (module for module in model.modules() if isinstance(module, SqueezeExcitation))
     with torch.no_grad():
@@ -352,7 +353,7 @@ def test_a_gate_in_a_convnext_scales_channels_last():
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """Return the model in eval mode with gates that do something."""
+    """Return the model in eval mode with random gates."""
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
         if ".se." in name:
@@ -375,17 +376,17 @@ def test_a_copy_is_independent(model):
     assert not any(module._forward_hooks for module in copied.modules())
 
 
-def test_a_saved_model_comes_back(model, tmp_path):
+def test_a_saved_model_can_be_loaded(model, tmp_path):
     torch.save(model, tmp_path / "model.pt")
     again = torch.load(tmp_path / "model.pt", weights_only=False)
     assert torch.equal(again(IMAGE), model(IMAGE))
     assert places(remove_excitation(again)) == []
 
 
-def test_hooks_on_a_loaded_model_leave_its_gates(tmp_path, monkeypatch):
+def test_new_hooks_on_a_loaded_model_keep_its_gates(tmp_path, monkeypatch):
     model = trained(gated(torchvision.models.resnet18()))
     torch.save(model, tmp_path / "model.pt")
-    # As in another process: one that has not given out the number of this gate's hook.
+    # As in another process, where the number of this gate's hook is still free.
     number = model.layer1[0].bn2.se.insertion.id
     monkeypatch.setattr(RemovableHandle, "next_id", number)
     again = torch.load(tmp_path / "model.pt", weights_only=False)
@@ -393,7 +394,7 @@ def test_hooks_on_a_loaded_model_leave_its_gates(tmp_path, monkeypatch):
     assert torch.equal(again(IMAGE), model(IMAGE))
 
 
-def test_removal_after_training_gives_the_network_back():
+def test_removal_after_training_restores_the_network():
     model = torchvision.models.resnet18().eval()
     expected = model(IMAGE)
     trained(gated(model))
@@ -401,14 +402,14 @@ def test_removal_after_training_gives_the_network_back():
     assert torch.equal(remove_excitation(model)(IMAGE), expected)
 
 
-def test_weights_of_the_plain_network_load(model):
+def test_weights_of_the_plain_network_can_be_loaded(model):
     plain = torchvision.models.resnet18(num_classes=10)
     found = model.load_state_dict(plain.state_dict(), strict=False)
     assert not found.unexpected_keys
     assert all(".se." in key for key in found.missing_keys)
 
 
-def test_torchvisions_feature_extractor_has_the_gates(model):
+def test_torchvisions_feature_extractor_includes_the_gates(model):
     extractor = feature_extraction.create_feature_extractor(model, {"layer4": "map"})
     x = model.maxpool(model.relu(model.bn1(model.conv1(IMAGE))))
     for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
@@ -416,12 +417,12 @@ def test_torchvisions_feature_extractor_has_the_gates(model):
     torch.testing.assert_close(extractor(IMAGE)["map"], x)
 
 
-def test_it_compiles_in_one_graph(model):
+def test_a_gated_network_compiles_to_one_graph(model):
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(IMAGE), model(IMAGE))
 
 
-def test_it_exports(model):
+def test_a_gated_network_can_be_exported(model):
     exported = torch.export.export(model, (IMAGE,))
     torch.testing.assert_close(exported.module()(IMAGE), model(IMAGE))
 
@@ -438,7 +439,7 @@ def test_ddp_finds_all_gates(model, tmp_path):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_it_trains_as_an_image_classifier(tmp_path):
+def test_a_gated_network_trains_as_an_image_classifier(tmp_path):
     net = torchvision.models.resnet18(num_classes=10)
     model = ImageClassifier(gated(net), num_classes=10)
     before = copy.deepcopy(net.state_dict())
@@ -486,7 +487,7 @@ def test_the_options_reach_the_gates():
     assert (gate.squeeze, gate.fc1.bias, type(gate.gate)) == ("avgmax", None, DoubleSigmoid)
 
 
-def test_starved_gates_are_told_of():
+def test_gates_with_one_hidden_unit_cause_a_warning():
     with pytest.warns(UserWarning, match=r"ratio=32 leaves one hidden unit in 6 gates \(layer1"):
         gated(small(), ratio=32)
 
@@ -506,7 +507,7 @@ def test_gates_take_the_device_and_dtype_of_their_places():
 
 
 class Touchy(nn.Module):
-    """Counts its forwards, in eval mode too."""
+    """Counts its forward passes, also in eval mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -540,7 +541,7 @@ def test_the_probe_leaves_no_trace(where):
     assert not any(one or other for one, other in hooks)
 
 
-def test_gates_of_a_network_of_ones_own_stay():
+def test_removal_keeps_the_gates_that_a_network_is_built_with():
     model = create_model("se_resnet20", ratio=4)
     own = list(hidden_widths(model))
     gated(model, "layer?.?.bn2")
@@ -549,7 +550,7 @@ def test_gates_of_a_network_of_ones_own_stay():
 
 
 def test_a_block_that_would_run_its_gate_as_a_layer_is_refused():
-    """And the layers inside and behind it are places all the same."""
+    """Layers inside and after it can have gates nevertheless."""
     net = torchvision.models.densenet121()
     with pytest.raises(ValueError, match="denseblock1`: it is a ModuleDict"):
         add_excitation(net, "stages")
@@ -572,7 +573,7 @@ def test_a_second_insertion_is_refused_and_changes_nothing():
 
 
 class Twice(nn.Module):
-    """Has one norm in two places, one module that never runs, and tuples."""
+    """Uses one norm twice, never runs another, and has a module that returns a tuple."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -644,14 +645,14 @@ def test_a_network_without_inserted_gates_is_refused():
         (lambda: timm.create_model("efficientnet_b1"), (3, 240, 240)),
     ],
 )
-def test_the_probe_makes_its_own_image(build, size):
+def test_the_probe_image_has_the_size_that_the_network_needs(build, size):
     model, seen = build(), []
     model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
     add_excitation(model, ratio=4)
     assert seen == [(1, *size)]
 
 
-def test_gates_in_norms_that_were_converted_work_again():
+def test_restore_hooks_reactivates_gates_in_converted_norms():
     model = add_excitation(
         torchvision.models.resnet18(), "residual", image=torch.zeros(1, 3, 64, 64)
     )
@@ -663,7 +664,7 @@ def test_gates_in_norms_that_were_converted_work_again():
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model).eval()
     assert not torch.equal(converted(x), gated)
     restore_hooks(converted)
-    restore_hooks(converted)  # once is enough
+    restore_hooks(converted)  # a second call changes nothing
     assert torch.equal(converted(x), gated)
     assert remove_excitation(converted) is converted
     assert not any(module._forward_hooks for module in converted.modules())

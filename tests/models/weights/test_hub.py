@@ -1,4 +1,4 @@
-"""Weights by name: a hub on this machine, no hub at all, and a file that is not the hub's."""
+"""Weights by name: from a local hub, without a connection, and with a damaged cache."""
 
 import hashlib
 import http.server
@@ -27,7 +27,7 @@ except ValueError as error:
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """What huggingface_hub asks of a hub: HEAD for commit, size and hash of a file, then GET."""
+    """Answers huggingface_hub: HEAD with commit, size and hash of a file, then GET."""
 
     files: dict[str, bytes]
 
@@ -65,12 +65,12 @@ def load(tmp_path):
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     files = {
-        "/somebody/safe/resolve/main/model.safetensors": "model.safetensors",
-        "/somebody/older/resolve/main/pytorch_model.bin": "pytorch_model.bin",
-        "/somebody/older/resolve/v1/model.safetensors": "model.safetensors",
+        "/user/safe/resolve/main/model.safetensors": "model.safetensors",
+        "/user/older/resolve/main/pytorch_model.bin": "pytorch_model.bin",
+        "/user/older/resolve/v1/model.safetensors": "model.safetensors",
     }
     contents = {path: (tmp_path / file).read_bytes() for path, file in files.items()}
-    handler = type("Handler", (Hub,), {"files": {**contents, "/somebody/empty/resolve/": b""}})
+    handler = type("Handler", (Hub,), {"files": {**contents, "/user/empty/resolve/": b""}})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -95,36 +95,36 @@ def load(tmp_path):
     server.server_close()
 
 
-def test_weights_come_by_name_and_again_from_the_cache(load):
-    for name in ("somebody/safe", "hf-hub:somebody/safe", "somebody/older", "somebody/older@v1"):
+def test_weights_load_by_name_and_then_from_the_cache(load):
+    for name in ("user/safe", "hf-hub:user/safe", "user/older", "user/older@v1"):
         assert load.sum in load(name), name
-    assert load.sum in load("somebody/safe", HF_HUB_OFFLINE="1")
-    assert load.sum in load("somebody/older", HF_HUB_OFFLINE="1")
+    assert load.sum in load("user/safe", HF_HUB_OFFLINE="1")
+    assert load.sum in load("user/older", HF_HUB_OFFLINE="1")
 
 
-def test_without_a_network_it_says_what_to_fetch_and_where_to_put_it(load):
-    told = load("somebody/safe", HF_HUB_OFFLINE="1")
-    assert "refused: The Hugging Face hub cannot be reached" in told
-    assert "/somebody/safe/resolve/main/model.safetensors" in told
-    assert "weights=DIR/model.safetensors" in told
+def test_without_a_connection_the_message_explains_a_manual_download(load):
+    output = load("user/safe", HF_HUB_OFFLINE="1")
+    assert "refused: The Hugging Face hub cannot be reached" in output
+    assert "/user/safe/resolve/main/model.safetensors" in output
+    assert "weights=DIR/model.safetensors" in output
 
 
-def test_what_the_hub_does_not_have_is_told(load):
-    assert "refused: somebody/empty has no weights on the hub" in load("somebody/empty")
-    assert "refused: The Hugging Face hub refuses nobody/nothing" in load("nobody/nothing")
+def test_missing_weights_and_repositories_are_reported(load):
+    assert "refused: user/empty has no weights on the hub" in load("user/empty")
+    assert "refused: The Hugging Face hub refuses unknown/repository" in load("unknown/repository")
 
 
-def test_a_file_that_is_not_the_hubs_is_refused(load):
-    load("somebody/safe")
-    (blob,) = (load.cache / "hub" / "models--somebody--safe" / "blobs").iterdir()
+def test_a_cached_file_that_differs_from_the_hub_is_refused(load):
+    load("user/safe")
+    (blob,) = (load.cache / "hub" / "models--user--safe" / "blobs").iterdir()
     content = bytearray(blob.read_bytes())
     content[-1] ^= 1
     blob.write_bytes(content)
-    told = load("somebody/safe")
-    assert "differs from somebody/safe on the hub: its SHA-256 is" in told
+    output = load("user/safe")
+    assert "differs from user/safe on the hub: its SHA-256 is" in output
 
 
-def test_without_huggingface_hub_it_says_what_to_install(monkeypatch):
+def test_without_huggingface_hub_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match=r'pip install "se-lightning\[hub\]"'):
         load_weights(create_model("se_resnet20", ratio=4), "timm/seresnet50.a1_in1k")
@@ -139,6 +139,6 @@ def test_without_huggingface_hub_it_says_what_to_install(monkeypatch):
         ("plain", None),
     ],
 )
-def test_what_is_a_name(name, parts):
+def test_names_of_the_hub_are_recognized(name, parts):
     found = hub.NAME.fullmatch(name)
     assert (found and found.groups()) == parts

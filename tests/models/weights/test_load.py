@@ -1,4 +1,4 @@
-"""Weights in everybody's layout: loaded, they give the outputs of the network they are from."""
+"""Weights in other libraries' layouts give the outputs of the networks they come from."""
 
 import re
 
@@ -15,7 +15,7 @@ from se_lightning.models.surgery.folded import folded, repeat_folds
 from se_lightning.models.weights.structure import structure
 
 CAFFE = {"ceil_pool": True}
-# This package's network, timm's network, options of the former.
+# Network of this package, network of timm, options of the former.
 TIMM = [
     ("se_resnet18", "seresnet18", {"divisor": 8}),
     ("se_resnet34", "seresnet34", {"divisor": 8}),
@@ -38,7 +38,7 @@ LEGACY = [
     ("se_resnext101_32x4d", "legacy_seresnext101_32x4d", CAFFE),
     ("senet154", "legacy_senet154", CAFFE),
 ]
-# Plain networks, which go into the SE twin.
+# Plain networks, whose weights load into the gated twin.
 PLAIN_TIMM = [
     ("se_resnet18", "resnet18", {}),
     ("se_resnet34", "resnet34", {}),
@@ -105,19 +105,19 @@ def assert_refused(model, source, message):
     return str(raised.value)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "options"), TIMM)
-def test_names_and_shapes_are_timms(ours, theirs, options):
+@pytest.mark.parametrize(("name", "reference", "options"), TIMM)
+def test_names_and_shapes_equal_timms(name, reference, options):
     with torch.device("meta"):
-        oracle, model = timm.create_model(theirs), create_model(ours, **options)
+        oracle, model = timm.create_model(reference), create_model(name, **options)
     shapes = {key: tensor.shape for key, tensor in oracle.state_dict().items()}
     assert {key: tensor.shape for key, tensor in model.state_dict().items()} == shapes
     assert list(model.state_dict()) == list(shapes)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "options"), cases(TIMM))
-def test_timms_layout(ours, theirs, options, randomise, assert_equal_outputs):
-    oracle = randomise(timm.create_model(theirs))
-    model = create_model(ours, **options)
+@pytest.mark.parametrize(("name", "reference", "options"), cases(TIMM))
+def test_timms_layout_loads(name, reference, options, randomize, assert_equal_outputs):
+    oracle = randomize(timm.create_model(reference))
+    model = create_model(name, **options)
     report = load_weights(model, oracle.state_dict())
     assert report.layout == "timm's"
     assert len(report.loaded) == len(oracle.state_dict())
@@ -126,17 +126,17 @@ def test_timms_layout(ours, theirs, options, randomise, assert_equal_outputs):
 
 
 @pytest.mark.parametrize("file", ["timm", "Cadene"])
-@pytest.mark.parametrize(("ours", "theirs", "options"), cases(LEGACY))
-def test_the_legacy_layout_and_cadenes(
-    ours, theirs, options, file, tmp_path, randomise, assert_equal_outputs
+@pytest.mark.parametrize(("name", "reference", "options"), cases(LEGACY))
+def test_the_layouts_of_legacy_timm_and_cadene_load(
+    name, reference, options, file, tmp_path, randomize, assert_equal_outputs
 ):
-    oracle = randomise(timm.create_model(theirs))
+    oracle = randomize(timm.create_model(reference))
     state = oracle.state_dict()
     if file == "Cadene":  # older than num_batches_tracked and than torch's zip format
         state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     path = tmp_path / "weights.pth"
     torch.save(state, path, _use_new_zipfile_serialization=file == "timm")
-    model = create_model(ours, **options)
+    model = create_model(name, **options)
     report = load_weights(model, path)
     assert report.layout == "Cadene's, timm's legacy"
     assert len(report.loaded) == len(state)
@@ -144,29 +144,29 @@ def test_the_legacy_layout_and_cadenes(
     assert_equal_outputs(model, oracle, 64)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "options"), cases(PLAIN_TIMM))
-def test_timms_plain_networks_go_into_the_twin(
-    ours, theirs, options, randomise, assert_equal_outputs
+@pytest.mark.parametrize(("name", "reference", "options"), cases(PLAIN_TIMM))
+def test_timms_plain_networks_load_into_the_gated_twin(
+    name, reference, options, randomize, assert_equal_outputs
 ):
-    oracle = randomise(timm.create_model(theirs))
-    plain_into_twin(ours, oracle, options, pixels(ours), assert_equal_outputs)
+    oracle = randomize(timm.create_model(reference))
+    plain_into_twin(name, oracle, options, pixels(name), assert_equal_outputs)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "options"), cases(PLAIN_TORCHVISION))
-def test_torchvisions_networks_go_into_the_twin(
-    ours, theirs, options, randomise, assert_equal_outputs
+@pytest.mark.parametrize(("name", "reference", "options"), cases(PLAIN_TORCHVISION))
+def test_torchvisions_networks_load_into_the_gated_twin(
+    name, reference, options, randomize, assert_equal_outputs
 ):
-    more = {"init_weights": False} if theirs == "inception_v3" else {}
-    oracle = randomise(torchvision.models.get_model(theirs, **more))
-    size = 299 if options.get("aux") else pixels(ours)
-    report = plain_into_twin(ours, oracle, options, size, assert_equal_outputs)
+    more = {"init_weights": False} if reference == "inception_v3" else {}
+    oracle = randomize(torchvision.models.get_model(reference, **more))
+    size = 299 if options.get("aux") else pixels(name)
+    report = plain_into_twin(name, oracle, options, size, assert_equal_outputs)
     left = [key for key in report.left_out if not key.startswith("AuxLogits.")]
     assert left == []
-    assert bool(report.left_out) == (theirs == "inception_v3" and not options)
+    assert bool(report.left_out) == (reference == "inception_v3" and not options)
 
 
-def plain_into_twin(ours, oracle, options, size, assert_equal_outputs):
-    model = opened(create_model(ours, se_bias=True, **options))
+def plain_into_twin(name, oracle, options, size, assert_equal_outputs):
+    model = opened(create_model(name, se_bias=True, **options))
     gates = {k: v for k, v in state_of(model).items() if ".se." in k or k.startswith("se.")}
     report = load_weights(model, oracle.state_dict())
     assert gates
@@ -176,8 +176,8 @@ def plain_into_twin(ours, oracle, options, size, assert_equal_outputs):
     return report
 
 
-def test_the_older_names_in_torchvisions_densenet_files(randomise, assert_equal_outputs):
-    oracle = randomise(torchvision.models.densenet121())
+def test_older_names_in_torchvisions_densenet_files_load(randomize, assert_equal_outputs):
+    oracle = randomize(torchvision.models.densenet121())
     pattern = r"(denselayer\d+\.(?:norm|conv))([12])\."
     state = {re.sub(pattern, r"\1.\2.", k): v for k, v in oracle.state_dict().items()}
     assert "features.denseblock1.denselayer1.norm.1.weight" in state
@@ -187,8 +187,8 @@ def test_the_older_names_in_torchvisions_densenet_files(randomise, assert_equal_
 
 
 @pytest.mark.slow
-def test_torchvisions_auxiliary_classifier_is_taken_where_there_is_one(randomise):
-    oracle = randomise(torchvision.models.inception_v3(init_weights=False))
+def test_torchvisions_auxiliary_classifier_loads_if_the_network_has_one(randomize):
+    oracle = randomize(torchvision.models.inception_v3(init_weights=False))
     model = create_model("se_inception_v3", aux=True)
     report = load_weights(model, oracle.state_dict())
     assert torch.equal(model.AuxLogits.fc.weight, oracle.AuxLogits.fc.weight)
@@ -203,17 +203,19 @@ MMPRETRAIN = [case for case in TIMM if case[0] not in ("senet154", "se_resnet18"
 MMPRETRAIN.append(("se_resnet50", "resnet50", {"gate": "none"}))  # a plain one
 
 
-@pytest.mark.parametrize(("ours", "theirs", "options"), cases(MMPRETRAIN))
-def test_mmpretrains_layout(ours, theirs, options, tmp_path, randomise, assert_equal_outputs):
-    """Written from timm's network, whose strides and pool are the same."""
-    oracle = randomise(timm.create_model(theirs))
+@pytest.mark.parametrize(("name", "reference", "options"), cases(MMPRETRAIN))
+def test_mmpretrains_layout_loads(
+    name, reference, options, tmp_path, randomize, assert_equal_outputs
+):
+    """The file is built from timm's network, whose strides and pool are the same."""
+    oracle = randomize(timm.create_model(reference))
     state = {}
     for key, tensor in oracle.state_dict().items():
         key = re.sub(r"\.se\.fc([12])\.", r".se_layer.conv\1.conv.", key)
         state[f"head.{key}" if key.startswith("fc.") else f"backbone.{key}"] = tensor
     path = tmp_path / "mmpretrain.pth"
     torch.save({"meta": {"epoch": 100}, "state_dict": state}, path)
-    model = create_model(ours, **options)
+    model = create_model(name, **options)
     report = load_weights(model, path)
     assert report.layout == "mmpretrain's"
     assert len(report.renamed) == len(report.loaded) == len(state)
@@ -237,7 +239,7 @@ class Linears(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """He et al., 4.2, of torchvision's blocks; a projection where the width changes."""
+    """He et al., section 4.2, with torchvision's blocks and projections between stages."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -262,7 +264,7 @@ class CifarResNet(nn.Module):
 
 
 def moskomule(plain: nn.Module) -> nn.Module:
-    """Put its gate behind the last norm of each block."""
+    """Put moskomule's gate after the last norm of each block."""
     for block in plain.modules():
         if isinstance(block, Bottleneck):
             block.bn3 = nn.Sequential(block.bn3, Linears(block.bn3.num_features))
@@ -272,7 +274,7 @@ def moskomule(plain: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("ours", "plain"),
+    ("name", "plain"),
     [
         ("se_resnet18", torchvision.models.resnet18),
         pytest.param("se_resnet34", torchvision.models.resnet34, marks=pytest.mark.slow),
@@ -286,14 +288,14 @@ def moskomule(plain: nn.Module) -> nn.Module:
 )
 @pytest.mark.parametrize("se_bias", [True, False])
 @pytest.mark.filterwarnings("ignore:ratio=16 leaves one hidden unit")
-def test_moskomules_layout(ours, plain, se_bias, randomise, assert_equal_outputs):
-    oracle = randomise(moskomule(plain()))
+def test_moskomules_layout_loads(name, plain, se_bias, randomize, assert_equal_outputs):
+    oracle = randomize(moskomule(plain()))
     state = {
         re.sub(r"\.(bn[23])\.0\.", r".\1.", re.sub(r"\.bn[23]\.1\.", ".se.", key)): tensor
         for key, tensor in oracle.state_dict().items()
     }
     assert any(".se.fc.2.weight" in key for key in state)
-    model = create_model(ours, se_bias=se_bias)
+    model = create_model(name, se_bias=se_bias)
     report = load_weights(model, state)
     assert report.layout == "moskomule's"
     gates = sum(isinstance(module, Linears) for module in oracle.modules())
@@ -303,8 +305,8 @@ def test_moskomules_layout(ours, plain, se_bias, randomise, assert_equal_outputs
 
 
 @pytest.mark.slow
-def test_a_plain_network_of_cadenes_has_another_name_for_the_head(randomise, assert_equal_outputs):
-    oracle = randomise(timm.create_model("inception_resnet_v2"))
+def test_cadenes_other_name_for_the_head_loads(randomize, assert_equal_outputs):
+    oracle = randomize(timm.create_model("inception_resnet_v2"))
     state = {k.replace("classif.", "last_linear."): v for k, v in oracle.state_dict().items()}
     model = create_model("se_inception_resnet_v2", gate="none")
     assert load_weights(model, state).renamed.keys() == {"classif.weight", "classif.bias"}
@@ -312,7 +314,7 @@ def test_a_plain_network_of_cadenes_has_another_name_for_the_head(randomise, ass
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "options", "wanted"),
+    ("name", "reference", "options", "wanted"),
     [
         ("se_resnet50", "legacy_seresnet50", {}, "stride_in='1x1', ceil_pool=True"),
         ("se_resnet50", "legacy_seresnet50", CAFFE, r"build it with stride_in='1x1'\."),
@@ -329,12 +331,12 @@ def test_a_plain_network_of_cadenes_has_another_name_for_the_head(randomise, ass
         ("se_resnet34", "resnet34", {"relu_before_gate": True}, "relu_before_gate=False"),
     ],
 )  # fmt: skip
-def test_the_wrong_variant_of_the_same_shapes_is_refused(ours, theirs, options, wanted):
-    assert_refused(create_model(ours, **options), timm.create_model(theirs).state_dict(), wanted)
+def test_the_wrong_variant_of_the_same_shapes_is_refused(name, reference, options, wanted):
+    assert_refused(create_model(name, **options), timm.create_model(reference).state_dict(), wanted)
 
 
 @pytest.mark.parametrize(
-    ("options", "theirs", "message"),
+    ("options", "reference", "message"),
     [
         ({}, "seresnet34", "parameters differ, the first is layer"),
         ({}, "resnet34", r"layer1\.2\.conv1\.weight: missing from the model"),
@@ -346,28 +348,28 @@ def test_the_wrong_variant_of_the_same_shapes_is_refused(ours, theirs, options, 
         ({"gate": "spatial"}, "seresnet18", "Only the gates differ: .*`gate`"),
     ],
 )  # fmt: skip
-def test_another_networks_weights_are_refused(options, theirs, message):
-    state = timm.create_model(theirs).state_dict()
+def test_another_networks_weights_are_refused(options, reference, message):
+    state = timm.create_model(reference).state_dict()
     assert_refused(create_model("se_resnet18", **options), state, message)
 
 
-def test_a_network_for_gray_images_equals_the_color_network_on_gray_images(randomise):
-    oracle = randomise(timm.create_model("seresnet18"))
+def test_a_network_for_gray_images_equals_the_color_network_on_gray_images(randomize):
+    oracle = randomize(timm.create_model("seresnet18"))
     model = create_model("se_resnet18", divisor=8, in_channels=1).eval()
     report = load_weights(model, oracle.state_dict())
     assert report.summed == ["conv1.weight"]
     x = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
-        ours, theirs = model(x), oracle(x.expand(-1, 3, -1, -1))
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5 * float(theirs.abs().max()))
+        actual, expected = model(x), oracle(x.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
     message = r"conv1\.weight: \(64, 3, 7, 7\) in the file and \(64, 4, 7, 7\) in the model"
     assert_refused(
         create_model("se_resnet18", divisor=8, in_channels=4), oracle.state_dict(), message
     )
 
 
-def test_a_head_of_another_size_is_left_out(randomise):
-    oracle = randomise(timm.create_model("seresnet50"))
+def test_a_head_of_another_size_is_left_out(randomize):
+    oracle = randomize(timm.create_model("seresnet50"))
     model = create_model("se_resnet50", num_classes=7)
     head = model.fc.weight.clone()
     report = load_weights(model, oracle.state_dict())
@@ -383,8 +385,8 @@ def test_a_head_of_another_size_is_left_out(randomise):
 
 @pytest.mark.parametrize("wrapping", ["module.", "_orig_mod.", "module._orig_mod.", "net.model."])
 @pytest.mark.parametrize("key", [None, "state_dict", "model"])
-def test_what_training_scripts_wrap_around_it(wrapping, key, tmp_path, randomise):
-    oracle = randomise(timm.create_model("seresnet18"))
+def test_prefixes_and_keys_of_training_scripts_are_removed(wrapping, key, tmp_path, randomize):
+    oracle = randomize(timm.create_model("seresnet18"))
     state = {f"{wrapping}{k}": v for k, v in oracle.state_dict().items()}
     torch.save({key: state, "epoch": 3} if key else state, tmp_path / "weights.pth.tar")
     model = create_model("se_resnet18", divisor=8)
@@ -393,8 +395,8 @@ def test_what_training_scripts_wrap_around_it(wrapping, key, tmp_path, randomise
 
 
 @pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema", "ema_state_dict"])
-def test_averaged_weights_or_raw_ones(averaged, randomise):
-    raw = randomise(create_model("se_resnet20", ratio=4)).state_dict()
+def test_averaged_or_raw_weights_load(averaged, randomize):
+    raw = randomize(create_model("se_resnet20", ratio=4)).state_dict()
     half = {k: v * 0.5 if v.is_floating_point() else v for k, v in raw.items()}
     ema = {f"module.{key}": tensor for key, tensor in half.items()} | {"n_averaged": torch.ones(1)}
     checkpoint = {"state_dict": raw, averaged: ema}
@@ -405,8 +407,8 @@ def test_averaged_weights_or_raw_ones(averaged, randomise):
     assert torch.equal(model.fc.weight, raw["fc.weight"])
 
 
-def test_safetensors_and_half_precision(tmp_path, randomise):
-    oracle = randomise(timm.create_model("seresnet18"))
+def test_safetensors_in_half_precision_load(tmp_path, randomize):
+    oracle = randomize(timm.create_model("seresnet18"))
     state = {k: v.half() if v.is_floating_point() else v for k, v in oracle.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors")
     model = create_model("se_resnet18", divisor=8).to(memory_format=torch.channels_last)
@@ -415,7 +417,7 @@ def test_safetensors_and_half_precision(tmp_path, randomise):
     assert torch.equal(model.conv1.weight, state["conv1.weight"].float())
 
 
-def test_another_library_s_network_takes_its_own_names():
+def test_a_network_of_another_library_loads_its_own_names():
     oracle, model = timm.create_model("seresnet18"), timm.create_model("seresnet18", num_classes=5)
     report = load_weights(model, oracle.state_dict())
     assert report.left_out.keys() == {"fc.weight", "fc.bias"}
@@ -431,7 +433,7 @@ def test_another_library_s_network_takes_its_own_names():
 
 
 class Code:
-    """A pickle that makes a file where it is loaded."""
+    """A pickle that creates a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -440,7 +442,7 @@ class Code:
         return open, (str(self.path), "w")
 
 
-def test_a_malicious_pickle_is_refused_and_nothing_of_it_runs(tmp_path):
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path):
     path, ran = tmp_path / "evil.pth", tmp_path / "ran"
     model = create_model("se_resnet20", ratio=4)
     torch.save({**model.state_dict(), "x": Code(ran)}, path)
@@ -479,7 +481,7 @@ def broken(kind: str, path, model) -> None:
         ("noise", "is damaged"),
     ],
 )
-def test_a_broken_file_is_one_message_and_changes_nothing(kind, message, tmp_path):
+def test_a_broken_file_gets_one_message_and_changes_nothing(kind, message, tmp_path):
     model = create_model("se_resnet20", ratio=4)
     broken(kind, tmp_path / "weights.pth", model)
     message = assert_refused(model, tmp_path / "weights.pth", message)
@@ -498,7 +500,7 @@ def test_a_broken_file_is_one_message_and_changes_nothing(kind, message, tmp_pat
         {"se_lightning": 3, "state_dict": {}},
     ],
 )
-def test_a_file_without_a_state_dict_is_told_so(content, tmp_path):
+def test_a_file_without_a_state_dict_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "weights.pth")
     model = create_model("se_resnet20", ratio=4)
     assert_refused(model, tmp_path / "weights.pth", "contains no state dict")
@@ -512,13 +514,13 @@ def test_integers_where_weights_should_be_are_refused():
 
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "weights/nowhere.safetensors", "nowhere", "a/b/c"])
-def test_a_missing_file_is_told_what_there_could_be(name):
+def test_a_missing_file_is_refused_by_name(name):
     assert_refused(
         create_model("se_resnet20", ratio=4), name, rf"`weights` \(={name}\) is not a file"
     )
 
 
-def test_a_folder_is_told_from_a_name_of_the_hub(tmp_path, monkeypatch):
+def test_a_folder_is_not_taken_for_a_name_of_the_hub(tmp_path, monkeypatch):
     (tmp_path / "runs" / "best").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     model = create_model("se_resnet20", ratio=4)
@@ -532,23 +534,23 @@ def test_two_names_of_one_parameter_are_refused():
     assert_refused(model, state, "mixes layouts")
 
 
-def test_the_state_dict_of_a_network_with_spatial_gates():
+def test_the_state_dict_of_a_network_with_spatial_gates_loads():
     for gate in ("spatial", "concurrent"):
         source, model = (create_model("se_resnet20", gate=gate, ratio=4) for _ in range(2))
         load_weights(model, source.state_dict())
         assert torch.equal(model.fc.weight, source.fc.weight)
 
 
-def test_weights_of_a_network_with_gates_folded_away_go_only_into_such_a_network():
-    theirs, ours, same = (create_model("se_resnet20", ratio=4) for _ in range(3))
-    repeat_folds(theirs, {"layer1.0.se": "identity", "layer3.2.se": "scale"})
-    about = {"structure": structure(theirs), "folded": folded(theirs)}
-    content = {"state_dict": theirs.state_dict(), "se_lightning": about}
-    before = {key: tensor.clone() for key, tensor in ours.state_dict().items()}
+def test_weights_with_folded_gates_load_only_into_a_network_with_folded_gates():
+    source, plain, same = (create_model("se_resnet20", ratio=4) for _ in range(3))
+    repeat_folds(source, {"layer1.0.se": "identity", "layer3.2.se": "scale"})
+    about = {"structure": structure(source), "folded": folded(source)}
+    content = {"state_dict": source.state_dict(), "se_lightning": about}
+    before = {key: tensor.clone() for key, tensor in plain.state_dict().items()}
     with pytest.raises(ValueError, match="2 gates folded away: load the network with"):
-        load_weights(ours, content)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in ours.state_dict().items())
+        load_weights(plain, content)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in plain.state_dict().items())
     repeat_folds(same, about["folded"])
     load_weights(same, content)
-    for key, tensor in theirs.state_dict().items():
+    for key, tensor in source.state_dict().items():
         assert torch.equal(same.state_dict()[key], tensor)
