@@ -162,9 +162,9 @@ def hide(prefix):
     return find_spec
 
 
-def test_no_launcher_is_needed_to_run(told, short, monkeypatch):
+def test_no_launcher_is_needed_to_run(run_main, short, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", hide("hydra_plugins"))
-    code, error = told(*short, "callbacks=none", "lr_scheduler=constant")
+    code, error = run_main(*short, "callbacks=none", "lr_scheduler=constant")
     assert code == 0, error
 
 
