@@ -56,7 +56,7 @@ MISTAKES = [
     (["model=se_vgg16_bn", "model.placement=pre"], "'model.placement'"),
     (
         ["model=se_vgg16_bn", "+model.placement=pre"],
-        "Nothing reads `model.placement`: there is no such key",
+        "There is no config key `model.placement`.",
     ),
     (["model=se_inception_v3"], "32x32 pixels, the network takes at least 75x75"),
     (["model=se_simple", "model.image_size=28"], "set `image_size` to 32"),

@@ -137,7 +137,7 @@ class Pool:
     def _look(self, *, pause: bool = True) -> None:
         """Check which jobs have ended."""
         for job, (process, _) in list(self._running.items()):
-            # WNOWAIT: until it is waited for, no other process can get its id.
+            # WNOWAIT keeps the process id reserved until its group has been killed.
             if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             _kill_group(process.pid)
