@@ -1,4 +1,4 @@
-"""Mixed block of the Inception networks: concatenated parallel branches, and a gate."""
+"""Mixed block of the Inception networks: concatenated parallel branches, then a gate."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -594,11 +594,11 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("residual", r"`where` \(='residual'\) must not find `norm`: it ran 2 times"),
+        ("residual", r"`where` \(='residual'\) must not match `norm`: it ran 2 times"),
         ("idle", "`idle`: it ran 0 times"),
         ("pair", r"`pair`: its output is not a feature map \(N, C, H, W\) or"),
-        ("stages", r"finds none in this Twice; use 'residual' .* such as conv, norm"),
-        ("layer3.*.bn3", r"`where` \(='layer3.\*.bn3'\) must find places"),
+        ("stages", r"matches no place for a gate in this Twice; use 'residual' .* such as conv, norm"),
+        ("layer3.*.bn3", r"`where` \(='layer3.\*.bn3'\) matches no place"),
     ],
 )
 def test_places_that_cannot_have_a_gate_are_refused_by_name(where, message):
