@@ -85,7 +85,7 @@ class CIFARDataModule(InMemoryDataModule):
         if labels not in _NAMES[name]:
             raise ValueError(
                 f"`labels` (={labels!r}) must be one of {', '.join(_NAMES[name])} for {name}; "
-                "coarse are the superclasses of cifar100."
+                "coarse labels are the superclasses of cifar100."
             )
         defaults = InMemoryOptions(crop_padding=4, flip=True)
         super().__init__(**(defaults | options))

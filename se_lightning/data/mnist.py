@@ -1,4 +1,4 @@
-"""MNIST and the sets in its format: Fashion-MNIST and KMNIST."""
+"""MNIST and the data sets in its format, Fashion-MNIST and KMNIST."""
 
 from pathlib import Path
 from typing import Unpack
