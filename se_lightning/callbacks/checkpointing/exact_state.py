@@ -1,4 +1,4 @@
-"""State that a checkpoint needs besides Lightning's, so that a fit resumes bit for bit."""
+"""State that a checkpoint needs, besides that of Lightning, to resume a fit bit for bit."""
 
 from typing import Any
 
@@ -34,8 +34,8 @@ class ExactState(Callback):
         seed: Seed of the network's random numbers in training.
 
     Raises:
-        MisconfigurationException: If a checkpoint from within an epoch is loaded that was saved
-            with another number of processes.
+        MisconfigurationException: If a checkpoint that was saved within an epoch is loaded with
+            another number of processes.
     """
 
     def __init__(self, seed: int = 0) -> None:

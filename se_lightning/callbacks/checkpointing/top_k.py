@@ -1,4 +1,4 @@
-"""The k best checkpoints."""
+"""Callback that keeps the k best checkpoints."""
 
 from pytorch_lightning.callbacks import ModelCheckpoint
 

@@ -1,4 +1,4 @@
-"""The gate doctor: a table of the gates' condition, and alarms."""
+"""The gate doctor: a table of the condition of the gates, and alarms."""
 
 import logging
 from pathlib import Path
@@ -32,8 +32,7 @@ class GateDoctor(ExcitationCallback):
     and gates that are never executed at once, other findings after ``patience`` consecutive
     validations, since gates may start as identities. ``trainer.validate`` reports everything. At
     the end, a table is logged and saved as ``excitation/doctor.txt`` and ``doctor.csv``. A few dead
-    hidden units or
-    constant channels are listed in the table without an alarm: healthy networks have them.
+    hidden units or constant channels are listed there without an alarm: healthy networks have them.
 
     Args:
         tolerance: Gates within this root mean square distance of 1 are an identity; of 0, shut.
