@@ -72,7 +72,7 @@ def quoted(path: Path) -> str:
 
 
 def unquoted(value: str) -> str:
-    """Return a value without the quotes around it, as Hydra reads it."""
+    """Return a value without its quotes, as Hydra reads it."""
     if value[:1] not in ("'", '"'):
         return value
     try:
@@ -125,7 +125,7 @@ class Command:
 
     @property
     def is_multirun(self) -> bool:
-        """Whether the command asks for several jobs."""
+        """Whether the command requests several jobs."""
         return self.options.multirun or self.value("hydra.mode") == "MULTIRUN"
 
     @property

@@ -79,7 +79,7 @@ class RankError(RuntimeError):
     Args:
         message: Which rank, and why.
         failure: The failure of that rank, if it could still record one.
-        trace: Traceback to show where there is no such record.
+        trace: Traceback to show if there is no such record.
     """
 
     def __init__(self, message: str, failure: Failure | None = None, trace: str = "") -> None:

@@ -136,7 +136,7 @@ class ImageDataModule(LightningDataModule):
         return len(self.class_names)
 
     def dataset(self, split: str, *, augmented: bool) -> Dataset:
-        """Return the split ``train``, ``val`` or ``test``; indexed by (epoch, keys), a batch."""
+        """Return the split ``train``, ``val`` or ``test``; its item at (epoch, keys) is a batch."""
         raise TypeError(f"{type(self).__name__} must define `dataset`.")
 
     def labels(self, split: str) -> np.ndarray:
@@ -193,7 +193,7 @@ class ImageDataModule(LightningDataModule):
         """Start the next training loader at the checkpoint's next batch.
 
         Raises:
-            MisconfigurationException: If it is within an epoch, of other batch or world sizes.
+            MisconfigurationException: If it is within an epoch and the batch or world size differs.
         """
         here, saved = self._shares(), {key: state_dict[key] for key in self._shares()}
         if state_dict["batch"] and here != saved:

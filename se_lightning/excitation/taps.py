@@ -144,7 +144,7 @@ class Taps:
         return gates, hidden
 
     def pause(self) -> None:
-        """Stop recording and discard what was not taken."""
+        """Stop recording and discard the values that were not taken."""
         for module in self._tapped():
             module._tapped = None
 

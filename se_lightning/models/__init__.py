@@ -31,7 +31,7 @@ from se_lightning.models.vgg import *  # noqa: F403
 from se_lightning.models.weights.load import LoadReport, load_weights
 from se_lightning.models.wide_resnet import *  # noqa: F403
 
-# Networks and builders: the names defined in the family files, not in the folders beside them.
+# Networks and builders: the names defined in the family files, not in the folders next to them.
 _NETWORKS: dict[str, Any] = {
     name: value
     for name, value in globals().items()

@@ -68,7 +68,7 @@ class SEVGG16BN(ImageNetwork):
                     nn.Sequential(gated),
                 ]
                 channels = width
-            # A stage's map is what its pool reads.
+            # The map of a stage is the input of its pool.
             step = [f"features.{index}" for index in range(first, len(layers))]
             self._step(*step, channels=width, reduction=2**stage)
             first = len(layers)

@@ -1,4 +1,4 @@
-"""Throughput of the input pipeline, compared with a DataLoader of torchvision data."""
+"""Throughput of the input pipeline, compared with torchvision and a DataLoader."""
 
 import json
 import logging

@@ -22,7 +22,7 @@ class ExactState(Callback):
     Lightning restores weights, optimizer and counters. This callback adds the rest:
 
     - Random numbers in the network (dropout, stochastic depth, shake-shake): torch is reseeded for
-      each batch from (seed, epoch, batch, rank), so that there is no state to save.
+      each batch from (seed, epoch, batch, rank), so there is no state to save.
     - Metrics in the middle of an epoch, for every rank, and the values logged last, which other
       callbacks monitor.
     - The number of rows written by loggers (:class:`se_lightning.loggers.ContinuedCSVLogger`).

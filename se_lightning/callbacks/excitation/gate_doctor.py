@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 class GateDoctor(ExcitationCallback):
     """Callback that diagnoses unhealthy gates, and gates that are never executed.
 
-    Each finding is logged as a warning, once per layer and kind, and sent as an alert to W&B: NaN
-    and gates that are never executed at once, other findings after ``patience`` consecutive
+    Each finding is logged as a warning, once per layer and kind, and sent as an alert to W&B:
+    immediately for NaN and gates that are never executed, otherwise after ``patience`` consecutive
     validations, since gates may start as identities. ``trainer.validate`` reports everything. At
     the end, a table is logged and saved as ``excitation/doctor.txt`` and ``doctor.csv``. A few dead
     hidden units or constant channels are listed there without an alarm: healthy networks have them.

@@ -156,7 +156,7 @@ class RunFolder:
             self.path.rmdir()
 
     def prepare_restart(self) -> None:
-        """Remove what a restart in the same folder writes again."""
+        """Remove the files that a restart in the same folder writes again."""
         for name in _REWRITTEN:
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # missing, or not empty

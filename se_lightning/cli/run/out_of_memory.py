@@ -132,7 +132,7 @@ def restart_smaller(failure: Failure, cfg: DictConfig, folder: RunFolder, comman
     log.warning("Out of memory with %s: restarting with %s.", size, " ".join(changes))
     folder.prepare_restart()
     rank_failures.hurry()
-    # So that .hydra records the final settings, also for a job of a multirun.
+    # So that .hydra records the final settings, even for a job of a multirun.
     smaller = command.without("hydra.output_subdir").with_(*changes)
     replace_process(smaller.with_(f"hydra.run.dir={quoted(folder.path)}"))
 

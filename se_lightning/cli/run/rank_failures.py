@@ -58,7 +58,7 @@ def record(folder: RunFolder, failure: Failure) -> bool:
 def report(failure: Failure, *, hint: str = "", first_elsewhere: bool = False) -> None:
     """Print the error of a failed process with a hint, and hand it to torchrun for its summary.
 
-    With ``first_elsewhere``, wait until torchrun has noticed the rank that failed first.
+    With ``first_elsewhere``, leave torchrun time to notice the rank that failed first.
     """
     text = f"{failure.traceback}se_lightning: error: {failure.error}{hint}"
     print(text, file=sys.stderr, flush=True)
@@ -74,7 +74,7 @@ def report(failure: Failure, *, hint: str = "", first_elsewhere: bool = False) -
 
 
 def watch_ranks() -> None:
-    """Watch the ranks that Lightning starts; Lightning's watcher would kill this one silently."""
+    """Watch the ranks that Lightning starts; its watcher would kill this process silently."""
     from pytorch_lightning.strategies.launchers import subprocess_script
 
     subprocess_script._launch_process_observer = _start_watch  # type: ignore[assignment]
@@ -87,7 +87,7 @@ def _start_watch(processes: list[subprocess.Popen]) -> None:
 
 
 def blame(error: BaseException, folder: RunFolder) -> BaseException:
-    """Return what ended the run: this error, or the failure of another rank that caused it."""
+    """Return the cause of a failure: this error, or that of another rank."""
     if _watch is not None:
         _watch.leave_to_main()
     alone = _watch is None and external_rank() is None and not is_launched()

@@ -1,4 +1,4 @@
-"""A run: build what the config describes, call the task, write ``result.json``."""
+"""A run: build the objects of the config, call the task, write ``result.json``."""
 
 import inspect
 import platform

@@ -87,6 +87,6 @@ def _network(model: dict[str, Any]) -> tuple[str, str] | None:
             warnings.simplefilter("ignore")  # the job itself will show them
             network = instantiate(DictConfig(filled), _convert_="all").backbone
     except Exception:
-        return None  # the job itself will report what is wrong
+        return None  # the job itself will report the error
     widths = dict.fromkeys(hidden_widths(network).values())
     return repr(network), f" (hidden widths {' '.join(map(str, widths))})" if widths else ""

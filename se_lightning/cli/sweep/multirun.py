@@ -94,7 +94,7 @@ def _params(config: DictConfig) -> list[str]:
 
 
 def _with_fixed_folder(command: Command, config: DictConfig) -> Command:
-    """Fix a folder with a time stamp, which would differ when Hydra composes again."""
+    """Fix a folder with a timestamp, which would differ when Hydra composes again."""
     node: Any = config.hydra.sweep
     if "${now:" in str(OmegaConf.to_container(node)["dir"]):  # type: ignore[index, call-overload]
         return command.with_(f"hydra.sweep.dir={quoted(Path(node.dir))}")

@@ -77,7 +77,7 @@ class Pool:
         """Start a job as soon as its devices are free.
 
         Raises:
-            Stopped: If a failure ends the multirun meanwhile.
+            Stopped: If a failure ends the multirun in the meantime.
         """
         self.wait(self.parallel - 1)
         share = self._share(job)

@@ -50,7 +50,7 @@ def resumed(command: Command) -> Command:
 
 
 def remaining(job: Job) -> Job | None:
-    """Return what is left of a job: nothing, the rest from its last checkpoint, or all of it."""
+    """Return the remaining part of a job: none, the rest after its last checkpoint, or all."""
     if job.folder.result().get("status") == "completed":
         return None
     job.folder.discard_result()

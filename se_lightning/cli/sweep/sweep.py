@@ -59,7 +59,7 @@ class Sweep:
         self.remark = ""  # printed below the table
 
     def start(self, job: Job) -> None:
-        """Start what remains of a job, and wait until another one could start."""
+        """Start the remaining part of a job, and wait until another job can start."""
         left = resume.remaining(job)
         if left is not None:
             self.pool.start(left)

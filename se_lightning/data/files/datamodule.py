@@ -118,7 +118,7 @@ class FileDataModule(ImageDataModule):
             self.source(split)
 
     def dataset(self, split: str, *, augmented: bool) -> ImageFiles:
-        """Return the split ``train``, ``val`` or ``test``; indexed by (epoch, keys), a batch."""
+        """Return the split ``train``, ``val`` or ``test``; its item at (epoch, keys) is a batch."""
         finish = self.finish(augmented=augmented)
         if augmented:
             return ImageFiles(self.source(split), self._train_view, finish, self.transforms)
