@@ -155,7 +155,7 @@ class ImageClassifier(LightningModule):
         classes = getattr(data, "num_classes", None)
         if classes is not None and classes != self.num_classes:
             raise MisconfigurationException(
-                f"The data set has {classes} classes, the network {self.num_classes}; "
+                f"The data set has {classes} classes, but the network has {self.num_classes}; "
                 f"set `num_classes` to {classes}."
             )
         size, reduction = getattr(data, "image_size", None), getattr(self.backbone, "reduction", 1)
@@ -172,7 +172,7 @@ class ImageClassifier(LightningModule):
         wanted = getattr(self.backbone, "in_channels", None)
         if None not in (channels, wanted) and channels != wanted:
             raise MisconfigurationException(
-                f"The images have {channels} channels, the network takes {wanted}; set "
+                f"The images have {channels} channel(s), but the network takes {wanted}; set "
                 f"`in_channels` to {channels}."
             )
         if size is None:
@@ -180,13 +180,13 @@ class ImageClassifier(LightningModule):
         exact = getattr(self.backbone, "image_size", None)
         if exact not in (None, size):
             raise MisconfigurationException(
-                f"The images are {size}x{size} pixels, the network takes {exact}x{exact}; set "
+                f"The images are {size}x{size} pixels, but the network takes {exact}x{exact}; set "
                 f"`image_size` to {size}."
             )
         smallest = getattr(self.backbone, "min_size", 1)
         if size < smallest:
             raise MisconfigurationException(
-                f"The images are {size}x{size} pixels, the network takes at least "
+                f"The images are {size}x{size} pixels, but the network takes at least "
                 f"{smallest}x{smallest}; use a network for small images such as se_resnet20."
             )
 
