@@ -43,6 +43,7 @@ class EMA(WeightAveraging):
     Raises:
         ValueError: If `decay` is not in [0, 1), `warmup` is not a bool, `every_n_steps` is not a
             positive integer, or `start_step` is not a non-negative integer.
+        MisconfigurationException: When the run starts, if its strategy shards the network.
 
     Example:
         >>> from pytorch_lightning import Trainer

@@ -12,7 +12,7 @@ __all__ = ["hint", "reworded"]
 
 
 def reworded(error: Exception) -> Exception:
-    """Replace an error that Hydra does not handle while composing by one about the config."""
+    """Replace an error that Hydra does not handle while composing with one about the config."""
     if isinstance(error, RecursionError):
         return ValueError("A config includes itself: check its `defaults` and its ${...}.")
     if isinstance(error, TypeError):

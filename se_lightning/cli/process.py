@@ -1,4 +1,4 @@
-"""Ending this process with its parent, and replacing it by another command."""
+"""Ending this process with its parent, and replacing it with another command."""
 
 import contextlib
 import ctypes
@@ -36,7 +36,7 @@ def die_with_parent() -> None:
 
 
 def replace_process(command: Command) -> NoReturn:
-    """Replace this process by another command, which reliably frees the memory of the GPU."""
+    """Replace this process with another command, which reliably frees the memory of the GPU."""
     if hasattr(signal, "alarm"):
         signal.alarm(0)  # a pending alarm would survive the replacement
     for worker in multiprocessing.active_children():

@@ -60,7 +60,7 @@ class CIFARDataModule(InMemoryDataModule):
 
     Raises:
         ValueError: If an argument is out of its range, or a file is damaged.
-        FileNotFoundError: If the files are missing.
+        FileNotFoundError: If the files are missing or cannot be downloaded.
 
     Reference:
         Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.

@@ -31,7 +31,8 @@ class SESimple(ImageNetwork):
         (N, in_channels, image_size, image_size) to (N, K).
 
     Raises:
-        ValueError: If a number is not positive, or a gate option is refused.
+        ValueError: If `residual` is not a boolean, a number is not positive, or a gate option is
+            refused.
     """
 
     family = "se_simple"

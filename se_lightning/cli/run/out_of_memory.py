@@ -61,7 +61,7 @@ def ran_out(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explained(cfg: DictConfig, trainer: Any, datamodule: Any) -> Iterator[None]:
-    """Replace an out-of-memory error in the block by one that names the batch.
+    """Replace an out-of-memory error in the block with one that names the batch.
 
     Raises:
         BatchTooLargeError: If memory runs out.
@@ -116,7 +116,7 @@ def _halved(cfg: DictConfig, *, evaluates: bool) -> list[str]:
 
 
 def restart_smaller(failure: Failure, cfg: DictConfig, folder: RunFolder, command: Command) -> None:
-    """Replace this process by the same run with half the batch, if ``on_oom`` requests it.
+    """Replace this process with the same run at half the batch, if ``on_oom`` requests it.
 
     Returns if the failure has another cause or a restart is impossible.
     """

@@ -1,4 +1,4 @@
-"""Failures of one of several ranks: all ranks end, and its error is reported last.
+"""Failure of one of several ranks: all ranks end, and the error of that rank is reported last.
 
 A rank that Lightning started records its failure in the run folder and ends silently. Rank 0 then
 loses its connection (gloo) or waits forever (NCCL), and looks for the rank that failed first.

@@ -68,6 +68,7 @@ def train_image(
 
     Raises:
         BadImage: If the content is not a complete image.
+        ValueError: If the window is not inside the image, or the interpolation is unknown.
 
     Example:
         >>> file = io.BytesIO()
@@ -111,6 +112,7 @@ def eval_image(
 
     Raises:
         BadImage: If the content is not a complete image.
+        ValueError: If ``crop`` is not from 1 to ``resize``, or the interpolation is unknown.
     """
     check_interpolation(interpolation)
     if not 0 < crop <= resize:

@@ -62,7 +62,7 @@ def unpickle(content: bytes, *keys: str) -> dict:
 
     Args:
         content: The whole file, written by Python 2 or 3.
-        keys: Required keys of the dict.
+        *keys: Required keys of the dict.
 
     Raises:
         ValueError: If the content is damaged or something else; the caller adds the file's name.

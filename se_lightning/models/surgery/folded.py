@@ -39,7 +39,7 @@ def gated_channels(parts: ExcitationParts) -> int:
 
 
 def put_in_place(model: nn.Module, path: str, scale: Tensor | None) -> None:
-    """Replace a gate by a scale, or by an identity if ``scale`` is None."""
+    """Replace a gate with a scale, or with an identity if ``scale`` is None."""
     old: Any = model.get_submodule(path)
     new: Any = nn.Identity() if scale is None else ChannelScale(scale)
     new.folded = "identity" if scale is None else "scale"
