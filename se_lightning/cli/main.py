@@ -1,6 +1,6 @@
 """The command line: ``python -m se_lightning`` and ``se-lightning``.
 
-Nothing here imports torch, so that ``--help``, ``--cfg job`` and messages about typos appear at once.
+Nothing here imports torch, so that ``--help``, ``--cfg job`` and reports of typos appear at once.
 """
 
 import contextlib

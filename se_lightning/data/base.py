@@ -72,7 +72,7 @@ class ImageDataModule(LightningDataModule):
         rotation: Maximum rotation, degrees.
         pixel_jitter: Maximum change of each pixel and channel, of 255.
         color_jitter: Strength of brightness, contrast and saturation; or a list of four, with hue.
-        rand_augment: Magnitude (0 to 30) of the two operations of RandAugment; None for none.
+        rand_augment: Magnitude (0 to 30) of the two operations of RandAugment; None to disable.
         trivial_augment: Apply one random operation of random strength.
         random_erasing: Probability that a box of an image is erased.
         cutout: Side of the square erased from every image, pixels.

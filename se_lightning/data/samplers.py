@@ -135,7 +135,7 @@ class EvalBatches(DistributedSampler):
 
 
 class OneEpoch(SequentialSampler):
-    """The same epoch of batches repeated, for ``overfit_batches`` of Lightning.
+    """Sampler that repeats one epoch of batches, for ``overfit_batches`` of Lightning.
 
     Lightning replaces any sampler that is not a SequentialSampler.
 

@@ -102,7 +102,7 @@ class ExcitationCallback(Callback):
             self._recorder.add(labels_of(batch))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reduce over all ranks, then pass the summary on, on rank 0."""
+        """Reduce over all ranks, and call the summary hooks on rank 0."""
         if self._recorder is not None:
             self._recorder.taps.pause()
         leader = self._leader(trainer)
