@@ -1,7 +1,7 @@
 """Squeeze-and-excitation networks on PyTorch Lightning and Hydra.
 
 The public names are those of :mod:`se_lightning.callbacks`, :mod:`se_lightning.data` and
-:mod:`se_lightning.modules`. They load on first use, so that ``--help`` need not wait for torch.
+:mod:`se_lightning.modules`. They load on first use, so ``--help`` does not wait for torch.
 """
 
 import importlib
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("callbacks", "data", "modules")
 
-# In a checkout the configs are beside the package and not in it: `se_lightning.conf` is found
-# there if no installed copy exists (a bare checkout, or `pip install .` shadowed by the folder).
+# In a checkout, the configs are next to the package rather than in it: `se_lightning.conf` is
+# found there if no copy is installed (a bare checkout, or `pip install .` shadowed by the folder).
 _checkout = Path(__file__).resolve().parent.parent
 if not (_checkout / "se_lightning" / "conf").is_dir() and (_checkout / "conf/train.yaml").is_file():
     __path__.append(str(_checkout))  # noqa: F405

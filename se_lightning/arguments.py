@@ -1,6 +1,6 @@
 """Checks of single arguments.
 
-Each raises a ValueError that names the argument, its value and what it must be.
+Each raises a ValueError with the name, the value and the valid values of the argument.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, so that a reader or a killed process sees no half."""
+"""Files that are written completely or not at all, even if the process is killed."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ __all__ = ["atomic_path", "write_text"]
 def atomic_path(
     path: Path, *, durable: bool = False, keep: bool = False, sole_writer: bool = False
 ) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, and rename it to ``path`` when the block succeeds.
+    """Yield a temporary path next to ``path``, and rename it to ``path`` if the block succeeds.
 
     The temporary file is in the same folder, since a rename is atomic only within a file system.
     If the block raises, the temporary file is removed and ``path`` is left as it was.
@@ -22,8 +22,8 @@ def atomic_path(
         path: The final path, in a folder that exists.
         durable: Flush the file and its folder to the disk before returning.
         keep: Leave a file that already exists at ``path`` as it is.
-        sole_writer: No other process writes ``path`` now, so temporary files that are still there
-            belong to processes that were killed, and are removed.
+        sole_writer: Assume that no other process writes ``path``, and remove the temporary files
+            that killed processes have left.
 
     Raises:
         OSError: If the file cannot be written or renamed.
@@ -31,7 +31,7 @@ def atomic_path(
     if sole_writer:
         for leftover in path.parent.glob(f".{path.name}.*tmp"):
             leftover.unlink(missing_ok=True)
-    # Not the process id: two nodes that share a file system may have the same.
+    # Not the process id, which may be the same on two nodes that share a file system.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary

@@ -45,23 +45,22 @@ _NAMED = (
     LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY,
 )
 _TRAINING = ("lr_schedulers", "loops", "epoch", "global_step", "pytorch-lightning_version")
-_LIKE_WEIGHTS = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # of SGD, Adam and others like them
+_LIKE_WEIGHTS = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # of SGD, Adam and similar optimizers
 _PROGRESS = {"epoch_progress", "epoch_loop.batch_progress"}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoint plugin of Lightning that writes files atomically and never executes their content.
 
-    Lightning writes to ``$TMPDIR`` and moves the file, which is a copy if that is another file
-    system:
-    if the process is killed, 0 bytes may replace the last good checkpoint. This plugin writes a
-    temporary file beside it, and flushes that to disk before renaming it. Only one process may
-    write a checkpoint.
+    Lightning writes to ``$TMPDIR`` and moves the file. Across file systems that is a copy, and if
+    the process is killed, 0 bytes may replace the last good checkpoint. This plugin writes a
+    temporary file in the same folder, and flushes it to disk before renaming it. Only one process
+    may write a checkpoint.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._folders: set[Path] = set()  # that already contain a checkpoint of this run
+        self._folders: set[Path] = set()  # those with a checkpoint of this run
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -212,7 +211,7 @@ def _check_training(checkpoint: dict[str, Any], path: str | Path) -> None:
 
 
 def _check_structure(checkpoint: dict[str, Any], model: ImageClassifier, path: str | Path) -> None:
-    """Compare what shapes do not show, such as strides, and the positions and squeezes of gates."""
+    """Compare what shapes do not show: strides, and the positions and squeezes of gates."""
     try:
         check_structure(model.backbone, checkpoint["se_lightning"].get("structure", {}), str(path))
     except ValueError as error:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's CSV logger, but continuing the file of a resumed run.
+    """Lightning's CSV logger that continues the file of a resumed run.
 
     Lightning's logger deletes an existing file. :class:`se_lightning.ExactState` saves the number
     of rows in each checkpoint, and removes later rows when a run resumes from it.
@@ -36,7 +36,7 @@ class ContinuedCSVLogger(CSVLogger):
 
     @property
     def rows(self) -> int:
-        """Number of rows logged; all of them are on disk afterwards."""
+        """Number of logged rows, after all of them have been written to disk."""
         self.experiment.save()
         return self.experiment.rows
 
@@ -131,7 +131,7 @@ class GracefulWandbLogger(WandbLogger):
         import wandb
 
         Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
-        # silent: W&B would print its paths five times per run. One line below replaces that.
+        # Otherwise W&B would print its paths five times per run; one line below replaces that.
         settings = wandb.Settings(silent=True, init_timeout=self._init_timeout)
         self._wandb_init["settings"] = settings
         if self._id_file is not None and self._id_file.is_file():

@@ -28,7 +28,7 @@ INHERITED = (
 
 
 class Interrupted(SystemExit):
-    """A run that a signal stopped in an orderly way; the exit code is 128 + the signal's number.
+    """A run that a signal has stopped gracefully; the exit code is 128 + the signal's number.
 
     Args:
         number: Number of the signal.
@@ -36,7 +36,7 @@ class Interrupted(SystemExit):
     """
 
     def __init__(self, number: int, message: str) -> None:
-        # A rank that Lightning started must not look as if it had crashed.
+        # 0 for a rank that Lightning started, which must not look as if it had crashed.
         super().__init__(0 if is_launched() else 128 + number)
         self.message = f"{signal.Signals(number).name}: {message}"
 

@@ -1,4 +1,4 @@
-"""Lightning callbacks: thin shells over :mod:`se_lightning.excitation` and the trainer."""
+"""Lightning callbacks, thin layers over :mod:`se_lightning.excitation` and the trainer."""
 
 from se_lightning.callbacks.checkpointing.exact_state import ExactState
 from se_lightning.callbacks.checkpointing.last_checkpoint import LastCheckpoint

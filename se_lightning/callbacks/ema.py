@@ -26,7 +26,7 @@ class EMA(WeightAveraging):
 
     The first update copies the weights. Update n after it is ``average = d * average + (1 - d) *
     weights`` with d = min(decay, (1 + n) / (10 + n)), so that the average is useful from the first
-    epoch. Buffers (the statistics of batch norm) are averaged too; integer buffers are copied. A
+    epoch. Buffers (batch norm statistics) are also averaged; integer buffers are copied. A
     step skipped by :class:`se_lightning.NonFinite` is not an update. Until the first update, the
     raw weights are validated, whereas Lightning's callback validates the initial ones.
 
@@ -43,6 +43,7 @@ class EMA(WeightAveraging):
     Raises:
         ValueError: If `decay` is not in [0, 1), `warmup` is not a bool, `every_n_steps` is not a
             positive integer, or `start_step` is not a non-negative integer.
+        MisconfigurationException: When the run starts, if its strategy shards the network.
 
     Example:
         >>> from pytorch_lightning import Trainer
@@ -189,7 +190,7 @@ class EMA(WeightAveraging):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save the average, once there is one, as ``state_dict``, and the raw weights beside it."""
+        """Save the average as ``state_dict``, once there is one, and the raw weights next to it."""
         if self._average_model is None:
             return
         raw = checkpoint["state_dict"]

@@ -48,7 +48,7 @@ def send_histograms(trainer: Trainer, counts: Mapping[str, np.ndarray], edges: n
 
 
 def _moments(counts: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
-    """Return what TensorBoard stores with a histogram, approximating values by bin centers."""
+    """Return the statistics that TensorBoard stores, approximating values by bin centers."""
     middles = (edges[:-1] + edges[1:]) / 2
     return {
         "min": edges[0],

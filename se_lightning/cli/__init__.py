@@ -1,1 +1,1 @@
-"""The command line: Hydra, run folders and processes."""
+"""The command line: Hydra, run directories and processes."""

@@ -1,4 +1,4 @@
-"""The command line as a value: parsed once, changed by methods, turned back into arguments.
+"""The command line as an immutable value: parsed once and turned back into arguments.
 
 Nothing else in the package splits overrides, quotes values or writes ``sys.argv``.
 """
@@ -31,7 +31,7 @@ GROUPS = (
     "task",
     "experiment",
 )
-# Keys that configure a multirun, or the folder of a job, and are not inherited by a job.
+# Keys of a multirun or of the folder of a job, which jobs do not inherit.
 _NOT_OF_A_JOB = (
     "jobs",
     "hydra.mode",
@@ -72,7 +72,7 @@ def quoted(path: Path) -> str:
 
 
 def unquoted(value: str) -> str:
-    """Return a value without the quotes around it, as Hydra reads it."""
+    """Return a value without its quotes, as Hydra reads it."""
     if value[:1] not in ("'", '"'):
         return value
     try:
@@ -125,7 +125,7 @@ class Command:
 
     @property
     def is_multirun(self) -> bool:
-        """Whether the command asks for several jobs."""
+        """Whether the command requests several jobs."""
         return self.options.multirun or self.value("hydra.mode") == "MULTIRUN"
 
     @property
@@ -134,7 +134,7 @@ class Command:
         return [o for o in self.overrides if not _is_at(key_of(o), ("hydra",))]
 
     def value(self, key: str) -> str | None:
-        """Return the last value given for a key as text; None without one."""
+        """Return the last value given for a key as text, or None."""
         values = [value_of(override) for override in self.overrides if key_of(override) == key]
         return values[-1] if values else None
 
@@ -161,7 +161,7 @@ class Command:
         return self.without(*_NOT_OF_A_JOB)
 
     def for_job(self, run_dir: Path, number: int, *changes: str) -> Self:
-        """Return the command of one job of this multirun, with the overrides that it adds."""
+        """Return the command of one job of this multirun; ``changes`` are the job's overrides."""
         names = ["--config-name", self.options.config_name or "train"]
         if self.options.config_dir:
             names += ["--config-dir", str(Path(self.options.config_dir).absolute())]
@@ -186,11 +186,11 @@ class Command:
         return [*self.flags, *self.overrides]
 
     def line(self) -> list[str]:
-        """Return the full command that runs this in a process of its own."""
+        """Return the full command line that runs this in a separate process."""
         return [sys.executable, "-m", "se_lightning", *self.argv()]
 
     def install(self) -> None:
-        """Make this the command of the process, which Hydra reads and further ranks repeat."""
+        """Write this to ``sys.argv``, which Hydra reads and further ranks run again."""
         sys.argv[1:] = self.argv()
 
 

@@ -8,7 +8,7 @@ from se_lightning.ranks import is_further_rank
 
 __all__ = ["Formatter", "quiet"]
 
-# Lightning and its dependencies log these in every run; none of them needs an action.
+# Lightning and its dependencies log these in every run, and no user has to act on them.
 _NOISE = re.compile(
     r"^.{0,4}Tip:"
     r"|TPU available"
@@ -29,7 +29,7 @@ _NOISE = re.compile(
 
 
 class Formatter(logging.Formatter):
-    """The message, with its level if that is a warning or worse."""
+    """Formatter that shows the level of warnings and errors only."""
 
     def format(self, record: logging.LogRecord) -> str:  # noqa: D102
         message = super().format(record)
@@ -42,7 +42,7 @@ def _is_not_noise(record: logging.LogRecord) -> bool:
 
 def quiet() -> None:
     """Drop the known noise, log warnings as lines, and on ranks above 0 log errors only."""
-    logging.raiseExceptions = False  # a closed pipe (| head) must not print a stack per line
+    logging.raiseExceptions = False  # a closed pipe (| head) must not print a stack trace per line
     root = logging.getLogger()
     for handler in root.handlers:
         handler.addFilter(_is_not_noise)

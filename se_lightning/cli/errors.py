@@ -18,7 +18,7 @@ __all__ = ["Failure", "JobError", "Kind", "RankError", "explain", "is_user_error
 Kind = Literal["user_error", "out_of_memory", "non_finite", "rank_lost", "interrupted", "bug"]
 
 _USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
-# Classes of libraries that must not be imported for this: an error of theirs has imported them.
+# By name, so that these libraries are not imported just to recognize their errors.
 _USER_ERRORS_ELSEWHERE = (
     ("lightning_fabric.utilities.exceptions", "MisconfigurationException"),
     ("yaml", "YAMLError"),
@@ -27,7 +27,7 @@ _USER_ERRORS_ELSEWHERE = (
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a run failed. Ranks and processes exchange this, and decide by its ``kind``.
+    """Why a run failed. Ranks and processes exchange it and act on its ``kind``.
 
     Attributes:
         error: The message.
@@ -43,9 +43,9 @@ class Failure:
 
     @classmethod
     def of(cls, error: BaseException) -> Self:
-        """Describe an error; its attributes ``kind`` and ``details`` count, if it has them.
+        """Describe an error, with its attributes ``kind`` and ``details`` if it has them.
 
-        A user error has a traceback only where ``HYDRA_FULL_ERROR=1`` asks for it.
+        The traceback of a user error is included only with ``HYDRA_FULL_ERROR=1``.
         """
         if isinstance(error, Interrupted):
             return cls(error.message, "interrupted")
@@ -70,7 +70,7 @@ class Failure:
 
 
 class JobError(RuntimeError):
-    """A job of a multirun failed; its own output has the reason."""
+    """A job of a multirun failed; the output of the job has the reason."""
 
 
 class RankError(RuntimeError):
@@ -79,7 +79,7 @@ class RankError(RuntimeError):
     Args:
         message: Which rank, and why.
         failure: The failure of that rank, if it could still record one.
-        trace: Traceback to show where there is no such record.
+        trace: Traceback to show if there is no such record.
     """
 
     def __init__(self, message: str, failure: Failure | None = None, trace: str = "") -> None:
@@ -101,7 +101,7 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """Return the message of an error, without the wrapping of Hydra and OmegaConf.
+    """Return the message of an error, without the text that Hydra and OmegaConf add.
 
     Example:
         >>> explain(ValueError("`ratio` (=0) must be a number of at least 1."))

@@ -12,7 +12,7 @@ __all__ = ["hint", "reworded"]
 
 
 def reworded(error: Exception) -> Exception:
-    """Replace an error that Hydra did not expect while composing by one about the config."""
+    """Replace an error that Hydra does not handle while composing with one about the config."""
     if isinstance(error, RecursionError):
         return ValueError("A config includes itself: check its `defaults` and its ${...}.")
     if isinstance(error, TypeError):
@@ -21,7 +21,7 @@ def reworded(error: Exception) -> Exception:
 
 
 def hint(error: Exception, command: Command) -> str:
-    """Return a line to add to the message of an error in the command; empty without advice."""
+    """Return a line of advice to append to an error message; empty if there is none."""
     if isinstance(error, OSError) and error.filename:
         return "\nRuns are written there: choose a folder with hydra.run.dir=DIR."
     missing = re.match(r"Could not override '([^'@]+)'", str(error))
@@ -34,7 +34,7 @@ def _nearest_key(missing: str, command: Command) -> str:
     try:
         composed = Command().compose(choices)
     except HydraException:
-        return ""  # an option from a config folder of the user's
+        return ""  # an option from the user's config folder
     group, _, key = missing.rpartition(".")
     node = composed if not group else OmegaConf.select(composed, group)
     keys = map(str, node) if isinstance(node, DictConfig) else ()

@@ -1,6 +1,6 @@
 """The command line: ``python -m se_lightning`` and ``se-lightning``.
 
-Nothing here imports torch, so that ``--help``, ``--cfg job`` and typing errors answer at once.
+Nothing here imports torch, so that ``--help``, ``--cfg job`` and reports of typos appear at once.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ _progress: Literal["composing", "preparing", "running"] = "composing"  # of the 
 
 
 def main() -> None:
-    """Run the command line; a user error ends in one message and exit code 1."""
+    """Run the command line; a user error prints one message and exits with code 1."""
     global _progress
     _progress = "composing"
     process.die_with_parent()
@@ -104,7 +104,7 @@ _users_full_error = os.environ.get(_FULL_ERROR)
 
 @hydra.main(version_base="1.3", config_path="pkg://se_lightning.conf", config_name="train")
 def _app(cfg: DictConfig) -> float | None:
-    """Run Hydra's current job: in a process of its own if there are several."""
+    """Run Hydra's current job: in a separate process if there are several."""
     global _progress
     _progress = "preparing"
     with _hydra_raises(_users_full_error):  # for the processes that the job starts
@@ -147,7 +147,7 @@ def _run(cfg: DictConfig) -> float | None:
 def _record_failure(
     error: BaseException, first: BaseException, cfg: DictConfig, folder: RunFolder
 ) -> None:
-    """Record the first error, perhaps of another rank, or restart the run if ``on_oom`` says so."""
+    """Record the first error, possibly of another rank, or restart as ``on_oom`` requests."""
     failure = Failure.of(first)
     out_of_memory.restart_smaller(failure, cfg, folder, Command.parse(sys.argv[1:]))
     recorded = rank_failures.record(folder, failure)
@@ -190,7 +190,7 @@ def _refuse_used_folders(command: Command) -> None:
 def _writing_nowhere(command: Command) -> Command:
     """Give a further rank of torchrun or srun a temporary folder.
 
-    Each rank composes its own time stamp and would leave a run folder.
+    Otherwise each rank would compose its own timestamp and leave a run folder.
     """
     folder = quoted(temporary_folder())
     run, sweep = (f"hydra.{kind}.dir={folder}" for kind in ("run", "sweep"))

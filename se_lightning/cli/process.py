@@ -1,4 +1,4 @@
-"""This process: its end with its parent's, and its replacement by another command."""
+"""Ending this process with its parent, and replacing it with another command."""
 
 import contextlib
 import ctypes
@@ -36,7 +36,7 @@ def die_with_parent() -> None:
 
 
 def replace_process(command: Command) -> NoReturn:
-    """Run another command in the place of this process, which frees the GPU's memory for sure."""
+    """Replace this process with another command, which reliably frees the memory of the GPU."""
     if hasattr(signal, "alarm"):
         signal.alarm(0)  # a pending alarm would survive the replacement
     for worker in multiprocessing.active_children():

@@ -1,7 +1,7 @@
 """Checking a config against the signatures that it is passed to, before anything is built.
 
-Python accepts text in place of a number until something deep inside a library compares the two, or
-takes the text for true. The signature is the schema.
+Otherwise text in place of a number fails deep inside a library, or counts as true. The signature is
+the schema.
 """
 
 import difflib
@@ -25,14 +25,14 @@ __all__ = ["VALUES", "check_values", "make", "refuse_unknown_keys"]
 
 # Top-level keys that are not groups.
 VALUES = ("seed", "ckpt_path", "resume", "checkpoint", "on_nonfinite", "on_oom", "jobs")
-# Groups that accept entries of the user's.
+# Groups to which users add entries.
 _OPEN = ("callbacks", "logger", "experiment")
 # Nodes that must have a `_target_`.
 _NODES = ("task", "data", "model", "optimizer", "lr_scheduler", "trainer")
 _ON_OOM = ("stop", "accumulate")
-# null here means the value of the data set.
+# null is replaced by the value of the data set.
 _FILLED = ("model.num_classes", "model.in_channels", "model.image_size")
-# Lightning accepts smaller values, divides by them, or reverses the gradients with them.
+# Lightning accepts smaller values, and divides by them or reverses the gradients.
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0}
 # Parameters of a scheduler that the trainer fills in.
 _FILLED_BY_TRAINER = ("total_steps", "steps_per_epoch")
@@ -134,7 +134,7 @@ def _plain(value: Any) -> Any:
 
 
 def _check_names(key: str, target: str, values: dict[str, Any]) -> None:
-    """Check the names of factories, which are called only in training."""
+    """Check the argument names of factories, which are called only in training."""
     if key not in ("optimizer", "lr_scheduler"):
         return  # Hydra reports it
     try:
@@ -231,7 +231,7 @@ def refuse_unknown_keys(cfg: DictConfig) -> None:
     node has another ``_target_``.
 
     Raises:
-        ValueError: If there is such a key; names the nearest one that exists.
+        ValueError: If a key is unknown; the message suggests the nearest one.
     """
     composed = HydraConfig.get()
     loader = GlobalHydra.instance().config_loader()
@@ -242,7 +242,7 @@ def refuse_unknown_keys(cfg: DictConfig) -> None:
     for group in {*GROUPS, "checkpoint", "jobs"} - set(_OPEN):
         node = cfg.get(group)
         if isinstance(node, DictConfig) and node.get("_target_") == shipped[group].get("_target_"):
-            # A list, since `in` of a DictConfig is False for keys without a value.
+            # A list, since `in` is False for the keys of a DictConfig that have no value.
             _refuse_others(node, list(shipped[group]), f"{group}.")
 
 
@@ -251,4 +251,4 @@ def _refuse_others(node: DictConfig, known: Collection[Any], prefix: str = "") -
         if key not in known:
             near = difflib.get_close_matches(key, map(str, known), n=1)
             advice = f" Did you mean `{prefix}{near[0]}`?" if near else ""
-            raise ValueError(f"Nothing reads `{prefix}{key}`: there is no such key.{advice}")
+            raise ValueError(f"There is no config key `{prefix}{key}`.{advice}")

@@ -1,4 +1,4 @@
-"""Datamodules: one file per data set, on shared order, loading and augmentation."""
+"""Datamodules: one file per data set, with shared sample order, loading and augmentation."""
 
 import importlib
 import pkgutil
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def find_datamodule(name: str) -> type[ImageDataModule] | None:
-    """Return the datamodule class of a name, as checkpoints record it; None if unknown.
+    """Return the datamodule class with this name, as checkpoints record it; None if unknown.
 
     Only the modules of this folder are searched, so that a checkpoint cannot import other code.
     A new data set is found without being listed here.

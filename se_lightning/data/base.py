@@ -67,12 +67,12 @@ class ImageDataModule(LightningDataModule):
     Args:
         batch_size: Samples per device in training, at least 2.
         eval_batch_size: Maximum samples per device in validation and test.
-        num_workers: Worker processes per rank; None for one per core, up to 8.
+        num_workers: Worker processes per rank; None shares the cores among the ranks, up to 8 each.
         seed: Seed of the training order and the augmentation.
         rotation: Maximum rotation, degrees.
         pixel_jitter: Maximum change of each pixel and channel, of 255.
         color_jitter: Strength of brightness, contrast and saturation; or a list of four, with hue.
-        rand_augment: Magnitude (0 to 30) of RandAugment's two operations; None for none.
+        rand_augment: Magnitude (0 to 30) of the two operations of RandAugment; None to disable.
         trivial_augment: Apply one random operation of random strength.
         random_erasing: Probability that a box of an image is erased.
         cutout: Side of the square erased from every image, pixels.
@@ -136,7 +136,7 @@ class ImageDataModule(LightningDataModule):
         return len(self.class_names)
 
     def dataset(self, split: str, *, augmented: bool) -> Dataset:
-        """Return the split ``train``, ``val`` or ``test``; its item (epoch, keys) is a batch."""
+        """Return the split ``train``, ``val`` or ``test``; its item at (epoch, keys) is a batch."""
         raise TypeError(f"{type(self).__name__} must define `dataset`.")
 
     def labels(self, split: str) -> np.ndarray:
@@ -157,7 +157,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def train_dataloader(self, epoch: int | None = None, batch: int = 0) -> DataLoader:
-        """Return the training batches, starting at any of them.
+        """Return the training loader, starting at any batch.
 
         Args:
             epoch: First epoch; None for the trainer's, or its checkpoint's, or 0.
@@ -193,7 +193,7 @@ class ImageDataModule(LightningDataModule):
         """Start the next training loader at the checkpoint's next batch.
 
         Raises:
-            MisconfigurationException: If it is within an epoch of differently sized batches.
+            MisconfigurationException: If it is within an epoch and the batch or world size differs.
         """
         here, saved = self._shares(), {key: state_dict[key] for key in self._shares()}
         if state_dict["batch"] and here != saved:
@@ -204,7 +204,7 @@ class ImageDataModule(LightningDataModule):
                 "new run from these weights (model.weights=)."
             )
         self._begin, self._resumed = (state_dict["epoch"], state_dict["batch"]), self.trainer
-        # Lightning sees the loader only, and does not know that it resumes within the epoch.
+        # Lightning does not know that the loader resumes within the epoch.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
 
     def _shares(self) -> dict[str, int]:

@@ -60,7 +60,7 @@ class CIFARDataModule(InMemoryDataModule):
 
     Raises:
         ValueError: If an argument is out of its range, or a file is damaged.
-        FileNotFoundError: If the files are missing.
+        FileNotFoundError: If the files are missing or cannot be downloaded.
 
     Reference:
         Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
@@ -85,7 +85,7 @@ class CIFARDataModule(InMemoryDataModule):
         if labels not in _NAMES[name]:
             raise ValueError(
                 f"`labels` (={labels!r}) must be one of {', '.join(_NAMES[name])} for {name}; "
-                "coarse are the superclasses of cifar100."
+                "coarse labels are the superclasses of cifar100."
             )
         defaults = InMemoryOptions(crop_padding=4, flip=True)
         super().__init__(**(defaults | options))

@@ -23,6 +23,9 @@ class DigitsDataModule(InMemoryDataModule):
         **options: See :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`; here
             ``batch_size=64``, ``eval_batch_size=256`` and ``crop_padding=4`` by default.
 
+    Raises:
+        ValueError: If an option is out of its range.
+
     Example:
         >>> data = DigitsDataModule(batch_size=64)
         >>> data.setup()

@@ -15,7 +15,7 @@ class FakeDataModule(InMemoryDataModule):
 
     Args:
         size: Number of training images; validation and test have a quarter each.
-        num_classes: K.
+        num_classes: Number of classes K.
         in_channels: Number of channels.
         image_size: Side of the images, pixels.
         **options: See :class:`se_lightning.data.in_memory.datamodule.InMemoryDataModule`; here

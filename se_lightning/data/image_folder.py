@@ -11,7 +11,7 @@ __all__ = ["ImageFolderDataModule"]
 
 
 class ImageFolderDataModule(FileDataModule):
-    """Image files in one folder per class, already in splits or split here.
+    """Image files in one folder per class, already split or split here.
 
     See :func:`se_lightning.data.files.sources.folder_sources` for the layouts. Images are rotated
     according to their EXIF orientation.

@@ -14,7 +14,7 @@ class ImageNetDataModule(FileDataModule):
 
     ``root`` contains class folders as in torchvision, or the original tar files, or shards written
     by ``task=shard``; see :func:`se_lightning.data.files.sources.imagenet_sources`. The labels of
-    the test images are not public, so the test also uses the 50,000, as in the papers. EXIF
+    the test images are not public, so the 50,000 also serve as test set, as in the papers. EXIF
     orientation is ignored, as in torchvision and timm.
 
     Args:

@@ -1,4 +1,4 @@
-"""MNIST and the sets in its format: Fashion-MNIST and KMNIST."""
+"""MNIST and the data sets in its format, Fashion-MNIST and KMNIST."""
 
 from pathlib import Path
 from typing import Unpack
@@ -69,7 +69,7 @@ class MNISTDataModule(InMemoryDataModule):
 
     Raises:
         ValueError: If an argument is out of its range, or a file is damaged.
-        FileNotFoundError: If a file is missing.
+        FileNotFoundError: If a file is missing or cannot be downloaded.
     """
 
     image_size = 28

@@ -1,4 +1,4 @@
-"""Samplers that yield the batches of a rank, as a function of seed and epoch."""
+"""Samplers that yield the batches of a rank as a function of seed and epoch."""
 
 import math
 from collections.abc import Iterator
@@ -29,8 +29,8 @@ class TrainBatches(DistributedSampler):
     Yields (epoch, keys) for ``DataLoader(dataset, sampler=..., batch_size=None)``. A key is the
     index of a sample, plus ``size`` times the number of its copy if ``repeats`` is above 1. All
     ranks get the same number of batches. Samples that do not divide among the ranks are left out
-    of the epoch, and so is a last batch of one, which batch norm cannot use. As a
-    DistributedSampler, it is kept by Lightning, which also calls ``set_epoch``.
+    of the epoch, and so is a last batch of one, which batch norm cannot use. Lightning keeps it,
+    since it is a DistributedSampler, and calls ``set_epoch``.
 
     Args:
         size: Number of samples.
@@ -77,7 +77,7 @@ class TrainBatches(DistributedSampler):
             self.share -= 1
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Start at batch number ``batch`` of an epoch; later epochs are whole.
+        """Start at batch number ``batch`` of an epoch; later epochs are complete.
 
         Raises:
             ValueError: If the epoch has fewer batches.
@@ -135,7 +135,7 @@ class EvalBatches(DistributedSampler):
 
 
 class OneEpoch(SequentialSampler):
-    """The same epoch of batches again and again, for Lightning's ``overfit_batches``.
+    """Sampler that repeats one epoch of batches, for ``overfit_batches`` of Lightning.
 
     Lightning replaces any sampler that is not a SequentialSampler.
 

@@ -69,8 +69,8 @@ def _label(given: int | str, num_classes: int | None, names: Sequence[str] | Non
     if isinstance(given, str):
         if names is None:
             raise ValueError(
-                f"`classes`: got the name {given!r}, but the data set has no class names. Pass a "
-                "label."
+                f"`classes`: got the name {given!r}, but the data set has no class names. Pass "
+                "labels."
             )
         if given not in names:
             near = difflib.get_close_matches(given, names, n=3) or list(names[:3])

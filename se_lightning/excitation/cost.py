@@ -45,10 +45,9 @@ def excitation_cost(model: nn.Module, images: Tensor) -> list[ExcitationCost]:
 
     FLOPs are multiply-adds, as in the paper: one per product in a convolution or linear layer. The
     additions of the squeeze and the multiplications of the rescaling count one each; with them,
-    SE-ResNet-50 has 3.87 and ResNet-50 3.86 billion. Nothing else is counted, neither in the gates
-    nor
-    in the network: no biases, activations, normalization, pooling, or layers that are not an
-    ``nn.Conv*d`` or ``nn.Linear``.
+    SE-ResNet-50 has 3.87 and ResNet-50 3.86 billion. Nothing else is counted, in gates or network:
+    no biases, activations, normalization, pooling, or layers other than ``nn.Conv*d`` and
+    ``nn.Linear``.
 
     Args:
         model: Model with gates of this package, timm or torchvision.

@@ -11,7 +11,7 @@ from se_lightning.excitation.summary import ExcitationSummary
 
 __all__ = ["curve_arrays", "find_layers", "select_layers"]
 
-PANELS = 6  # maximum number of layers unless some are chosen
+PANELS = 6  # maximum number of layers if none are chosen
 
 
 def find_layers(names: Sequence[str], given: Sequence[str | int] | None) -> list[int]:

@@ -1,4 +1,4 @@
-"""Diagnoses unhealthy gates: constant, dead or NaN gates, and gates that are never executed."""
+"""Diagnosis of unhealthy gates: constant, dead, NaN, or never executed."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ __all__ = ["CONSTANT_STD", "Finding", "GateReport", "diagnose", "report_csv", "r
 # SE-ResNet-20, initialized or trained on the digits, the most varying channel of each layer had at
 # least 4e-3 if any hidden unit was alive, and 0 otherwise.
 CONSTANT_STD = 1e-4
-# Constant channels raise an alarm if they are more than this fraction of the layer.
+# Constant channels raise an alarm if they exceed this fraction of the layer.
 MANY = 0.5
 
 
@@ -31,7 +31,7 @@ class Finding:
         text: Description; a duration such as "for 3 validations" may be appended.
         advice: Consequence or remedy.
         grave: Whether it raises an alarm; healthy networks have minor findings too.
-        sure: Whether it is a fault at first sight, rather than only if it persists.
+        sure: Whether it is a fault when first seen, rather than only if it persists.
     """
 
     kind: str
@@ -83,8 +83,8 @@ def diagnose(
     """Return a report on each layer, in the order of the summary.
 
     Gates that vary over space are judged by their mean over space. Healthy networks have some dead
-    hidden units (about half of them at initialization), so that only a layer whose units are all
-    dead is a grave finding.
+    hidden units (about half of them at initialization), so only a layer whose units are all dead
+    is a grave finding.
 
     Args:
         summary: Statistics of a split, with hidden units if they are to be judged.

@@ -25,7 +25,8 @@ class Drift(NamedTuple):
     """Distance between two networks' gates in one layer.
 
     The cosines compare channel with channel. They are meaningful for a network before and after
-    training, but hardly for networks with different initial weights. The divergence always is.
+    training, but hardly for networks with different initial weights. The divergence is always
+    meaningful.
 
     Attributes:
         layer: Module path of the SE module.

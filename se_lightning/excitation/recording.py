@@ -52,7 +52,7 @@ def unheard(model: nn.Module) -> Iterator[None]:
 
 
 def run_once(model: nn.Module, images: Tensor, handles: Sequence[RemovableHandle]) -> None:
-    """Run the model once for the sake of its hooks, then remove them."""
+    """Run the model once to call its hooks, then remove them."""
     try:
         with undisturbed(model), unheard(model):
             model(images)
@@ -65,7 +65,7 @@ def excitations(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return the gates of any model on a batch of images, by the path of each SE module.
 
     Gates are averaged over space and over the calls of a module. The model is evaluated without
-    gradients and left as it was, also if it is compiled.
+    gradients and left unchanged, even if it is compiled.
 
     Args:
         model: Model with gates of this package, timm or torchvision.
@@ -96,7 +96,7 @@ def excitations(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     silent = [path for path, each in calls.items() if not each]
     if silent:
         warnings.warn(
-            f"Left out, since the forward pass never executes them: {', '.join(silent)}.",
+            f"Gates left out, since the forward pass never executes them: {', '.join(silent)}.",
             stacklevel=2,
         )
     return {

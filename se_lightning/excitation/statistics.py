@@ -154,7 +154,7 @@ class ExcitationStatistics(Metric):
             all(n == 1 and c == width for n, _, c, width in shapes)
             and len({s[1] for s in shapes}) == 1
         ):
-            # No gate varies over space, so that all layers are counted at once.
+            # No gate varies over space, so all layers are counted at once.
             self._scatter(counts, torch.cat([each[0] for each in flat], 1)[..., None], columns)
             return
         start = 0

@@ -14,7 +14,7 @@ class ExcitationSummary:
 
     If a gate varies over space, all its values are counted in ``counts``; its mean over space is
     used elsewhere. NaN and infinity propagate into the moments of their channel. Per-channel arrays
-    hold the channels of all layers one after the other; :meth:`of` returns the slice of a layer.
+    hold the channels of all layers one after another; :meth:`of` returns the slice of a layer.
 
     Attributes:
         layers: Module paths of the L SE modules.

@@ -48,7 +48,7 @@ def eager() -> Iterator[None]:
 
 
 def profile(values: Tensor, channels: int) -> Tensor:
-    """Return the value of a gate or hidden layer per sample and channel, averaged over space.
+    """Return the values of a gate or hidden layer by sample and channel, averaged over space.
 
     Args:
         values: Activations, (N, C, H, W), (N, C, 1, 1), (N, 1, 1, C) or (N, C).
@@ -144,7 +144,7 @@ class Taps:
         return gates, hidden
 
     def pause(self) -> None:
-        """Stop recording and discard what was not taken."""
+        """Stop recording and discard the values that were not taken."""
         for module in self._tapped():
             module._tapped = None
 

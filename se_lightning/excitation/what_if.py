@@ -1,4 +1,4 @@
-"""Accuracy without retraining when gates are replaced."""
+"""Accuracy when gates are replaced, without retraining."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -121,10 +121,10 @@ def what_if(
     device: torch.device | None = None,
     seed: int = 0,
 ) -> list[WhatIfRow]:
-    """Measure the accuracy with the gates of each block, of each stage, and of all blocks replaced.
+    """Measure the accuracy when the gates of each block, each stage, and all blocks are replaced.
 
     A gate that varies over space is replaced by its mean over space, except by ``shuffle``. In a
-    batch of one image, ``shuffle`` replaces its gates by themselves.
+    batch of one image, ``shuffle`` has no effect.
 
     Args:
         model: Model in eval mode that maps images to logits.

@@ -1,7 +1,6 @@
 """Squeeze-and-excitation networks in plain torch.
 
-Each family is a file, and each published network a function in it, which :func:`list_models`
-lists.
+Each family has a file, with a function for each published network; :func:`list_models` lists them.
 """
 
 import difflib
@@ -32,7 +31,7 @@ from se_lightning.models.vgg import *  # noqa: F403
 from se_lightning.models.weights.load import LoadReport, load_weights
 from se_lightning.models.wide_resnet import *  # noqa: F403
 
-# Networks and builders: what the family files, and not the folders beside them, define.
+# Networks and builders: the names defined in the family files, not in the folders next to them.
 _NETWORKS: dict[str, Any] = {
     name: value
     for name, value in globals().items()
@@ -80,7 +79,7 @@ def create_model(name: str, **options: Any) -> ImageNetwork:
         **options: Options of the builder.
 
     Raises:
-        ValueError: If there is no network of that name, or an option is refused.
+        ValueError: If ``name`` is unknown, or an option is refused.
 
     Example:
         >>> create_model("se_resnet20", ratio=4).num_features

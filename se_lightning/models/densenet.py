@@ -50,21 +50,21 @@ class SEDenseNet(ImageNetwork):
     """DenseNet with a gate after each dense block and after each transition.
 
     The gates are placed as in the Keras seed (titu1994/keras-squeeze-excite-network,
-    se_densenet.py). The seed counts (depth - 4) / 3 layers per block also with bottlenecks, so
-    its "100, bottleneck" has twice the layers of DenseNet-BC-100; here a bottleneck layer counts
-    as two, as published. Parameter names are torchvision's.
+    se_densenet.py). The seed counts (depth - 4) / 3 layers per block even with bottlenecks, so its
+    "100, bottleneck" has twice the layers of DenseNet-BC-100; here a bottleneck layer counts as
+    two, as published. Parameter names are torchvision's.
 
     Args:
         depth: 121, 161, 169, 201, 264; with the cifar stem any L of three equal blocks (3n + 4,
             with bottlenecks 6n + 4); or a list with the number of layers of each block.
         growth_rate: Channels k that a layer adds; None uses the published value, or 12.
-        bottleneck: Whether a 1x1 to 4k precedes each 3x3 (DenseNet-B).
-        compression: Fraction of the channels that a transition keeps (DenseNet-C); None is 0.5
-            with bottlenecks and 1 without.
+        bottleneck: Whether a 1x1 to 4k channels precedes each 3x3 (DenseNet-B).
+        compression: Fraction of the channels that a transition keeps (DenseNet-C); None means
+            0.5 with bottlenecks and 1 without.
         init_features: Channels of the stem; None uses the published value: 2k with bottlenecks or
             with the imagenet stem, else 16 (the seed always has 2k).
-        stem: ``"imagenet"`` or ``"cifar"``; None is imagenet for a published ImageNet depth and
-            cifar for all others.
+        stem: ``"imagenet"`` or ``"cifar"``; None means imagenet for a published ImageNet depth
+            and cifar otherwise.
         gates_after: ``"both"``, ``"block"`` or ``"transition"``. A stage is a block with the
             transition that follows it.
         num_classes: Number of classes K.
@@ -137,7 +137,7 @@ class SEDenseNet(ImageNetwork):
         self._finish()
 
     def _lay_route(self, member: Member, channels: Sequence[int], stem: str) -> None:
-        """Name the steps; a block's map is its output, before the transition halves it."""
+        """Define the steps; the map of a block is its output, before the transition halves it."""
         names = [f"features.{name}" for name, _ in self.features.named_children()]
         ends = ["conv0" if stem == "cifar" else "relu0"]
         ends += [f"denseblock{number}" for number in range(1, len(member.layers))] + ["relu5"]
@@ -156,7 +156,7 @@ def _member(
     growth_rate: int | None,
     init_features: int | None,
 ) -> Member:
-    """Return the published member or a custom one, with the values that are given."""
+    """Return the published member or a custom one, with the given values."""
     if isinstance(depth, Sequence):
         if isinstance(depth, str) or not depth:
             raise ValueError(f"`depth` (={depth!r}) must be a number, or one per block.")

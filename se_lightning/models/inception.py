@@ -108,10 +108,10 @@ class AuxiliaryHead(nn.Module):
 class SEInceptionV3(ImageNetwork):
     """Inception-v3 with a gate after each of its 11 mixed blocks.
 
-    Parameter names are torchvision's. Unlike the Keras seed's, the norms have a scale.
+    Parameter names are torchvision's. Unlike in the Keras seed, the norms have a scale.
 
     Args:
-        aux: Whether to classify the 17x17 map too in training mode; ``forward`` then returns
+        aux: Whether to also classify the 17x17 map in training mode; ``forward`` then returns
             (logits, auxiliary logits). Needs images of at least 299x299.
         dropout: Dropout rate before the classifier.
         num_classes: Number of classes K.

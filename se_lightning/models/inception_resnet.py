@@ -117,7 +117,7 @@ _BLOCK_8: list[Branch] = [[(192, 1)], [(192, 1), (224, (1, 3)), (256, (3, 1))]]
 class SEInceptionResNetV2(ImageNetwork):
     """Inception-ResNet-v2 with a gate on the residual branch of each of its 40 units.
 
-    Parameter names are timm's. ``placement="post"`` is what the Keras seed intends: a gate after
+    Parameter names are timm's. ``placement="post"`` follows the Keras seed's intent: a gate after
     each sum, and also after ``mixed_5b``, ``mixed_6a``, ``mixed_7a`` and the last unit, 44 in
     all. (The published seed fails to build: it passes ``scale`` to a Lambda that takes
     ``scale_``.)

@@ -129,7 +129,7 @@ class SEPreActResNet(ImageNetwork):
             the published value (for a list: False).
         width_factor: Factor k of all widths except the stem's.
         stem: ``"imagenet"`` or ``"cifar"``; None uses the published stem.
-        literal: Whether to omit what the seed omits: norm and ReLU after the stem, the bias of
+        literal: Whether to follow the seed literally: no norm and ReLU after the stem, no bias in
             the classifier.
         num_classes: Number of classes K.
         in_channels: Number of image channels.

@@ -40,7 +40,7 @@ __all__ = [
 
 
 class PostActUnit(ResidualUnit, ABC):
-    """Residual unit that ends with its norm, gate, shortcut and ReLU."""
+    """Residual unit that ends with norm, gate, shortcut and ReLU."""
 
     downsample: nn.Module | None
     gate_act: nn.Module
@@ -48,7 +48,7 @@ class PostActUnit(ResidualUnit, ABC):
 
     @abstractmethod
     def _branch(self, x: Tensor) -> tuple[Tensor, nn.Module]:
-        """Run the branch up to its last convolution; return the norm that follows it too."""
+        """Run the branch up to its last convolution; return its output and the following norm."""
 
     def forward(self, x: Tensor) -> Tensor:
         out, norm = self._branch(self.at("pre")(x))
@@ -100,7 +100,7 @@ class BasicBlock(PostActUnit):
 class Bottleneck(PostActUnit):
     """1x1 down, 3x3 with the groups, 1x1 up, followed by the gate.
 
-    The 3x3 has the stride, as in torchvision and timm, or the first 1x1 has, as in the paper's
+    The stride is in the 3x3, as in torchvision and timm, or in the first 1x1, as in the paper's
     Caffe release (https://github.com/hujie-frank/SENet).
 
     Shape:
@@ -172,8 +172,8 @@ class SEResNet(ImageNetwork):
         dropout: Dropout rate before the classifier.
         num_classes: Number of classes K.
         in_channels: Number of image channels.
-        **gates: Options of :class:`Excitation`, where ``ratio`` may be a list with one per stage,
-            and ``stages``, which lists the stages with gates, from 1. ``se_bias`` defaults to
+        **gates: Options of :class:`Excitation`, where ``ratio`` may list one ratio per stage, and
+            ``stages``, the list of the stages with gates, counted from 1. ``se_bias`` defaults to
             True.
 
     Shape:

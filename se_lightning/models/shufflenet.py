@@ -38,7 +38,7 @@ class ShuffleUnit(nn.Module):
         super().__init__()
         self.groups = groups
         # The bottleneck has a quarter of the unit's width. With stride 2 the shortcut is
-        # concatenated, and the branch has the channels that are left.
+        # concatenated, and the branch has the remaining channels.
         inner = out_channels // 4
         branch = out_channels - in_channels if stride == 2 else out_channels
         self.conv1 = nn.Conv2d(in_channels, inner, 1, groups=first_groups, bias=False)
@@ -68,8 +68,8 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
 class SEShuffleNet(ImageNetwork):
     """ShuffleNet 1x with a gate at the end of each unit's branch.
 
-    The paper does not state the placement. With this one, three groups have 2,476,144 parameters,
-    and 1,865,728 without gates; the paper's Table 3 truncates them to 2.4M and 1.8M.
+    The paper does not state the placement. With this one, the network of three groups has 2,476,144
+    parameters, and 1,865,728 without gates; the paper's Table 3 truncates them to 2.4M and 1.8M.
 
     Args:
         groups: Groups of the 1x1 convolutions: 1, 2, 3, 4 or 8, which also sets the widths.
@@ -82,7 +82,7 @@ class SEShuffleNet(ImageNetwork):
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: If `groups` is not one of these, a number is not positive, or a gate option is
+        ValueError: If `groups` is not one of those, a number is not positive, or a gate option is
             refused.
 
     Reference:

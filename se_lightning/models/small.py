@@ -14,7 +14,7 @@ __all__ = ["SENested", "SESimple", "se_nested", "se_simple", "se_simple_residual
 
 
 class SESimple(ImageNetwork):
-    """Network of a 3x3 convolution to 32, ReLU, gate, 1x1 convolution to 1, ReLU, dense layer.
+    """3x3 convolution to 32 channels, ReLU, gate, 1x1 convolution to 1, ReLU, dense layer.
 
     The Keras MNIST seed, with the final dense layer that the seed's code discards. At 28x28x1
     with 10 classes it has 320 + 1,024 + 33 + 7,850 = 9,227 parameters.
@@ -31,7 +31,8 @@ class SESimple(ImageNetwork):
         (N, in_channels, image_size, image_size) to (N, K).
 
     Raises:
-        ValueError: If a number is not positive, or a gate option is refused.
+        ValueError: If `residual` is not a boolean, a number is not positive, or a gate option is
+            refused.
     """
 
     family = "se_simple"
@@ -70,7 +71,7 @@ class SESimple(ImageNetwork):
         return tail(x, se=self.se, shortcut=x if self.residual else None)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Turn the map into logits (N, K), or its pixels (N, image_size ** 2)."""
+        """Return logits (N, K), or the pixels of the map (N, image_size ** 2)."""
         x = torch.flatten(x, 1)
         return x if pre_logits else self.fc(x)
 
@@ -113,7 +114,7 @@ def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Sequenti
 class SENested(ImageNetwork):
     """Three nested units, 16, 32 and 64 wide, after a 3x3 convolution.
 
-    The form of the PyTorch seed: the gate is on the output of a whole residual unit, and a second
+    As in the PyTorch seed, the gate is on the output of a whole residual unit, and a second
     projection shortcut is added around it; gates and convolutions have biases. The widths are
     chosen for images of 28x28.
 
@@ -167,5 +168,5 @@ def se_simple_residual(num_classes: int = 10, **options: Any) -> SESimple:
 
 
 def se_nested(num_classes: int = 10, **options: Any) -> SENested:
-    """Gates on whole residual units, for MNIST. Options as in :class:`SENested`."""
+    """SE net for MNIST with gates on whole residual units. Options as in :class:`SENested`."""
     return SENested(num_classes=num_classes, **options)

@@ -68,7 +68,7 @@ class SEVGG16BN(ImageNetwork):
                     nn.Sequential(gated),
                 ]
                 channels = width
-            # A stage's map is what its pool reads.
+            # The map of a stage is the input of its pool.
             step = [f"features.{index}" for index in range(first, len(layers))]
             self._step(*step, channels=width, reduction=2**stage)
             first = len(layers)
@@ -91,7 +91,7 @@ class SEVGG16BN(ImageNetwork):
                 nn.init.zeros_(module.bias)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Turn a feature map into logits (N, K), or the last hidden layer's output (N, 4096)."""
+        """Return logits (N, K), or the output of the last hidden layer (N, 4096)."""
         x = torch.flatten(F.adaptive_avg_pool2d(x, 7), 1)
         return self.classifier[:-1](x) if pre_logits else self.classifier(x)
 

@@ -35,7 +35,7 @@ from se_lightning.modules.optim import (
 __all__ = ["TRAINING_OPTIONS", "ImageClassifier"]
 
 
-# Arguments that a checkpoint makes unnecessary, or cannot hold.
+# Arguments that a checkpoint makes unnecessary or cannot contain.
 NOT_SAVED = ("backbone", "optimizer", "lr_scheduler", "weights", "use_ema")
 # Weight of an auxiliary classifier's loss, as in torchvision's training reference.
 AUXILIARY_WEIGHT = 0.4
@@ -67,7 +67,7 @@ class ImageClassifier(LightningModule):
         layer_decay: Factor of the learning rate from each layer to the one below it, above 0 and
             at most 1; see :func:`se_lightning.modules.optim.parameter_groups`.
         optimizer: Function from parameters to an optimizer, e.g.
-            ``partial(torch.optim.AdamW, lr=1e-3)``. None is SGD with Nesterov momentum 0.9,
+            ``partial(torch.optim.AdamW, lr=1e-3)``. None means SGD with Nesterov momentum 0.9,
             learning rate 0.1 and weight decay 1e-4. Not saved.
         lr_scheduler: Function from an optimizer to a scheduler. If it takes ``total_steps`` (as in
             :mod:`se_lightning.modules.optim`, ``OneCycleLR``), it gets the length of the run and
@@ -119,7 +119,7 @@ class ImageClassifier(LightningModule):
             parameter_groups(backbone, layer_decay=layer_decay)  # checks the argument
         if grad_checkpointing:
             _checkpoint_gradients(backbone)
-        # Collects the arguments of the constructors of subclasses too.
+        # This includes the constructor arguments of subclasses.
         self.save_hyperparameters(ignore=NOT_SAVED)
         self.backbone = (
             backbone.to(memory_format=torch.channels_last) if channels_last else backbone
@@ -155,7 +155,7 @@ class ImageClassifier(LightningModule):
         classes = getattr(data, "num_classes", None)
         if classes is not None and classes != self.num_classes:
             raise MisconfigurationException(
-                f"The data set has {classes} classes, the network {self.num_classes}; "
+                f"The data set has {classes} classes, but the network has {self.num_classes}; "
                 f"set `num_classes` to {classes}."
             )
         size, reduction = getattr(data, "image_size", None), getattr(self.backbone, "reduction", 1)
@@ -172,7 +172,7 @@ class ImageClassifier(LightningModule):
         wanted = getattr(self.backbone, "in_channels", None)
         if None not in (channels, wanted) and channels != wanted:
             raise MisconfigurationException(
-                f"The images have {channels} channels, the network takes {wanted}; set "
+                f"The images have {channels} channel(s), but the network takes {wanted}; set "
                 f"`in_channels` to {channels}."
             )
         if size is None:
@@ -180,20 +180,20 @@ class ImageClassifier(LightningModule):
         exact = getattr(self.backbone, "image_size", None)
         if exact not in (None, size):
             raise MisconfigurationException(
-                f"The images are {size}x{size} pixels, the network takes {exact}x{exact}; set "
+                f"The images are {size}x{size} pixels, but the network takes {exact}x{exact}; set "
                 f"`image_size` to {size}."
             )
         smallest = getattr(self.backbone, "min_size", 1)
         if size < smallest:
             raise MisconfigurationException(
-                f"The images are {size}x{size} pixels, the network takes at least "
+                f"The images are {size}x{size} pixels, but the network takes at least "
                 f"{smallest}x{smallest}; use a network for small images such as se_resnet20."
             )
 
     def on_train_start(self) -> None:
         """Restore the hooks that Lightning's setup removes, and the mode of frozen batch norms.
 
-        Any earlier, Lightning would warn about modules in evaluation mode.
+        Before this hook, Lightning would warn about modules in evaluation mode.
         """
         restore_hooks(self.backbone)
         if self.frozen is not None:
@@ -253,7 +253,7 @@ class ImageClassifier(LightningModule):
         return scheduled(optimizer, self.lr_scheduler, self.trainer)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the classes, so that model and data can be rebuilt from the file alone."""
+        """Record class names and structure, so that the file suffices to rebuild model and data."""
         data = getattr(self.trainer, "datamodule", None)
         checkpoint["se_lightning"] = {
             "module": type(self).__name__,
@@ -273,7 +273,7 @@ class ImageClassifier(LightningModule):
         repeat_folds(self.backbone, checkpoint.get("se_lightning", {}).get("folded", {}))
 
 
-# The arguments that every family's module takes, too.
+# The arguments that the module of each family also takes.
 TRAINING_OPTIONS = tuple(inspect.signature(ImageClassifier).parameters)[2:]
 
 

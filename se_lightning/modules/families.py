@@ -40,7 +40,7 @@ _GATES = {field.name: field.default for field in fields(models.Excitation)} | {"
 
 
 class FamilyModule(ImageClassifier):
-    """Base class of LightningModules that build their network from plain arguments.
+    """Base class of the LightningModules that build their network from plain arguments.
 
     A subclass sets ``network`` to the class of a network, or to a function that returns one. Its
     arguments are those of ``network`` and the training options of :class:`ImageClassifier`;
@@ -101,7 +101,7 @@ def _signature(network: Callable[..., nn.Module]) -> Signature:
         [
             *(p.replace(kind=Parameter.POSITIONAL_OR_KEYWORD) for p in positional),
             *(p.replace(kind=Parameter.KEYWORD_ONLY) for p in keyword),
-            # Without it `load_from_checkpoint` would drop unknown names instead of refusing them.
+            # Otherwise `load_from_checkpoint` would drop unknown names instead of refusing them.
             Parameter("unknown", Parameter.VAR_KEYWORD, annotation=Unpack[_NoOptions]),
         ]
     )

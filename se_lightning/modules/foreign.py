@@ -42,9 +42,7 @@ def _timm_network(
     try:
         import timm
     except ImportError as error:
-        raise ValueError(
-            'timm is not installed, which this network needs: pip install "se-lightning[timm]".'
-        ) from error
+        raise ValueError('This network needs timm: pip install "se-lightning[timm]".') from error
     _check_name(name, timm.list_models(), "timm")
     network = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
     return _gated(network, add_gates, gates)
@@ -107,12 +105,12 @@ class TimmModule(FamilyModule):
 def _check_name(name: object, names: Sequence[str], library: str) -> None:
     if name not in names:
         near = difflib.get_close_matches(str(name), names, n=3)
-        hint = f"Nearest: {', '.join(near)}." if near else f"{library} has {len(names)} others."
+        hint = f"Nearest: {', '.join(near)}." if near else f"{library} has {len(names)} of them."
         raise ValueError(f"`name` (={name!r}) must be one of {library}'s networks. {hint}")
 
 
 def _gated(network: nn.Module, where: str | None, gates: InsertedGateOptions) -> nn.Module:
-    inserted_excitation(gates)  # also where no gate is inserted
+    inserted_excitation(gates)  # checks them, even if no gate is inserted
     return network if where is None else add_excitation(network, where, **gates)
 
 
@@ -137,5 +135,5 @@ def _download(weights: Any) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"{weights} could not be downloaded: {error}. Download {weights.url} on a machine with "
-            "a network, copy the file here, and pass its path: weights=FILE."
+            "internet access, copy the file here, and pass its path: weights=FILE."
         ) from error

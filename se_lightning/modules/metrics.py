@@ -1,4 +1,4 @@
-"""Metrics on training, validation and test data."""
+"""Metrics of training, validation and test."""
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class MeanCrossEntropy(_Mean):
 
 
 class MixedAccuracy(_Mean):
-    """Share of the predicted class in mixed labels (mixup, cutmix), in [0, 1].
+    """Accuracy for mixed labels (mixup, cutmix): the share of the predicted class, in [0, 1].
 
     A sample that is 0.7 of class a and 0.3 of class b counts 0.7 if a is predicted: the papers'
     ``lam * accuracy(a) + (1 - lam) * accuracy(b)``.

@@ -24,6 +24,8 @@ __all__ = [
     "scheduled",
 ]
 
+# Functions of arguments that only the trainer knows, made with `functools.partial` or with
+# `_partial_: true` in a config.
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[..., Any]
 
@@ -98,7 +100,7 @@ def scale_rates(optimizer: Optimizer) -> None:
     """Multiply each group's learning rate by its ``lr_scale``.
 
     Raises:
-        ValueError: If this is not an optimizer.
+        ValueError: If ``optimizer`` is not a torch optimizer.
     """
     if not isinstance(optimizer, Optimizer):
         raise ValueError(
@@ -116,10 +118,10 @@ def default_optimizer(groups: Any) -> Optimizer:
 def scheduled(
     optimizer: Optimizer, factory: SchedulerFactory, trainer: Trainer
 ) -> OptimizerLRScheduler:
-    """Return an optimizer with its scheduler, per step if that takes the length of the run.
+    """Return an optimizer with its scheduler, which advances per step if it takes the run's length.
 
     Raises:
-        MisconfigurationException: If the scheduler needs that length and the run has none.
+        MisconfigurationException: If the scheduler needs that length and the run is unlimited.
     """
     if "total_steps" not in inspect.signature(factory).parameters:
         return {"optimizer": optimizer, "lr_scheduler": factory(optimizer)}
@@ -161,7 +163,7 @@ def cosine(
     warmup_epochs: float = 0.0,
     min_factor: float = 0.0,
 ) -> LambdaLR:
-    """Ramp linearly for ``warmup_epochs``, then follow half a cosine down to the end of the run.
+    """Ramp up linearly for ``warmup_epochs``, then decay along half a cosine until the run ends.
 
     Args:
         optimizer: Optimizer whose learning rates are the peaks.
@@ -235,7 +237,3 @@ def multi_step(
         return _warm_up(step, ramp) * gamma ** sum(step >= drop for drop in drops)
 
     return LambdaLR(optimizer, factor)
-
-
-# Types of a module's `optimizer` and `lr_scheduler`: functions of arguments that only the trainer
-# knows, made with `functools.partial` or with `_partial_: true` in a config.

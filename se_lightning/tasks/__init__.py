@@ -1,8 +1,8 @@
 """Tasks: plain functions that return metrics.
 
-Their parameters determine what they get: ``trainer, model, datamodule, ckpt_path``; ``model,
-datamodule`` of a checkpoint; ``models, names, datamodule`` of several checkpoints; ``datamodule``
-alone; or nothing.
+The names of a task's parameters select its arguments: ``trainer, model, datamodule, ckpt_path``;
+``model, datamodule`` of a checkpoint; ``models, names, datamodule`` of several checkpoints;
+``datamodule`` alone; or nothing.
 """
 
 from se_lightning.tasks.analyze import analyze

@@ -54,12 +54,11 @@ def analyze(
 ) -> dict[str, float]:
     """Analyze the gates on a split; write the results to the folder ``analysis``.
 
-    ``report.html`` is self-contained and needs no network. Its figures are also saved as PNG, and
+    ``report.html`` is self-contained and works offline. Its figures are also saved as PNG, and
     its numbers as ``statistics.npz``: ``layers`` and ``channels`` (L,); ``edges`` (B + 1,) and
-    ``counts``
-    (L, B + 2) of the histograms, the last two columns for NaN and values out of range; ``means``
-    and ``stds`` (C,) of the channels of all layers, one layer after the other; ``classes`` (K,) and
-    ``class_means`` (K, C); ``selectivity`` (L,).
+    ``counts`` (L, B + 2) of the histograms, the last two columns for NaN and values out of range;
+    ``means`` and ``stds`` (C,) of the channels of all layers, one layer after another; ``classes``
+    (K,) and ``class_means`` (K, C); ``selectivity`` (L,).
 
     Args:
         model: Model on its device.

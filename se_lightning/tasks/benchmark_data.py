@@ -54,10 +54,10 @@ def benchmark_data(
 
     Both sides return normalized float batches. torchvision uses its data set, the faster version
     of its transforms, and a DataLoader with the best number of workers, which is found first. Then
-    both run in turns. Writes ``benchmark_data.json``.
+    both sides alternate. Writes ``benchmark_data.json``.
 
     Args:
-        folder: Folder of the output.
+        folder: Output folder.
         cases: Any of ``"mnist"``, ``"cifar"`` and ``"jpeg"``.
         rounds: Turns of each side; the ratio is the median over them.
         seconds: Minimum duration of a turn.
@@ -163,7 +163,7 @@ def _leave_cores_to(workers: int) -> None:
 
 
 def _rate(batches: Iterable[torch.Tensor], seconds: float) -> float:
-    """Return images per second over as many whole epochs as fill the time."""
+    """Return images per second over the whole epochs that fill the time."""
     images, start = 0, time.perf_counter()
     while True:
         images += sum(len(batch) for batch in batches)

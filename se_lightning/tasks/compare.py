@@ -99,7 +99,7 @@ def _measure(
         ]
         per_image = ImageCosine(first.channels, counted[0].totals.device)
         correct, images = [0, 0], 0
-        # Both models get a batch before the next one is read.
+        # Both models run on a batch before the next one is read.
         batches = tee(split_batches(datamodule, split, device))
         streams = [record(*each) for each in zip(models, batches, taps, strict=True)]
         for pair in zip(*streams, strict=True):

@@ -32,8 +32,7 @@ def export(
 ) -> dict[str, float]:
     """Write ``excitations.parquet``, with one row per image.
 
-    The columns are ``image`` (its index in the split), ``label``, ``prediction``, and one per
-    layer,
+    The columns are ``image`` (index in the split), ``label``, ``prediction``, and one per layer,
     named by its path: lists of C float32, the gates averaged over space, or null if the gate was
     not executed. Each batch is a row group. The file is written completely or not at all.
 

@@ -29,4 +29,4 @@ def fit(
     return metrics | test(trainer, model, datamodule, best)
 
 
-fit.trains = True  # type: ignore[attr-defined]  # its model and data are the config's
+fit.trains = True  # type: ignore[attr-defined]  # build the model and the data from the config

@@ -1,4 +1,4 @@
-"""Pictures of the training images, as the network gets them."""
+"""Pictures of the training images, as the network sees them."""
 
 import csv
 import logging
@@ -29,7 +29,7 @@ def look(
 
     Args:
         datamodule: Datamodule of se_lightning.
-        folder: Folder of the output.
+        folder: Output folder.
         images: Number of images.
         epoch: Epoch of the augmentation.
 

@@ -49,6 +49,6 @@ def split_batches(
 
 
 def class_names(datamodule: LightningDataModule, num_classes: int) -> list[str]:
-    """Return the class names of the data; the labels, if it has none."""
+    """Return the class names of the data, or the labels if there are no names."""
     names = getattr(datamodule, "class_names", None)
     return [str(label) for label in range(num_classes)] if names is None else list(names)

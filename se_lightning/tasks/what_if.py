@@ -34,7 +34,7 @@ def what_if(
     replacements: Sequence[str] = tuple(REPLACEMENTS),
     images: int | None = None,
 ) -> dict[str, float]:
-    """Measure the accuracy that is left when gates are replaced, without retraining.
+    """Measure the accuracy that remains when gates are replaced, without retraining.
 
     The gates of each block, of each stage and of all blocks at once are replaced by 1, by the mean
     of their channel over the split, by its mean over the images of the same class (which reveals

@@ -81,7 +81,7 @@ def test_published_weights_are_loaded_from_the_command_line(cli, short, tmp_path
         (["model=timm", "model.name=resnet51"], "must be one of timm's networks. Nearest: resnet5"),
         (
             ["model=torchvision", "model.name=resnet18", "model.add_gates=layer9.*"],
-            "`where` (='layer9.*') must find places for gates",
+            "`where` (='layer9.*') matches no place for a gate",
         ),
         (["model=torchvision", "model.name=resnet18", "model.placement=pre"], "model.placement"),
     ],

@@ -94,7 +94,7 @@ RANGES = {
     "data.batch_size=-3": "`batch_size` (=-3) must be at least 2",
     "data.eval_batch_size=0": "`batch_size` (=0) must be at least 1",
     "data.repeats=0": "data: `repeats` (=0) must be",
-    "data.rotation=-9": "data: `rotation` (=-9) must be degrees",
+    "data.rotation=-9": "data: `rotation` (=-9) must be a number of degrees",
     "data.mixup=-1": "data: `mixup` (=-1) must be",
     "optimizer.lr=-1": "Invalid learning rate: -1",
     "optimizer=adamw|optimizer.betas=[2,3]": "Invalid beta parameter at index 0: 2",

@@ -1,1 +1,1 @@
-"""Callbacks that save checkpoints from which a run resumes exactly."""
+"""Callbacks that save checkpoints and let a run resume exactly."""

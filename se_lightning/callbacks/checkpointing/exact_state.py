@@ -1,4 +1,4 @@
-"""State that a checkpoint needs besides Lightning's, so that a fit resumes bit for bit."""
+"""State that a checkpoint needs, besides that of Lightning, to resume a fit bit for bit."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ class ExactState(Callback):
     Lightning restores weights, optimizer and counters. This callback adds the rest:
 
     - Random numbers in the network (dropout, stochastic depth, shake-shake): torch is reseeded for
-      each batch from (seed, epoch, batch, rank), so that there is no state to save.
+      each batch from (seed, epoch, batch, rank), so there is no state to save.
     - Metrics in the middle of an epoch, for every rank, and the values logged last, which other
       callbacks monitor.
     - The number of rows written by loggers (:class:`se_lightning.loggers.ContinuedCSVLogger`).
@@ -34,8 +34,8 @@ class ExactState(Callback):
         seed: Seed of the network's random numbers in training.
 
     Raises:
-        MisconfigurationException: If a checkpoint from within an epoch is loaded that was saved
-            with another number of processes.
+        MisconfigurationException: If a checkpoint that was saved within an epoch is loaded with
+            another number of processes.
     """
 
     def __init__(self, seed: int = 0) -> None:

@@ -34,12 +34,12 @@ class LastCheckpoint(Checkpoint):
     and logged, with no gradients accumulated, or after an epoch and everything that belongs to it.
     A run resumed from it (``trainer.fit(ckpt_path=...)``) repeats nothing and skips nothing.
 
-    On SIGTERM, the run saves at the next such point and exits with code 143; another SIGTERM,
+    On SIGTERM, the run saves at the next such point and exits with code 143; another SIGTERM, a few
     seconds later, ends it at once. Under SLURM, SIGUSR1 and SIGUSR2 also requeue the job
     (``sbatch --signal=USR1@120 --requeue``).
 
     Args:
-        dirpath: Folder of ``last.ckpt``. None is ``checkpoints`` in the trainer's
+        dirpath: Folder of ``last.ckpt``. None means ``checkpoints`` in the trainer's
             ``default_root_dir``.
         every_n_steps: Also save every n optimizer steps.
         every_minutes: Also save when this many minutes have passed since the last save.
@@ -66,7 +66,7 @@ class LastCheckpoint(Checkpoint):
         self._between_epochs = False
         self._resumed_at: int | None = None
         self._signal: int | None = None
-        self._signalled = math.inf  # when
+        self._signalled = math.inf  # time of the signal
         self._handlers: dict[int, Any] = {}
         self._group: Any = None
 
@@ -78,8 +78,8 @@ class LastCheckpoint(Checkpoint):
         """Wrap the ends of both loops, where everything of a batch or an epoch is done.
 
         Lightning has no hooks there: ``on_train_batch_end`` and ``on_train_epoch_end`` are called
-            before the values of that batch or epoch are logged, ``on_train_batch_start`` after the
-            next one is counted.
+        before the values of that batch or epoch are logged, ``on_train_batch_start`` after the next
+        one is counted.
         """
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -99,7 +99,7 @@ class LastCheckpoint(Checkpoint):
         return on_advance_end
 
     def _is_repeated(self, loop: Any) -> bool:
-        """Return whether Lightning repeats this end of a batch on resuming from a validation."""
+        """Return whether Lightning repeats this batch's end when it resumes from a validation."""
         progress = getattr(loop, "batch_progress", None)
         if progress is None or self._resumed_at is None:
             return False
@@ -182,7 +182,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         """Between two epochs, record that no batch of the next one is done.
 
-        Otherwise a run limited by steps would take the epoch for unfinished.
+        Otherwise a run limited by steps would consider the epoch unfinished.
         """
         if self._between_epochs:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]

@@ -1,4 +1,4 @@
-"""The k best checkpoints."""
+"""Callback that keeps the k best checkpoints."""
 
 from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -8,6 +8,6 @@ __all__ = ["TopK"]
 class TopK(ModelCheckpoint):
     """A second ModelCheckpoint, with one file per epoch.
 
-    Lightning identifies the states of callbacks by class and monitored metric, so that two
-    ModelCheckpoints with the same metric cannot be saved.
+    Lightning identifies the states of callbacks by class and monitored metric, so it cannot save
+    two ModelCheckpoints with the same metric.
     """

@@ -57,7 +57,7 @@ class ExcitationCallback(Callback):
         return _siblings(trainer)[0]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Add hooks to the gates, before a first compiled call that would ignore later ones."""
+        """Add hooks to the gates before the first compiled call, which would ignore later ones."""
         self.teardown(trainer, pl_module, stage)  # an earlier run may have raised an exception
         if stage not in ("fit", "validate"):
             return
@@ -102,7 +102,7 @@ class ExcitationCallback(Callback):
             self._recorder.add(labels_of(batch))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reduce over all ranks, then pass the summary on at rank 0."""
+        """Reduce over all ranks, and call the summary hooks on rank 0."""
         if self._recorder is not None:
             self._recorder.taps.pause()
         leader = self._leader(trainer)

@@ -1,4 +1,4 @@
-"""The gate doctor: a table of the gates' condition, and alarms."""
+"""The gate doctor: a table of the condition of the gates, and alarms."""
 
 import logging
 from pathlib import Path
@@ -28,12 +28,11 @@ log = logging.getLogger(__name__)
 class GateDoctor(ExcitationCallback):
     """Callback that diagnoses unhealthy gates, and gates that are never executed.
 
-    Each finding is logged as a warning, once per layer and kind, and sent as an alert to W&B: NaN
-    and gates that are never executed at once, other findings after ``patience`` consecutive
+    Each finding is logged as a warning, once per layer and kind, and sent as an alert to W&B:
+    immediately for NaN and gates that are never executed, otherwise after ``patience`` consecutive
     validations, since gates may start as identities. ``trainer.validate`` reports everything. At
     the end, a table is logged and saved as ``excitation/doctor.txt`` and ``doctor.csv``. A few dead
-    hidden units or
-    constant channels are listed in the table without an alarm: healthy networks have them.
+    hidden units or constant channels are listed there without an alarm: healthy networks have them.
 
     Args:
         tolerance: Gates within this root mean square distance of 1 are an identity; of 0, shut.

@@ -1,4 +1,4 @@
-"""Histograms of the gates' values in each epoch."""
+"""Histograms of the gate values in each validation."""
 
 from pathlib import Path
 
@@ -28,8 +28,8 @@ class ExcitationHistogram(HistoryCallback):
 
     Args:
         bins: Number of equal bins on [0, 1], or on the range of the gates ([0, 2] for a double
-            sigmoid); at most 512, the maximum of W&B. If several callbacks set it, the largest
-            counts.
+            sigmoid); at most 512, the maximum of W&B. Of several such callbacks, the largest
+            number applies to all.
 
     Attributes:
         picture: Path of ``histogram.png``; None before it is drawn.

@@ -92,7 +92,7 @@ class History:
         return {"common": {k: v.tolist() for k, v in self._common.items()}, "values": values}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore the result of :meth:`state_dict`."""
         self._common = {name: np.asarray(each) for name, each in state["common"].items()}
         self._values = {name: list(each.cpu().numpy()) for name, each in state["values"].items()}
 

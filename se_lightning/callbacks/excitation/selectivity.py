@@ -1,4 +1,4 @@
-"""Class selectivity of the gates in each epoch."""
+"""Class selectivity of the gates in each validation."""
 
 import logging
 from collections.abc import Sequence

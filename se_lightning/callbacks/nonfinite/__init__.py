@@ -1,1 +1,1 @@
-"""The callback that stops at, or skips, losses and gradients that are not finite."""
+"""Callback that stops at or skips non-finite losses and gradients."""

@@ -1,4 +1,4 @@
-"""The callback that stops at, or skips, losses and gradients that are not finite."""
+"""Callback that stops at or skips non-finite losses and gradients."""
 
 import logging
 import math
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class NonFiniteError(ValueError):
-    """A loss or gradient is not finite; the message says where, and what to do."""
+    """A loss or gradient is not finite; the message gives the place and remedies."""
 
     kind = "non_finite"  # in result.json
 
@@ -35,7 +35,7 @@ class _Step(NamedTuple):
 
 
 class NonFinite(Callback):
-    """Callback that stops at, or skips, losses and gradients that are not finite, in any Trainer.
+    """Callback that stops at or skips non-finite losses and gradients, in any Trainer.
 
     Loss and gradients are checked on the device before each optimizer step, after the reduction
     over ranks. With ``"stop"``, no step synchronizes with a GPU: results are read every
@@ -135,7 +135,7 @@ class NonFinite(Callback):
         self._read(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read what is left, and log the number of skipped steps with the epoch's metrics."""
+        """Read the remaining steps, and log the number of skipped ones with the epoch's metrics."""
         self._read(trainer, pl_module)
         if self.skipped:
             pl_module.log("train/skipped_steps", float(self.skipped))
@@ -148,7 +148,7 @@ class NonFinite(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to replace a good checkpoint by a bad one."""
+        """Refuse to replace a good checkpoint with a bad one."""
         if self._error is not None:
             raise self._error
         self._read(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""Report on a step with numbers that are not finite: samples, layers and the JSON file."""
+"""Report on a step with non-finite numbers: samples, layers and the JSON file."""
 
 import contextlib
 import copy
@@ -45,7 +45,7 @@ def sample_ids(trainer: Trainer, epoch: int, batches: Sequence[int], rank: int) 
 
 
 def bad_rows(batch: Any) -> list[int]:
-    """Return the indices of the samples in a batch whose inputs are not finite."""
+    """Return the indices of the samples in a batch that have non-finite inputs."""
     images = next((t for t in _tensors(batch) if t.ndim > 1 and t.is_floating_point()), None)
     if images is None:
         return []
@@ -123,7 +123,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
 
 
 def what(record: dict[str, Any]) -> str:
-    """Return a description of what is not finite in a record, and where it started."""
+    """Describe the non-finite numbers of a record, and where they started."""
     ranks = record["ranks"]
     bad = [each for each in ranks if not math.isfinite(float(each["loss"]))]
     where = f"step {record['step']} (epoch {record['epoch']}, {_several('batch', record)})"
@@ -154,7 +154,7 @@ def _some(names: Sequence[Any]) -> str:
 
 
 def message(trainer: Trainer, record: dict[str, Any], path: Path, *, in_a_row: int) -> str:
-    """Return the full error message: what is wrong, where the details are, and what to do."""
+    """Return the full error message: the problem, the path of the details, and remedies."""
     parts = [what(record)]
     if in_a_row:
         parts.append(f"{in_a_row} steps in a row were skipped.")

@@ -1,4 +1,4 @@
-"""Detection of the first loss or gradient that is not finite, on the device."""
+"""Detection of the first non-finite loss or gradient, on the device."""
 
 import math
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""One run."""
+"""A single run."""

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def build(
     cfg: DictConfig, *, trains: bool
 ) -> tuple[pl.Trainer, pl.LightningModule, pl.LightningDataModule]:
-    """Build the trainer, the model and the data; the last two from ``ckpt_path`` without training.
+    """Build trainer, model and data; without training, the last two come from ``ckpt_path``.
 
     Raises:
         ValueError: If a checkpoint is missing, or if settings contradict it.
@@ -123,7 +123,7 @@ def _trainer(cfg: DictConfig) -> pl.Trainer:
 
 
 def _check_names(callbacks: list[pl.Callback]) -> None:
-    """Refuse several checkpoints of one name: the third best would overwrite the best."""
+    """Refuse several checkpoints with one file name, which would overwrite each other."""
     for saving in (each for each in callbacks if isinstance(each, ModelCheckpoint)):
         several = saving.save_top_k not in (0, 1)
         if several and saving.filename and "{" not in saving.filename:
@@ -153,7 +153,7 @@ def _continue(cfg: DictConfig) -> None:
         log.info("Resuming from %s.", last)
         cfg.ckpt_path, cfg.model.weights = str(last), None
     else:
-        log.info("There is no %s yet; starting from the beginning.", last)
+        log.info("%s does not exist yet; starting from scratch.", last)
 
 
 def _is_last_checkpoint(target: Any) -> bool:
@@ -161,7 +161,7 @@ def _is_last_checkpoint(target: Any) -> bool:
 
 
 def _check_start(cfg: DictConfig) -> None:
-    """Refuse two starting points, and warn of frozen random weights."""
+    """Refuse two starting points, and warn about frozen random weights."""
     weights = cfg.model.get("weights")
     if cfg.ckpt_path is not None and weights is not None:
         raise ValueError("`ckpt_path` and `model.weights` both set the initial weights; drop one.")
@@ -174,7 +174,7 @@ def _check_start(cfg: DictConfig) -> None:
 
 
 def _check_devices(trainer: DictConfig) -> None:
-    """Refuse more GPUs than there are, and warn of processes that share cores."""
+    """Refuse more GPUs than the machine has, and warn about processes that share cores."""
     devices, accelerator = trainer.devices, trainer.accelerator
     if not isinstance(devices, int):
         return

@@ -1,4 +1,4 @@
-"""The folder of a run: the names of its files, its lock, and what its files say about the run.
+"""The folder of a run: the names of its files, its lock, and the state that its files record.
 
 Nothing here imports torch, since folders are checked before Hydra composes the job.
 """
@@ -31,7 +31,7 @@ _CHECKPOINTS = "checkpoints"
 _SETUP = {_HYDRA, _LOCK, _CONSOLE, "{job}.log", "hparams.yaml", RESULT}
 _TRAINING = {"metrics.csv", "nonfinite.json", "wandb_id", "wandb", _CHECKPOINTS, "excitation"}
 _TRAINING |= {"bad_files.txt"}
-# Those that a restart in the same folder writes again.
+# Files that a restart in the same folder writes again.
 _REWRITTEN = ("hparams.yaml", RESULT, "metrics.csv", "nonfinite.json", "wandb_id")
 
 _claims: dict[Path, TextIO] = {}
@@ -45,7 +45,7 @@ class RunFolder:
 
     @property
     def console(self) -> Path:
-        """The file with the output of a job that runs beside others."""
+        """The file with the output of a job that runs in parallel with others."""
         return self.path / _CONSOLE
 
     @property
@@ -80,7 +80,7 @@ class RunFolder:
     def result(self, *, strict: bool = False) -> RunResult:
         """Return the result; empty if the run has not ended.
 
-        A damaged file is read as empty, too, or with ``strict`` raises a ValueError.
+        A damaged file counts as empty; with ``strict``, it raises a ValueError.
         """
         try:
             found = json.loads((self.path / RESULT).read_text())
@@ -145,7 +145,7 @@ class RunFolder:
     def discard_unused(self, job_name: str) -> None:
         """Remove the folder of a run that stopped before its training started.
 
-        Files of the user's are left, and the folder with them.
+        The user's own files stay, and the folder with them.
         """
         if any((self.path / name).exists() for name in _TRAINING):
             return
@@ -156,7 +156,7 @@ class RunFolder:
             self.path.rmdir()
 
     def prepare_restart(self) -> None:
-        """Remove what a restart in the same folder writes again."""
+        """Remove the files that a restart in the same folder writes again."""
         for name in _REWRITTEN:
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # missing, or not empty
@@ -168,7 +168,7 @@ class RunFolder:
 
 
 def jobs_in(sweep_dir: Path) -> list[RunFolder]:
-    """Return the folders of the jobs of a multirun that have a result."""
+    """Return the folders of those jobs of a multirun that have a result."""
     return [RunFolder(path.parent) for path in sorted(sweep_dir.glob(f"*/{RESULT}"))]
 
 

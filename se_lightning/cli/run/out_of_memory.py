@@ -1,6 +1,6 @@
-"""Out of memory: which batch was too large, and the same optimizer steps with half of it.
+"""Out of memory: reporting the batch that was too large, and restarting with half of it.
 
-Nothing here imports torch, since the command line is answered before torch is loaded.
+Nothing here imports torch, since the command line must answer before torch is loaded.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ __all__ = ["BatchTooLargeError", "explained", "ran_out", "restart_smaller"]
 
 log = logging.getLogger(__name__)
 
-# Torch's CPU allocator and cuBLAS raise a plain RuntimeError: only its words tell what it is.
+# Torch's CPU allocator and cuBLAS raise a plain RuntimeError; only its message identifies it.
 _SIGNS = re.compile(
     r"out of memory|(can't|cannot|unable to) allocate|not enough memory|ALLOC_FAILED", re.I
 )
@@ -61,7 +61,7 @@ def ran_out(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explained(cfg: DictConfig, trainer: Any, datamodule: Any) -> Iterator[None]:
-    """Replace an out-of-memory error in the block by one that names the batch.
+    """Replace an out-of-memory error in the block with one that names the batch.
 
     Raises:
         BatchTooLargeError: If memory runs out.
@@ -104,7 +104,7 @@ def _explain(
 
 
 def _halved(cfg: DictConfig, *, evaluates: bool) -> list[str]:
-    """Return the overrides that halve a batch; none if it is small already, or unknown."""
+    """Return the overrides that halve a batch; none if it is already small, or unknown."""
     if evaluates:
         size = cfg.data.get("eval_batch_size")
         return [f"data.eval_batch_size={size // 2}"] if isinstance(size, int) and size > 1 else []
@@ -116,9 +116,9 @@ def _halved(cfg: DictConfig, *, evaluates: bool) -> list[str]:
 
 
 def restart_smaller(failure: Failure, cfg: DictConfig, folder: RunFolder, command: Command) -> None:
-    """Restart the run with half the batch, in place of this process, if ``on_oom`` asks for it.
+    """Replace this process with the same run at half the batch, if ``on_oom`` requests it.
 
-    Returns if the failure is another one, or if a restart is impossible.
+    Returns if the failure has another cause or a restart is impossible.
     """
     changes = failure.details.get("changes")
     wanted = cfg.get("on_oom") == "accumulate" and failure.kind == "out_of_memory"
@@ -132,7 +132,7 @@ def restart_smaller(failure: Failure, cfg: DictConfig, folder: RunFolder, comman
     log.warning("Out of memory with %s: restarting with %s.", size, " ".join(changes))
     folder.prepare_restart()
     rank_failures.hurry()
-    # For the job of a multirun, too, .hydra then records how it was trained in the end.
+    # So that .hydra records the final settings, even for a job of a multirun.
     smaller = command.without("hydra.output_subdir").with_(*changes)
     replace_process(smaller.with_(f"hydra.run.dir={quoted(folder.path)}"))
 

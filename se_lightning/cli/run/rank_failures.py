@@ -1,4 +1,4 @@
-"""When one of several ranks fails: all of them end, and its error is reported last.
+"""Failure of one of several ranks: all ranks end, and the error of that rank is reported last.
 
 A rank that Lightning started records its failure in the run folder and ends silently. Rank 0 then
 loses its connection (gloo) or waits forever (NCCL), and looks for the rank that failed first.
@@ -32,7 +32,7 @@ GRACE_SIGTERM = 60.0  # ... after all ranks were asked to end: rank 0 may be sav
 YIELD = 5.0  # seconds for torchrun to notice the first rank's failure before this rank ends
 EXIT_LIMIT = 15  # seconds for Python's exit, in which a process group may wait forever
 _SIGTERM = (-signal.SIGTERM, 128 + signal.SIGTERM)
-# Gloo raises a plain RuntimeError: only its words tell that a connection is lost.
+# Gloo raises a plain RuntimeError; only its message shows that a connection is lost.
 _LOST = re.compile(r"gloo|NCCL|TCPStore|Connection (closed|reset|refused)|Broken pipe|[Ss]ocket")
 _TORCHRUN_FILE = "TORCHELASTIC_ERROR_FILE"
 
@@ -40,10 +40,10 @@ _watch: "_Watch | None" = None  # of the ranks that this process has started
 
 
 def record(folder: RunFolder, failure: Failure) -> bool:
-    """Write the result of a failed run; the first of several ranks keeps its place.
+    """Write the result of a failed run, unless another rank has already written one.
 
     Returns:
-        Whether there is a result now.
+        Whether the folder has a result now.
     """
     status = "interrupted" if failure.kind == "interrupted" else "failed"
     result: Any = {"status": status, **failure.record(), **identity()}
@@ -58,7 +58,7 @@ def record(folder: RunFolder, failure: Failure) -> bool:
 def report(failure: Failure, *, hint: str = "", first_elsewhere: bool = False) -> None:
     """Print the error of a failed process with a hint, and hand it to torchrun for its summary.
 
-    With ``first_elsewhere``, torchrun gets the time to notice the rank that failed first.
+    With ``first_elsewhere``, leave torchrun time to notice the rank that failed first.
     """
     text = f"{failure.traceback}se_lightning: error: {failure.error}{hint}"
     print(text, file=sys.stderr, flush=True)
@@ -74,7 +74,7 @@ def report(failure: Failure, *, hint: str = "", first_elsewhere: bool = False) -
 
 
 def watch_ranks() -> None:
-    """Watch the ranks that Lightning starts; its own watcher would kill this process silently."""
+    """Watch the ranks that Lightning starts; its watcher would kill this process silently."""
     from pytorch_lightning.strategies.launchers import subprocess_script
 
     subprocess_script._launch_process_observer = _start_watch  # type: ignore[assignment]
@@ -87,7 +87,7 @@ def _start_watch(processes: list[subprocess.Popen]) -> None:
 
 
 def blame(error: BaseException, folder: RunFolder) -> BaseException:
-    """Return what ended the run: this error, or the failure of another rank that caused it."""
+    """Return the cause of a failure: this error, or that of another rank."""
     if _watch is not None:
         _watch.leave_to_main()
     alone = _watch is None and external_rank() is None and not is_launched()
@@ -141,7 +141,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def vanish() -> NoReturn:
-    """End this process now; Python's own exit takes seconds for which others would wait."""
+    """End this process now; Python's normal exit takes seconds while other ranks wait."""
     for worker in multiprocessing.active_children():  # of a data loader
         worker.kill()
     for stream in (sys.stdout, sys.stderr):
@@ -151,7 +151,7 @@ def vanish() -> NoReturn:
 
 
 def hurry() -> None:
-    """End the ranks that this process started, and limit how long its own exit may take."""
+    """End the ranks that this process started, and limit how long its exit may take."""
     if _watch is not None:
         for process in _watch.processes:
             process.kill()
@@ -179,13 +179,13 @@ def disconnect() -> None:
 
 
 def _distributed() -> bool:
-    # Without importing it: most commands that fail have not loaded torch.
+    # Not imported here, since most commands that fail have not loaded torch.
     distributed = sys.modules.get("torch.distributed")
     return bool(distributed and distributed.is_available() and distributed.is_initialized())
 
 
 class _Watch(threading.Thread):
-    """Ends this process, rank 0, if it does not end by itself after another rank has."""
+    """Thread that ends rank 0 if it does not end by itself after another rank has failed."""
 
     def __init__(self, processes: list[subprocess.Popen], folder: RunFolder) -> None:
         super().__init__(daemon=True, name="rank-watch")
@@ -229,7 +229,7 @@ class _Watch(threading.Thread):
         codes = {n: code for n, process in enumerate(self.processes, 1) if (code := process.poll())}
         if not codes:
             return None
-        first = min(codes, key=lambda n: codes[n])  # a signal: ranks that miss it end with 1
+        first = min(codes, key=lambda n: codes[n])  # a signal (negative) is the cause
         if codes[first] > 0:
             return RankError(
                 f"rank {first} ended with exit code {codes[first]}; see its output above"

@@ -26,7 +26,7 @@ def describe(
     *,
     trains: bool,
 ) -> RunResult:
-    """Return names and sizes of what is run, and the hidden width of each gate.
+    """Return the names and sizes of the model and the data, and the hidden width of each gate.
 
     With ``trains``, the model and the data are those of the config, not of a checkpoint.
     """
@@ -43,7 +43,7 @@ def describe(
         "gates": len(find_gates(backbone)),
         "hidden_widths": hidden_widths(backbone),
         "world_size": trainer.world_size,
-        # Not the config's: on_oom may have lowered it.
+        # Not the config's: the datamodule may come from a checkpoint.
         "batch_size": getattr(datamodule, "batch_size", None),
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
     }
@@ -64,7 +64,7 @@ def products(trainer: pl.Trainer) -> RunResult:
 
 @rank_zero_only
 def first_line(result: RunResult) -> None:
-    """Print what is run."""
+    """Print the size of the network and its gates."""
     widths = list(dict.fromkeys(result["hidden_widths"].values()))
     gates = f"{result['gates']} gates" + (f", hidden widths {widths}" if widths else "")
     what = f"{result['model']}: {result['parameters']:,} parameters, {gates}"

@@ -21,7 +21,7 @@ class RunResult(TypedDict, total=False):
     kind: Kind  # the same, for programs
     details: dict[str, Any]  # data of the failure, e.g. the batch size that was too large
     traceback: str  # of a failure that is not a user error
-    rank: int  # that failed first; absent for rank 0
+    rank: int  # the rank that failed first; absent for rank 0
     task: str
     model: str  # the option, or the class rebuilt from a checkpoint
     data: str  # the same

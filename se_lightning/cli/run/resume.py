@@ -1,4 +1,4 @@
-"""Resuming a run: its own command again, in its own folder."""
+"""Resuming a run: the same command again, in the same folder."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ _FREE = ("data.root", "data.num_workers", "data.eval_batch_size")
 
 
 def resumed(command: Command) -> Command:
-    """Return the command that ``resume=RUN_DIR`` stands for; any other command as it is.
+    """Expand ``resume=RUN_DIR`` to the command of that run; return other commands unchanged.
 
     A job that SLURM has restarted (``scontrol requeue``, a failed node) resumes by itself.
 
@@ -41,7 +41,7 @@ def _command(folder: RunFolder, changes: Command) -> Command:
     if status == "completed" and not changes.task_overrides:
         raise ValueError(f"{folder.path} is complete; trainer.max_epochs=N extends it.")
     run = Command.recorded(hydra).of_run()
-    if "num" in hydra.job:  # which is not set outside of a multirun
+    if "num" in hydra.job:  # set only in a multirun
         run = run.with_(f"hydra.job.num={hydra.job.num}")
     if Path(str(hydra.runtime.get("cwd"))).is_dir():
         os.chdir(hydra.runtime.cwd)  # for relative paths in the overrides
@@ -88,8 +88,8 @@ def _refuse_changes(changes: Command) -> None:
 def _slurm(command: Command) -> Command:
     """Name the folder of a batch job after the job and the command, and resume the run in it.
 
-    A restarted job finds its run this way. The same command a second time in one job gets a time
-    stamp, as outside of SLURM.
+    A restarted job finds its run this way. A repeated command in one job gets a timestamp instead,
+    as outside of SLURM.
     """
     if (
         "SLURM_JOB_ID" not in os.environ

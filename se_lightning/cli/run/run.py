@@ -1,4 +1,4 @@
-"""A run: build what the config describes, call the task, write ``result.json``."""
+"""A run: build the objects of the config, call the task, write ``result.json``."""
 
 import inspect
 import platform
@@ -64,12 +64,12 @@ def run(cfg: DictConfig) -> float | None:
 
 
 def _trains(task: Task) -> bool:
-    """Return whether a task trains, by the mark that :func:`se_lightning.tasks.fit` has."""
+    """Return whether a task trains, by the attribute that :func:`se_lightning.tasks.fit` sets."""
     return getattr(task.func if isinstance(task, partial) else task, "trains", False)
 
 
 def _caller(task: Task) -> Callable[[DictConfig, Task], RunResult]:
-    """Return how to call a task, by the names of its parameters."""
+    """Return the function that calls a task, chosen by the names of its parameters."""
     wanted = inspect.signature(task).parameters
     if "trainer" in wanted:
         return _call_with_trainer
@@ -91,7 +91,7 @@ def _call_with_trainer(cfg: DictConfig, task: Task) -> RunResult:
 
 
 def _without_trainer(cfg: DictConfig) -> RunResult:
-    """Return the start of the result of a task that one process runs without a trainer."""
+    """Return the common entries of the results of tasks without a trainer."""
     return {
         "task": HydraConfig.get().runtime.choices["task"],
         "seed": cfg.seed,

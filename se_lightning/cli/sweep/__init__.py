@@ -1,1 +1,1 @@
-"""Multiruns: jobs in processes of their own, and their table."""
+"""Multiruns: jobs in separate processes, and the table of their results."""

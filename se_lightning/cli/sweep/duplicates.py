@@ -26,7 +26,7 @@ def refuse_equal_networks(multirun: Multirun | None) -> None:
     jobs with identical options, since those were requested.
 
     Raises:
-        ValueError: If two jobs have the same network; names the options without effect.
+        ValueError: If two jobs have the same network; the message lists the options without effect.
     """
     if multirun is None:
         return
@@ -70,7 +70,7 @@ def _compare(points: list[dict[str, Any]]) -> None:
 
 
 def _network(model: dict[str, Any]) -> tuple[str, str] | None:
-    """Return the structure of a network and its hidden widths; None if it cannot be known."""
+    """Return the structure of a network and its hidden widths; None if unknown."""
     import torch
     from hydra.utils import get_object, instantiate
 
@@ -87,6 +87,6 @@ def _network(model: dict[str, Any]) -> tuple[str, str] | None:
             warnings.simplefilter("ignore")  # the job itself will show them
             network = instantiate(DictConfig(filled), _convert_="all").backbone
     except Exception:
-        return None  # the job itself will report what is wrong
+        return None  # the job itself will report the error
     widths = dict.fromkeys(hidden_widths(network).values())
     return repr(network), f" (hidden widths {' '.join(map(str, widths))})" if widths else ""

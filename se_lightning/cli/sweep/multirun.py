@@ -61,7 +61,7 @@ class Multirun:
 
     @property
     def is_basic(self) -> bool:
-        """Whether Hydra itself chooses the jobs and runs them one after the other."""
+        """Whether Hydra itself chooses the jobs and runs them one after another."""
         return self.chooses_first and self._is("launcher", BasicLauncher)
 
     @property
@@ -74,7 +74,7 @@ class Multirun:
         return self.config.hydra[part].get("_target_") == f"{kind.__module__}.{kind.__qualname__}"
 
     def points(self) -> Iterator[DictConfig]:
-        """Compose the config of each job; of none if the sweeper chooses them one by one."""
+        """Compose the config of each job; none if the sweeper chooses them one by one."""
         if not self.chooses_first or self.config.jobs.trials is not None:
             return
         # In Hydra's order: a later value of a key replaces an earlier one.
@@ -94,7 +94,7 @@ def _params(config: DictConfig) -> list[str]:
 
 
 def _with_fixed_folder(command: Command, config: DictConfig) -> Command:
-    """Fix a folder with a time stamp, which would differ when Hydra composes again."""
+    """Fix a folder with a timestamp, which would differ when Hydra composes again."""
     node: Any = config.hydra.sweep
     if "${now:" in str(OmegaConf.to_container(node)["dir"]):  # type: ignore[index, call-overload]
         return command.with_(f"hydra.sweep.dir={quoted(Path(node.dir))}")

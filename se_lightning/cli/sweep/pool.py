@@ -77,7 +77,7 @@ class Pool:
         """Start a job as soon as its devices are free.
 
         Raises:
-            Stopped: If a failure ends the multirun meanwhile.
+            Stopped: If a failure ends the multirun in the meantime.
         """
         self.wait(self.parallel - 1)
         share = self._share(job)
@@ -137,7 +137,7 @@ class Pool:
     def _look(self, *, pause: bool = True) -> None:
         """Check which jobs have ended."""
         for job, (process, _) in list(self._running.items()):
-            # WNOWAIT: until it is waited for, no other process can get its id.
+            # WNOWAIT keeps the process id reserved until its group has been killed.
             if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             _kill_group(process.pid)

@@ -1,4 +1,4 @@
-"""Resuming a multirun: its own command again, for the jobs that have not completed."""
+"""Resuming a multirun: the same command again, for the jobs that have not completed."""
 
 import os
 from dataclasses import replace
@@ -17,7 +17,7 @@ _FREE = ("jobs.parallel", "jobs.fail_fast", "jobs.trials")
 
 
 def resumed(command: Command) -> Command:
-    """Return the command that ``jobs.resume=DIR`` stands for; any other command as it is.
+    """Expand ``jobs.resume=DIR`` to the command of that multirun; return others unchanged.
 
     Raises:
         ValueError: If DIR holds no multirun, or the command would change that multirun.
@@ -50,7 +50,7 @@ def resumed(command: Command) -> Command:
 
 
 def remaining(job: Job) -> Job | None:
-    """Return what is left of a job: nothing, the rest from its last checkpoint, or all of it."""
+    """Return the remaining part of a job: none, the rest after its last checkpoint, or all."""
     if job.folder.result().get("status") == "completed":
         return None
     job.folder.discard_result()

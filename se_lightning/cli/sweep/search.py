@@ -26,7 +26,7 @@ JOURNAL = "study.journal"
 
 
 def search(sweep: Sweep) -> None:
-    """Run the trials that `jobs.trials` asks for, except those that are done already.
+    """Run the trials that `jobs.trials` requests, except those that are already done.
 
     Raises:
         ValueError: If optuna is not installed, or no checkpoint callback defines the score.
@@ -56,7 +56,7 @@ def search(sweep: Sweep) -> None:
 
 
 def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
-    """Translate Hydra's sweep syntax into a distribution of optuna's.
+    """Translate Hydra's sweep syntax into an optuna distribution.
 
     Raises:
         ValueError: If optuna has no equivalent.

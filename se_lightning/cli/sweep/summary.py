@@ -32,14 +32,14 @@ def write_summary(sweep_dir: Path) -> None:
 
 
 def read_results(sweep_dir: Path) -> list[RunResult]:
-    """Return the results of all jobs that have ended, by their numbers."""
+    """Return the results of all jobs that have ended, sorted by number."""
     found = [folder.result(strict=True) for folder in jobs_in(sweep_dir)]
     jobs = [result for result in found if result.get("job") is not None]
     return sorted(jobs, key=lambda result: result["job"] or 0)
 
 
 def _markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
-    """Format the table for reading: what all jobs share is printed above it, once."""
+    """Format the table for reading; settings that all jobs share are printed once, above it."""
     shared = {
         column: rows[0][column]
         for column in columns

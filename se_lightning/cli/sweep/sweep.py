@@ -1,8 +1,8 @@
-"""Running a multirun: each job in a process of its own, and a table of the results.
+"""Running a multirun: each job in a separate process, and a table of the results.
 
 Lightning starts the further ranks of a job by running ``sys.argv`` again; inside a multirun that
-would repeat the whole multirun on each rank. And what a job leaves in its process (ranks, process
-group, W&B run) would affect the next one. So each job is a command of its own.
+would repeat the whole multirun on each rank. The state that a job leaves in its process (ranks,
+process group, W&B run) would also affect the next one. So each job is a separate command.
 """
 
 import contextlib
@@ -59,7 +59,7 @@ class Sweep:
         self.remark = ""  # printed below the table
 
     def start(self, job: Job) -> None:
-        """Start what remains of a job, and wait until another one could start."""
+        """Start the remaining part of a job, and wait until another job can start."""
         left = resume.remaining(job)
         if left is not None:
             self.pool.start(left)
@@ -94,7 +94,7 @@ class Sweep:
         output = RunFolder(self.shown / "JOB").console
         raise JobError(
             "; ".join(parts)
-            + "; jobs.fail_fast has started no more" * self.pool.fail_fast
+            + "; no further jobs were started (jobs.fail_fast)" * self.pool.fail_fast
             + f"\nOutput of each job: {output}" * (self.pool.parallel > 1)
             + f"\nAll jobs: {self.shown}/{SUMMARY}"
         )
@@ -136,9 +136,9 @@ def lead(multirun: Multirun | None, *, resumed: bool = False) -> Iterator[Sweep 
 
 
 def run_job(cfg: DictConfig) -> float | None:
-    """Run Hydra's current job in a process of its own.
+    """Run Hydra's current job in a separate process.
 
-    If Hydra itself runs one job after the other, this returns as soon as the next one can start;
+    If Hydra itself runs one job after another, this returns as soon as the next one can start;
     other launchers and sweepers wait for the result.
 
     Returns:

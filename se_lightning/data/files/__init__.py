@@ -1,1 +1,1 @@
-"""Data sets of image files: decoded by workers, finished on the device."""
+"""Data sets of image files, decoded by workers and finished on the device."""

@@ -12,7 +12,7 @@ from se_lightning.data.transforms.sample_rng import uniform
 
 __all__ = ["CenterCrop", "RandomResizedCrop", "resized_crop"]
 
-_ATTEMPTS = 10  # torchvision's, for a window that fits into the image
+_ATTEMPTS = 10  # to find a window that fits into the image, as in torchvision
 
 Window = tuple[int, int, int, int]
 
@@ -87,10 +87,8 @@ class RandomResizedCrop:
     ) -> None:
         for name, pair, high in (("crop_area", area, 1.0), ("crop_aspect", aspect, math.inf)):
             if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= high:
-                bound = "at most 1" if high == 1 else "both above 0"
-                raise ValueError(
-                    f"`{name}` (={list(pair)}) must be the smallest and the largest, {bound}."
-                )
+                bound = "0 < low <= high <= 1" if high == 1 else "0 < low <= high"
+                raise ValueError(f"`{name}` (={list(pair)}) must be [low, high] with {bound}.")
         sizes = list(sizes or ())
         if any(len(pair) != 2 for pair in sizes) or sizes != sorted(sizes, key=list):
             raise ValueError(
@@ -98,7 +96,7 @@ class RandomResizedCrop:
                 "with rising epochs, such as [[0,128],[6,176]]."
             )
         for epoch, pixels in sizes:
-            check_number("train_sizes", epoch, 0, math.inf, "epochs")
+            check_number("train_sizes", epoch, 0, math.inf, "an epoch")
             check_pixels("train_sizes", pixels)
         self.size, self.sizes, self.area, self.aspect = size, sizes, area, aspect
         self.flip, self.seed = flip, seed

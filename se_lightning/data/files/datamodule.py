@@ -1,4 +1,4 @@
-"""The base class of data sets of image files."""
+"""The base class of datamodules of image files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ class FileOptions(ImageOptions, total=False):
 
 
 class FileDataModule(ImageDataModule):
-    """Base class for image files, which workers decode and hand over as bytes.
+    """Base class of datamodules of image files, which workers decode to uint8.
 
     A subclass sets ``upright`` and ``class_names``, and returns its files in :meth:`find`.
 
@@ -49,7 +49,7 @@ class FileDataModule(ImageDataModule):
         interpolation: ``"bilinear"`` or ``"bicubic"``.
         on_error: ``"stop"`` at the first unreadable file; or ``"skip"`` unreadable files and list
             them in the run's ``bad_files.txt`` at the end of the epoch.
-        num_workers: Worker processes per rank; None for one per core, up to 8.
+        num_workers: Worker processes per rank; None shares the cores among the ranks, up to 8 each.
         **options: See :class:`se_lightning.data.base.ImageDataModule`; here ``batch_size=32`` and
             ``eval_batch_size=128`` by default.
 
@@ -107,7 +107,7 @@ class FileDataModule(ImageDataModule):
         return self._sources[split]
 
     def prepare_data(self) -> None:
-        """Index the files once per node; the other ranks read the cached index."""
+        """Index the files once per node; other ranks read the cached index."""
         if self.trainer is not None:
             self.setup(self.trainer.state.fn)
 
@@ -118,7 +118,7 @@ class FileDataModule(ImageDataModule):
             self.source(split)
 
     def dataset(self, split: str, *, augmented: bool) -> ImageFiles:
-        """Return the split ``train``, ``val`` or ``test``; its item (epoch, keys) is a batch."""
+        """Return the split ``train``, ``val`` or ``test``; its item at (epoch, keys) is a batch."""
         finish = self.finish(augmented=augmented)
         if augmented:
             return ImageFiles(self.source(split), self._train_view, finish, self.transforms)

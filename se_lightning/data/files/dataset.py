@@ -1,4 +1,4 @@
-"""Image files as a data set of batches, and the treatment of unreadable files."""
+"""Image files as a data set of batches, and the handling of unreadable files."""
 
 import logging
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ BAD_FILES = "bad_files.txt"
 
 
 class ImageFiles(Dataset):
-    """Image files; an item is a batch of those that can be read.
+    """Image files; an item is a batch of the readable ones.
 
     Args:
         source: Source of the files.
@@ -76,7 +76,7 @@ class ImageFiles(Dataset):
 
 
 class BadFiles:
-    """Unreadable files: the first one stops the run, or all of them are listed.
+    """Record of unreadable files: the first one stops the run, or all are listed.
 
     Args:
         on_error: ``"stop"`` or ``"skip"``.
@@ -121,7 +121,7 @@ class BadFiles:
         path = folder / BAD_FILES
         lines = [f"{name}: {reason}\n" for name, reason in sorted(self._new.items())]
         folder.mkdir(parents=True, exist_ok=True)
-        # In one write, because the ranks share the file.
+        # In a single write, because the ranks share the file.
         with path.open("a") as file:
             file.write("".join(lines))
         log.warning("%d files cannot be read and were skipped; see %s.", len(lines), path)

@@ -1,4 +1,4 @@
-"""Decoding of image files to uint8 tensors: fast for training, exactly as Pillow for evaluation.
+"""Decoding of image files to uint8 tensors: fast in training, exactly as in Pillow in evaluation.
 
 Training decodes ordinary JPEGs with libjpeg-turbo, at reduced scale if the crop is large enough,
 and without the rows below the crop. Pillow decodes everything else: other formats, other color
@@ -68,6 +68,7 @@ def train_image(
 
     Raises:
         BadImage: If the content is not a complete image.
+        ValueError: If the window is not inside the image, or the interpolation is unknown.
 
     Example:
         >>> file = io.BytesIO()
@@ -111,6 +112,7 @@ def eval_image(
 
     Raises:
         BadImage: If the content is not a complete image.
+        ValueError: If ``crop`` is not from 1 to ``resize``, or the interpolation is unknown.
     """
     check_interpolation(interpolation)
     if not 0 < crop <= resize:
@@ -203,7 +205,7 @@ def _jpeg_turn(content: bytes) -> int:
 
 
 def _jpeg_shape(content: bytes) -> tuple[int, int] | None:
-    """Return height and width of an ordinary JPEG, gray or YCbCr; None for Pillow to decide."""
+    """Return height and width of an ordinary JPEG, gray or YCbCr; None leaves it to Pillow."""
     if content[:2] != b"\xff\xd8":
         return None
     try:
@@ -228,8 +230,8 @@ def _decode_box(
     while scale < 8 and min(box[2:]) >= 2 * scale * size:
         scale *= 2
     height, width = shape
-    # Whole blocks, and the row below that chroma upsampling of the last one may need, so that the
-    # rows above stay bit-identical.
+    # Whole blocks, and the row below, which chroma upsampling of the last block may need; otherwise
+    # the rows above would change.
     rows = (bottom // 16 + 1) * 16
     if turn == 1 and rows < height and (short := _with_rows(content, rows)):
         height = rows

@@ -1,1 +1,1 @@
-"""Data sets of small images that are held in memory as one tensor."""
+"""Data sets of small images, each held in memory as one tensor."""

@@ -146,7 +146,7 @@ def read_cifar(root: Path, name: str, names: Mapping[str, Sequence[str]]) -> tup
 
 
 def download_cifar(root: Path, name: str) -> None:
-    """Download the official archive of pickles into ``root``, and check it before it is kept.
+    """Download the official archive of pickles into ``root``, and verify its checksum.
 
     Raises:
         FileNotFoundError: If the download fails.

@@ -10,7 +10,7 @@ __all__ = ["ByteArray", "plain", "unpickle"]
 
 
 def plain(value: Any) -> Any:
-    """Decode a string of Python 2, which is read as bytes."""
+    """Decode a Python 2 string, which the unpickler returns as bytes."""
     return value.decode("latin1") if isinstance(value, bytes) else value
 
 
@@ -36,7 +36,7 @@ class _Dtype:
         self.name = plain(name)
 
     def __setstate__(self, state: tuple) -> None:
-        """Ignore byte order and alignment, which a single byte does not have."""
+        """Ignore byte order and alignment, which do not matter for single bytes."""
 
 
 _GLOBALS: dict[tuple[str, str], Any] = {
@@ -62,7 +62,7 @@ def unpickle(content: bytes, *keys: str) -> dict:
 
     Args:
         content: The whole file, written by Python 2 or 3.
-        keys: Required keys of the dict.
+        *keys: Required keys of the dict.
 
     Raises:
         ValueError: If the content is damaged or something else; the caller adds the file's name.

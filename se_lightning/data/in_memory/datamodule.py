@@ -59,7 +59,7 @@ class InMemoryOptions(ImageOptions, total=False):
 
 
 class InMemoryDataModule(ImageDataModule):
-    """Base class for small images, which stay in memory, on the GPU if there is one.
+    """Base class for small images, which stay in memory, on the GPU if there are no workers.
 
     A subclass sets ``image_size``, ``in_channels``, ``mean``, ``std`` and ``class_names``, and
     returns its three splits in :meth:`load`.
@@ -103,7 +103,7 @@ class InMemoryDataModule(ImageDataModule):
                 )
 
     def dataset(self, split: str, *, augmented: bool) -> InMemoryImages:
-        """Return the split ``train``, ``val`` or ``test``; its item (epoch, keys) is a batch."""
+        """Return the split ``train``, ``val`` or ``test``; its item at (epoch, keys) is a batch."""
         images, labels = self._splits[split]
         if self._on_gpu() and not self._workers():
             device = self.trainer.strategy.root_device  # type: ignore[union-attr]
@@ -116,7 +116,7 @@ class InMemoryDataModule(ImageDataModule):
         return self._splits[split][1].cpu().numpy()
 
     def _pin_memory(self) -> bool:
-        return self._on_gpu() and self._workers() > 0  # else they are on the device
+        return self._on_gpu() and self._workers() > 0  # otherwise they are on the device
 
 
 def cut_validation(size: int, val_size: int, split_seed: int) -> tuple[np.ndarray, np.ndarray]:

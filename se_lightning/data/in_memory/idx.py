@@ -1,4 +1,4 @@
-"""MNIST's file format: a magic number, the shape, the bytes."""
+"""IDX, the file format of MNIST: a magic number, the shape, the bytes."""
 
 import gzip
 import math

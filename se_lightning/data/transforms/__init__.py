@@ -1,1 +1,1 @@
-"""Augmentation, with random numbers that depend on the sample only."""
+"""Augmentation with random numbers that depend only on seed, epoch and sample."""

@@ -1,4 +1,4 @@
-"""A batch of bytes, and the last transforms, which run on its device as a whole batch."""
+"""A batch of bytes, and the last transforms, which run on its device on the whole batch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from se_lightning.data.transforms.sample_rng import sample_seeds, uniform
 
 __all__ = ["Erasing", "Finish", "ImageBatch", "Mixing", "erase"]
 
-_ATTEMPTS = 10  # torchvision's, for a box that fits into the image
+_ATTEMPTS = 10  # to find a box that fits into the image, as in torchvision
 
 
 def erase(images: Tensor, boxes: np.ndarray) -> Tensor:
@@ -143,7 +143,7 @@ class Mixing:
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], shape: tuple[int, int], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return factor and summand that normalize bytes; shape is (channels, repetitions)."""
+    """Return the scale and shift that normalize bytes; shape is (channels, repetitions)."""
     means, stds = (torch.tensor(x, dtype=torch.float32, device="cpu") for x in (mean, std))
     channels, times = shape
     scale, shift = (x.expand(channels).repeat(times) for x in (1 / (255 * stds), -means / stds))
@@ -209,7 +209,7 @@ class Finish:
         """Return float32 in the same memory format, from uint8 or float."""
         n, c, h, w = images.shape
         if images.stride(1) == 1 and c > 1:
-            # Channels last: whole rows at once, or the innermost loop would have 3 steps.
+            # Channels last: whole rows at once; otherwise the innermost loop would have 3 steps.
             scale, shift = _scale_and_shift(self.mean, self.std, (c, w), images.device)
             rows = images.permute(0, 2, 3, 1).reshape(n, h, w * c)
             return rows.float().mul_(scale).add_(shift).view(n, h, w, c).permute(0, 3, 1, 2)
@@ -222,22 +222,22 @@ _FLOAT32 = torch.empty(0, dtype=torch.float32)
 
 @dataclass
 class ImageBatch:
-    """A pair of images and labels that stays bytes until it is used.
+    """A pair of images and labels; the images stay bytes until they are used.
 
-    ``images, labels = batch`` finishes the batch on the device it is on. ``batch.to(device)``
-    moves the bytes first, a quarter of the floats, and returns the finished pair. Lightning and
+    ``images, labels = batch`` finishes the batch on its current device. ``batch.to(device)`` moves
+    the bytes first, a quarter of the size of floats, and returns the finished pair. Lightning and
     Fabric call ``to`` themselves, with or without the datamodule.
 
     Attributes:
         images: (B, C, H, W) uint8.
         labels: (B,) int64.
-        finish: Makes the finished pair.
+        finish: Turns the bytes into the finished pair.
         epoch: Epoch, from 0.
         keys: (B,) keys of the samples; they stay on the CPU.
         first: Key of the first sample, readable or not; None if the batch is empty.
         bad: Name and reason of each file that could not be read.
         like: Empty tensor of the dtype of the finished images. Lightning's precision plugins
-            convert floating-point tensors before the transfer, and so reach it.
+            convert floating-point tensors before the transfer, including this one.
     """
 
     images: Tensor
@@ -251,7 +251,7 @@ class ImageBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> tuple[Tensor, Tensor]:
         """Return the finished images (B, C, H, W) and labels (B,) or, mixed, (B, K)."""
-        # A copy to the CPU has to be waited for.
+        # A copy to the CPU must be complete before it is read.
         non_blocking = non_blocking and torch.device(device).type == "cuda"
         images = self.images.to(device, non_blocking=non_blocking)
         labels = torch.as_tensor(self.labels).to(device, non_blocking=non_blocking)

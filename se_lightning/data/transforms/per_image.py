@@ -108,7 +108,7 @@ class SampleTransforms:
             (hujie-frank/SENet, issue 38).
 
     Raises:
-        ValueError: If an option is out of its range, or two exclude each other.
+        ValueError: If an option is out of its range, or two are mutually exclusive.
     """
 
     def __init__(
@@ -120,10 +120,10 @@ class SampleTransforms:
         trivial_augment: bool = False,
         pixel_jitter: int = 0,
     ) -> None:
-        check_number("rotation", rotation, 0, 180, "degrees")
+        check_number("rotation", rotation, 0, 180, "a number of degrees")
         check_pixels("pixel_jitter", pixel_jitter, 255)
         if rand_augment is not None and trivial_augment:
-            raise ValueError("`rand_augment` and `trivial_augment` exclude each other.")
+            raise ValueError("`rand_augment` and `trivial_augment` are mutually exclusive.")
         self.seed, self.pixel_jitter = seed, pixel_jitter
         self.transforms: list[v2.Transform] = []
         if rotation:

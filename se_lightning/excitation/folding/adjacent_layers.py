@@ -58,7 +58,7 @@ class Neighbours:
                 self.calls[node.target] += 1
 
     def of(self, path: str, scale: Tensor) -> list[Place]:
-        """Return the layers that can absorb a gate's constant; empty if they cannot.
+        """Return the layers that together absorb a gate's constant; empty if that is impossible.
 
         Args:
             path: Path of the gate.

@@ -77,8 +77,8 @@ def fold_gates(model: nn.Module, batches: Iterable[Tensor], tolerance: float = 0
 
     A gate whose values are all within ``tolerance`` of their channel's mean is replaced by these
     means. They are folded into the preceding norm or convolution if only the gate reads its output,
-    else into the following layers if all of them can absorb a scale, else kept as a scale of the
-    channels. The outputs are unchanged up to rounding if the gate is exactly constant.
+    or else into the following layers if all of them can absorb a scale; otherwise they are kept as
+    a channel scale. The outputs are unchanged up to rounding if the gate is exactly constant.
 
     Args:
         model: A network, not the LightningModule around it; evaluated in eval mode.

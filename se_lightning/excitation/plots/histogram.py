@@ -36,7 +36,7 @@ def draw_histogram(
         aspect="auto",
         extent=(lower, upper, len(layers), 0),
         cmap="magma" if is_dark() else "magma_r",
-        # The square root keeps a layer with widely spread gates visible beside one whose gates
+        # The square root keeps a layer with widely spread gates visible next to one whose gates
         # are all in two bins.
         norm=PowerNorm(0.5, vmin=0),
         interpolation="nearest",

@@ -35,7 +35,7 @@ def draw_selectivity(layers: Sequence[str], values: np.ndarray, title: str) -> F
     axes.barh(places, np.nan_to_num(values), height=0.7)
     for place, value in zip(places, values, strict=True):
         text = f" {value:.3f}" if np.isfinite(value) else " n/a"
-        # The number goes beside a short bar and inside a long one.
+        # The number is next to a short bar and inside a long one.
         inside = value > 0.9
         color = matplotlib.rcParams["axes.facecolor" if inside else "text.color"]
         axes.text(

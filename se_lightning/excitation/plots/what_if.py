@@ -1,4 +1,4 @@
-"""Plot of the accuracy lost when gates are replaced."""
+"""Plot of the accuracy that is lost when gates are replaced."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,1 +1,1 @@
-"""Building blocks that the families share."""
+"""Building blocks shared by the families."""

@@ -15,8 +15,8 @@ __all__ = [
     "warn_of_single_units",
 ]
 
-# Other libraries' modules are recognized by their children: two layers and the activation between
-# them and the product. timm's SEModule; timm's SqueezeExcite; torchvision's.
+# Children that identify the modules of other libraries: two layers and the activation of the gate.
+# In order: timm's SEModule, timm's SqueezeExcite, torchvision's SqueezeExcitation.
 _SHAPES = (
     ("fc1", "fc2", "gate"),
     ("conv_reduce", "conv_expand", "gate"),
@@ -77,10 +77,10 @@ def hidden_widths(model: nn.Module) -> dict[str, int]:
 
 
 def warn_of_single_units(model: nn.Module) -> None:
-    """Warn once of gates that are left with a single hidden unit.
+    """Warn about gates that are left with a single hidden unit.
 
     One ReLU unit can scale the channels along one direction only, and if it is dead the gate is a
-    constant: the usual reason for an SE network that equals its plain twin.
+    constant. This is the usual reason why an SE network is no better than its plain twin.
     """
     single = [path for path, width in hidden_widths(model).items() if width == 1]
     if single:

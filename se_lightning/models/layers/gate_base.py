@@ -16,7 +16,7 @@ class DoubleSigmoid(nn.Module):
     It is exactly 1 at 0, so a gate whose last layer is zero is an identity that can learn.
 
     Shape:
-        Any to the same.
+        Any shape; the output has the same.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
@@ -51,7 +51,7 @@ class Gate(nn.Module, ABC):
     """Base class of gates: modules that rescale a feature map.
 
     The constructor takes the number of channels, and as keyword arguments those options of
-    :class:`Excitation` that the gate has (``se_bias`` as ``bias``) and its custom ones, each
+    :class:`Excitation` that the gate has (``se_bias`` as ``bias``) and further options, each
     with a default. A gate with a hidden layer keeps its reduction ratio as ``ratio``.
 
     Shape:
@@ -80,7 +80,7 @@ class Gate(nn.Module, ABC):
         return {"gate_activation": "double-sigmoid"}
 
     def zero_last_layer(self) -> None:
-        """Make the gate independent of its input, until it has learned."""
+        """Make the gate independent of its input until it has learned."""
         if parts := self.parts():
             for parameter in parts.expand.parameters():
                 nn.init.zeros_(parameter)

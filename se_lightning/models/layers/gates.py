@@ -36,7 +36,7 @@ SQUEEZES: dict[str, Callable[[Tensor], Tensor]] = {
     # (pytorch/pytorch#43992).
     "avg": lambda x: x.mean((2, 3), keepdim=True),
     "max": lambda x: x.amax((2, 3), keepdim=True),
-    # As timm's add_maxpool.
+    # As with timm's add_maxpool.
     "avgmax": lambda x: 0.5 * x.mean((2, 3), keepdim=True) + 0.5 * x.amax((2, 3), keepdim=True),
     "none": lambda x: x,
 }
@@ -252,7 +252,7 @@ class ConcurrentExcitation(Gate):
         return f"merge={self.merge}"
 
 
-# The only list of gates: names, messages, the options of networks and modules follow from it.
+# The only list of gates. Names, messages and the options of networks and modules follow from it.
 GATES: dict[str, type[nn.Module]] = {
     "channel": SqueezeExcitation,
     "spatial": SpatialExcitation,

@@ -14,16 +14,16 @@ Step = Callable[[Tensor], Tensor]
 
 
 def run(steps: Sequence[Step], x: Tensor) -> Tensor:
-    """Run modules one after the other."""
+    """Run modules one after another."""
     for step in steps:
         x = step(x)
     return x
 
 
 def run_checkpointed(steps: Sequence[Step], x: Tensor) -> Tensor:
-    """Run modules one after the other, and again for their gradients.
+    """Run modules one after another, and rerun them to compute their gradients.
 
-    Checkpointed are single units of a stack, and the modules between two stacks.
+    Each unit of a stack is checkpointed, and so are the modules between two stacks, together.
     """
     for part in _parts(steps):
         norms = [

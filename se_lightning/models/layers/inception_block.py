@@ -1,4 +1,4 @@
-"""Mixed block of the Inception networks: concatenated parallel branches, and a gate."""
+"""Mixed block of the Inception networks: concatenated parallel branches, then a gate."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,7 +45,7 @@ class HalvingPool(nn.Module):
     """Max-pool over 3x3 with stride 2 that starts at the first pixel and rounds the size up.
 
     On even sizes it equals Caffe's pool without padding. On odd sizes Caffe's is one pixel smaller
-    than the strided convolutions beside it, and could not be concatenated with them.
+    than the parallel strided convolutions, and could not be concatenated with them.
     """
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102

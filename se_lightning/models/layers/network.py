@@ -1,4 +1,4 @@
-"""Base class of all networks: images to a feature map to logits."""
+"""Base class of all networks: from images to a feature map, and from there to logits."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -17,7 +17,7 @@ __all__ = ["FeatureMap", "ImageNetwork", "check_images"]
 
 @torch.fx.wrap
 def check_images(x: Tensor, in_channels: int, min_size: int, image_size: int | None = None) -> None:
-    """Refuse images that the network cannot take; a leaf for torch.fx, which traces no sizes."""
+    """Refuse images that the network cannot take; a leaf for torch.fx, which cannot trace sizes."""
     if x.ndim != 4 or x.shape[1] != in_channels:
         raise ValueError(
             f"The network takes images (N, {in_channels}, H, W), got {tuple(x.shape)}; set "
@@ -65,7 +65,7 @@ class ImageNetwork(nn.Module):
 
     family: ClassVar[str]  # name for messages
     placements: ClassVar[Sequence[str]] = ()  # places for gates in a residual unit
-    gate_defaults: ClassVar[GateOptions] = {}  # where they differ from Excitation's
+    gate_defaults: ClassVar[GateOptions] = {}  # those that differ from Excitation's
     classifier_name = "fc"
 
     def __init__(

@@ -54,7 +54,7 @@ class ResidualGateOptions(StagedGateOptions, total=False):
 
 
 def own_options() -> dict[str, Parameter]:
-    """Return the options of single gates that are not attributes of :class:`Excitation`."""
+    """Return the options of particular gates that are not attributes of :class:`Excitation`."""
     shared = {"bias", *(field.name for field in fields(Excitation))}
     every = {name: p for gate in GATES for name, p in gate_options(gate).items()}
     return {
@@ -84,7 +84,7 @@ class Excitation:
         placement: Place of the gate in a residual unit (the paper's Figure 5): ``"standard"`` on
             the residual branch, ``"pre"`` before it, ``"post"`` after the sum, ``"identity"`` on
             the shortcut, ``"inner"`` right after the 3x3 convolution.
-        own: Options of a single kind of gate that are not listed here.
+        own: Options of one kind of gate that are not listed here.
 
     Raises:
         ValueError: If a value is out of range, a name is unknown, or an option does not apply to
@@ -126,7 +126,7 @@ class Excitation:
 
     @classmethod
     def of(cls, **options: Any) -> "Excitation":
-        """Return the options, with those of single gates sorted out."""
+        """Build from flat options, moving those of particular gates to ``own``."""
         own = {name: options.pop(name) for name in own_options() if name in options}
         return cls(**options, own=own)
 
@@ -148,7 +148,7 @@ class Excitation:
             stages: Number of stages; None for a network without stages, which refuses ``stages``
                 and a ratio per stage, and gets a single set.
             placements: Placements that the family's units have; empty if they have one place.
-            **defaults: Defaults of the family, where they differ from this class's.
+            **defaults: Defaults of the family that differ from those of this class.
 
         Raises:
             ValueError: If the family does not have an option, or its value is refused.
@@ -180,7 +180,7 @@ class Excitation:
     def build(self, channels: int) -> nn.Module:
         """Return the gate for a branch of ``channels`` channels; an identity for "none".
 
-        An identity instead of an unused gate, because DDP would wait for unused parameters.
+        An identity has no parameters; DDP would wait for the gradients of an unused gate.
         """
         values = {**vars(self), **self.own, "bias": self.se_bias}
         options = {name: values[name] for name in gate_options(self.gate) if name in values}

@@ -1,4 +1,4 @@
-"""Residual units: the placements of their gate, and the tail that they share."""
+"""Residual units: the placements of the gate, and the last steps that all units share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -63,7 +63,7 @@ def stem_conv(stem: str, in_channels: int, width: int) -> nn.Sequential | nn.Con
 
 
 def max_pool(stem: str, ceil_pool: bool = False) -> nn.Module:
-    """Return the pool after a stem; with ``ceil_pool`` the Caffe release's, without padding."""
+    """Return the pool after a stem; with ``ceil_pool``, that of the Caffe release, unpadded."""
     if stem == "cifar":
         if ceil_pool:
             raise ValueError("`ceil_pool` needs a stem with a max-pool; the cifar stem has none.")
@@ -101,7 +101,7 @@ def tail(
     shortcut: Tensor | None = None,
     act: Step = unchanged,
 ) -> Tensor:
-    """Finish a branch with norm, gate, shortcut and ReLU: the place for a fused operator.
+    """Finish a branch with norm, gate, shortcut and ReLU, which a fused operator could replace.
 
     ``gate_act`` is the ReLU that some implementations have between norm and gate.
     """
@@ -187,7 +187,7 @@ def plan(
     bottleneck: bool | None,
     stem: str | None,
 ) -> Plan:
-    """Return the published network or a custom one, with the values that are given.
+    """Return the published network or a custom one, with the given values.
 
     Raises:
         ValueError: If there is no network of that depth, a number is not positive, or ``depth``

@@ -39,7 +39,7 @@ def gated_channels(parts: ExcitationParts) -> int:
 
 
 def put_in_place(model: nn.Module, path: str, scale: Tensor | None) -> None:
-    """Replace a gate by a scale, or by an identity if ``scale`` is None."""
+    """Replace a gate with a scale, or with an identity if ``scale`` is None."""
     old: Any = model.get_submodule(path)
     new: Any = nn.Identity() if scale is None else ChannelScale(scale)
     new.folded = "identity" if scale is None else "scale"
@@ -61,7 +61,7 @@ def repeat_folds(model: nn.Module, wanted: Mapping[str, str]) -> None:
     """Fold the gates that :func:`folded` returned for another network; weights are loaded later.
 
     Raises:
-        ValueError: If the network does not have one of these gates.
+        ValueError: If one of these paths is not a gate of the network.
     """
     there, gates = folded(model), find_excitations(model)
     for path, kind in wanted.items():
@@ -69,7 +69,7 @@ def repeat_folds(model: nn.Module, wanted: Mapping[str, str]) -> None:
             continue
         if path not in gates:
             raise ValueError(
-                f"The checkpoint has `{path}` folded, which is not a gate of this network."
+                f"`{path}` is a folded gate in the checkpoint, but not a gate of this network."
             )
         parts = gates[path]
         like = parts.expand.weight

@@ -21,8 +21,8 @@ class Tag(NamedTuple):
     axis: int | None  # axis of the channels, None if an operation has hidden it
 
 
-# The operations that count as layers, and the channel axis of their output. For the norms, parts of
-# the names: the device decides whether native_, cudnn_, ... is called.
+# The operations that count as layers, and the channel axis of their output. For norms, parts of the
+# names, which differ between devices (native_, cudnn_, ...).
 LAYERS = {"convolution": 1, "linear": -1, "addmm": -1, "mm": -1, "bmm": -1, "baddbmm": -1}
 NORMS = ("batch_norm", "group_norm", "layer_norm", "rms_norm")
 
@@ -110,7 +110,7 @@ def _axis_after(axis: int | None, old: Tensor, new: Tensor) -> int | None:
     """Return the channel axis after an operation that is not a layer."""
     if axis is None or old.untyped_storage()._cdata != new.untyped_storage()._cdata:
         return axis if old.ndim == new.ndim else None
-    # A view (permuted, flattened, split) keeps their stride.
+    # A view (permuted, flattened, split) keeps the stride of the channels.
     kept = (d for d, size in enumerate(new.shape) if size > 1 and new.stride(d) == old.stride(axis))
     return next(kept, None)
 
@@ -145,6 +145,6 @@ def watch(model: nn.Module, image: Tensor) -> Probe:
         except Exception as error:
             raise ValueError(
                 f"The network fails on `image` (of shape {tuple(image.shape)}) with "
-                f"{type(error).__name__}: {error}; pass an `image` that it takes."
+                f"{type(error).__name__}: {error}; pass an `image` that it accepts."
             ) from error
     return probe

@@ -35,7 +35,7 @@ class InsertedGateOptions(TypedDict, total=False):
 
 
 def _runs_in_turn(module: nn.Module) -> bool:
-    """Return whether a module only runs its children one after the other."""
+    """Return whether a module only runs its children one after another."""
     return type(module).forward is nn.Sequential.forward
 
 
@@ -58,14 +58,14 @@ def _stages(model: nn.Module, probe: Probe) -> list[str]:
 
 
 def _places(model: nn.Module, probe: Probe, where: str) -> list[str]:
-    """Return the paths of the modules that get a gate, after checking that all can have one."""
+    """Return the paths of the modules that get a gate; refuse those that cannot have one."""
     globbed = (path for path, _ in model.named_modules() if path and fnmatchcase(path, where))
     rules = {"residual": lambda: list(probe.branches), "stages": lambda: _stages(model, probe)}
     places = rules.get(where, lambda: list(globbed))()
     if not places:
         maps = [path for path in probe.outputs if path and probe.layout(path)[0]]
         raise ValueError(
-            f"`where` (={where!r}) must find places for gates, but finds none in this "
+            f"`where` (={where!r}) matches no place for a gate in this "
             f"{type(model).__name__}; use 'residual' (blocks that add a branch with a norm), "
             "'stages' (the last block of each resolution), or a glob over module paths such as "
             f"{', '.join(maps[:: max(1, len(maps) // 3)])}."
@@ -82,7 +82,7 @@ def _places(model: nn.Module, probe: Probe, where: str) -> list[str]:
         elif hasattr(model.get_submodule(path), "se"):
             fault = "it already has an `se`; remove_excitation removes inserted gates"
         if fault:
-            raise ValueError(f"`where` (={where!r}) must not find `{path}`: {fault}.")
+            raise ValueError(f"`where` (={where!r}) must not match `{path}`: {fault}.")
     return places
 
 
@@ -176,7 +176,7 @@ def add_excitation(
     The gates are :math:`2 \sigma(W_2\, \mathrm{ReLU}(W_1 z))` with :math:`W_2 = 0`: the outputs
     stay the same bit for bit, and the gates learn from the first step. Each gate is the child
     ``se`` of a module and rescales its output by a forward hook (in a plain ``nn.Sequential``, as
-    the last child); the state-dict keys of the network stay. One forward pass finds the places.
+    the last child); the network's state-dict keys do not change. One forward pass finds the places.
 
     Insert before ``torch.compile``, and call :func:`restore_hooks` after
     ``SyncBatchNorm.convert_sync_batchnorm``, whose new norms have no hooks (this package's

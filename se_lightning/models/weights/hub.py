@@ -58,8 +58,8 @@ def _unreachable(repository: str, revision: str | None) -> str:
     address = f"{constants.ENDPOINT}/{repository}/resolve/{revision or 'main'}/{_FILES[0]}"
     return (
         f"The Hugging Face hub cannot be reached, and {repository} is not in its cache "
-        f"({constants.HF_HUB_CACHE}). Download {address} (or {_FILES[1]}) on a machine with a "
-        f"network, copy the file here, and pass its path: weights=DIR/{_FILES[0]}."
+        f"({constants.HF_HUB_CACHE}). Download {address} (or {_FILES[1]}) on a machine with "
+        f"internet access, copy the file here, and pass its path: weights=DIR/{_FILES[0]}."
     )
 
 

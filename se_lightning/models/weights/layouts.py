@@ -1,4 +1,4 @@
-"""Layouts of state dicts: the parameter names of other libraries for the same networks."""
+"""Layouts of state dicts: parameter names of other libraries for the same networks."""
 
 import re
 from collections.abc import Iterable

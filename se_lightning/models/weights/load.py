@@ -26,7 +26,7 @@ __all__ = ["LoadReport", "load_weights"]
 
 @dataclass
 class LoadReport:
-    """Report of what was done with each tensor; names are those of the network.
+    """Report on each tensor of a load; names are those of the network.
 
     Args:
         source: File, or name on the hub.
@@ -79,12 +79,11 @@ def load_weights(
 ) -> LoadReport:
     """Load published weights, or a checkpoint of this package, into a network.
 
-    Supported are the layouts of timm (also its legacy networks), Cadene, mmpretrain, moskomule,
-    torchvision (a plain network loads into its SE twin, whose gates stay unchanged) and this
-    package; they are recognized by the keys. A classifier for another number of classes is left
-    out. Where the layout implies it, a network of the same shapes but with other strides or
-    another squeeze is refused. A network for gray images takes the sum of the first convolution's
-    weights over the colors. Either everything is loaded or nothing.
+    The layout is recognized by the keys: that of timm (also its legacy networks), Cadene,
+    mmpretrain, moskomule, torchvision (a plain network loads into its SE twin, whose gates stay
+    unchanged) or this package. A classifier for another number of classes is left out. A network
+    of the same shapes but with other strides or another squeeze is refused where the layout reveals
+    it. A network for gray images takes the sum of the first convolution's weights over the colors.
 
     torchvision's Inception-v3 weights expect images normalized to mean and deviation 0.5.
 
@@ -178,7 +177,7 @@ def _state_dict(
     if isinstance(content, Mapping):
         about = content.get("se_lightning")
         there = about.get("structure") if isinstance(about, Mapping) else None
-        raw = () if use_ema else ("current_model_state",)  # Lightning's key, beside the averaged
+        raw = () if use_ema else ("current_model_state",)  # Lightning's key, next to the average
         for key in (*raw, *(_AVERAGED if use_ema else ()), *_RAW):
             if isinstance(content.get(key), Mapping):
                 content = content[key]
@@ -187,7 +186,7 @@ def _state_dict(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     )
     if not tensors or not content:
-        raise ValueError(f"{name} contains no state dict: no names with tensors.")
+        raise ValueError(f"{name} contains no state dict, which maps names to tensors.")
     return {key.replace("_orig_mod.", ""): v for key, v in content.items()}, there
 
 
@@ -228,7 +227,7 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> d
             wrong[key] = f"{theirs} in the file and {ours} in the model"
         elif optional or (of_gate(key) and not gated):
             report.kept.append(key)
-        elif key.endswith("num_batches_tracked"):  # older than torch 0.4.1; nothing depends on it
+        elif key.endswith("num_batches_tracked"):  # absent before torch 0.4.1, and not needed
             pass
         elif of_gate(key) and key.endswith(".bias") and f"{key[:-4]}weight" in state:
             tensor = own.new_zeros(own.shape)

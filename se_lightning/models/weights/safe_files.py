@@ -44,7 +44,7 @@ def read_file(path: Path) -> Any:
 
 
 def _what_else(start: bytes) -> str:
-    """Return what a failed download often is instead."""
+    """Return a hint if the content is that of a typical failed download."""
     if not start:
         return "it is empty."
     if start.lstrip().startswith(b"<"):

@@ -60,7 +60,7 @@ def check_structure(
     gated: bool = True,
     others: Collection[str] = (),
 ) -> None:
-    """Check that a network has the structure that a checkpoint was written for.
+    """Check that a network has the structure recorded in a checkpoint.
 
     Args:
         model: The network.
@@ -75,7 +75,7 @@ def check_structure(
     for path, ours in structure(model).items():
         theirs = there.get(path, ours)
         skipped = "Dropout" in ours or any(within(f"{path}.", other) for other in others)
-        if not gated:  # any gates will do, and their units print the placement
+        if not gated:  # gates may differ, and units print their placement
             leaf = next(model.get_submodule(path).children(), None) is None
             skipped |= not leaf or of_gate(path)
         if ours != theirs and not skipped:
@@ -118,7 +118,7 @@ def check_variant(
 
 
 def _gate_options(model: nn.Module) -> dict[str, Any]:
-    """Return the gates' options that do not show in their parameters; all gates share them."""
+    """Return the gates' options that the parameters do not show; all gates share them."""
     options: dict[str, Any] = {"placement": "standard"}
     names: dict[Any, str] = {kind: name for name, kind in ACTIVATIONS.items()}
     for _, gate, parts in own_gates(model):

@@ -54,7 +54,7 @@ def draw_both(draw: Callable[[], Figure]) -> Picture:
 
 
 def picture_html(picture: Picture, name: str) -> str:
-    """Return the HTML of an embedded figure, shown in light or dark mode as the reader prefers."""
+    """Return the HTML of an embedded figure, in light or dark mode as the reader prefers."""
     light, dark = (f"data:image/png;base64,{base64.b64encode(x).decode()}" for x in picture[:2])
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'

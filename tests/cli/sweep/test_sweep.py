@@ -53,7 +53,7 @@ def test_fail_fast_starts_no_job_after_a_failure(run_main, tmp_path):
     assert code == 1
     last = error.rpartition("se_lightning: error: ")[2]
     assert last.startswith("1 of 1 jobs failed: 0 (model: `ratio` (=0) must be")
-    assert "; jobs.fail_fast has started no more\nAll jobs: s/summary.md" in last
+    assert "; no further jobs were started (jobs.fail_fast)\nAll jobs: s/summary.md" in last
     assert [path.name for path in (tmp_path / "s").glob("*/")] == ["0"]
     assert len(rows(tmp_path / "s")) == 1
 

@@ -128,5 +128,5 @@ def test_a_wrong_option_is_refused_by_name(options):
 
 
 def test_rand_augment_and_trivial_augment_exclude_each_other():
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match="mutually exclusive"):
         SampleTransforms(seed=0, rand_augment=9, trivial_augment=True)

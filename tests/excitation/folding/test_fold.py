@@ -280,7 +280,7 @@ def test_another_network_repeats_the_folds_and_loads_the_weights():
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(other(images), model(images))
     assert isinstance(other.layer1[0].se, ChannelScale)
-    with pytest.raises(ValueError, match=r"`layer9\.se` folded, which is not a gate of this"):
+    with pytest.raises(ValueError, match=r"`layer9\.se` is a folded gate in the checkpoint"):
         repeat_folds(other, {"layer9.se": "scale"})
 
 

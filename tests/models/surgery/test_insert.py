@@ -282,7 +282,7 @@ WIRINGS = {
 def test_a_residual_block_is_recognized_by_its_sum(wiring, found):
     model = Wired(wiring)
     if not found:
-        with pytest.raises(ValueError, match="finds none in this Wired"):
+        with pytest.raises(ValueError, match="no place for a gate in this Wired"):
             gated(model)
     else:
         assert places(gated(model, ratio=1)) == found
@@ -595,11 +595,11 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("residual", r"`where` \(='residual'\) must not find `norm`: it ran 2 times"),
+        ("residual", r"`where` \(='residual'\) must not match `norm`: it ran 2 times"),
         ("idle", "`idle`: it ran 0 times"),
         ("pair", r"`pair`: its output is not a feature map \(N, C, H, W\) or"),
-        ("stages", r"finds none in this Twice; use 'residual' .* such as conv, norm"),
-        ("layer3.*.bn3", r"`where` \(='layer3.\*.bn3'\) must find places"),
+        ("stages", r"for a gate in this Twice; use 'residual' .* such as conv, norm"),
+        ("layer3.*.bn3", r"`where` \(='layer3.\*.bn3'\) matches no place"),
     ],
 )
 def test_places_that_cannot_have_a_gate_are_refused_by_name(where, message):

@@ -1,4 +1,4 @@
-"""Image folders with one folder per class, in splits or to be split; or shards."""
+"""Image folders with one folder per class, already split or to be split here; or shards."""
 
 from collections.abc import Sequence
 from pathlib import Path

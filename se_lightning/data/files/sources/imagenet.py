@@ -1,4 +1,4 @@
-"""ImageNet (ILSVRC 2012): unpacked, as the original tar files, or as shards."""
+"""ImageNet (ILSVRC 2012): as unpacked folders, original tar files, or shards."""
 
 import io
 import re
@@ -56,9 +56,9 @@ def imagenet_class_names() -> tuple[str, ...]:
 def imagenet_sources(root: Path, splits: Sequence[str] = ("train", "val")) -> dict[str, Source]:
     """Find ImageNet's images in a folder.
 
-    Labels are the standard indices, 0 to 999, even if some classes are missing. A split is
-    searched as shards, folders, and its original tar. ``val/*.JPEG`` and the tar of val also need
-    the development kit, packed or not, or Caffe's ``val.txt``.
+    Labels are the standard indices, 0 to 999, even if some classes are missing. A split may
+    be shards, folders or its original tar, in this order. ``val/*.JPEG`` and the tar of val also
+    need the development kit, packed or not, or Caffe's ``val.txt``.
 
     Args:
         root: The folder.

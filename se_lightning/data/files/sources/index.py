@@ -107,9 +107,9 @@ def cached_index(root: Path, kind: str, scan: Callable[[], tuple[Arrays, Stamps]
 
 
 def _is_too_fresh(stamps: Stamps, began: int) -> bool:
-    """Return whether a later change could have the mtime that was seen."""
+    """Return whether a later change could have the same mtime as the scanned state."""
     times = np.array([time for time, _ in stamps.values()], np.int64)
-    # Time stamps have a resolution of milliseconds, or seconds on old file systems and FAT.
+    # Timestamps have a resolution of milliseconds, or of seconds on old file systems and FAT.
     tick = 2_000_000_000 if (times % 1_000_000_000 == 0).all() else 100_000_000
     # A time in the future was set by hand, or by a clock that is permanently wrong.
     return bool(((times > began - tick) & (times <= time.time_ns())).any())
@@ -124,7 +124,7 @@ def _cache_folder() -> Path:
 
 def _load(path: Path) -> Arrays | None:
     try:
-        # Opened here, because np.load leaves a file open that is not a zip.
+        # Opened here, because np.load does not close a file that is not a zip.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             index = dict(arrays)
         paths, stamps = Strings.of(index, "stamp_paths"), index.pop("stamps")

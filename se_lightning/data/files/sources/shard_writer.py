@@ -37,7 +37,7 @@ def write_shards(
 
     A shard contains the unchanged image files, ``000000000.jpg`` ..., each with its label in
     digits, ``000000000.cls``. ``shards.json`` is written last and lists all shards. A second call
-    resumes after the last complete shard, with the same bytes as an uninterrupted one.
+    resumes after the last complete shard, and writes the same bytes as an uninterrupted call.
 
     Args:
         sources: Images of each split; a split that repeats another one ("test" as "val") is left
@@ -174,7 +174,7 @@ def _full(output: Path, sources: Mapping[str, Source], record: dict) -> str:
     free = shutil.disk_usage(output).free
     return (
         f"The disk of {output} is full: about {_size(needed)} of shards remain to be written, "
-        f"and {_size(free)} are free. Free space and rerun the same command, which resumes "
+        f"and {_size(free)} are free. Make space and rerun the same command, which resumes "
         "after the last complete shard."
     )
 
