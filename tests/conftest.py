@@ -61,8 +61,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _closed_logs() -> Iterator[None]:
     """Close the log files that Hydra opens for a command run in this process."""
-    handlers = list(logging.root.handlers)
+    handlers, level = list(logging.root.handlers), logging.root.level
     yield
+    logging.root.setLevel(level)
     for handler in set(logging.root.handlers) - set(handlers):
         handler.close()
     logging.root.handlers[:] = handlers

@@ -15,7 +15,7 @@ import torch
         (["--cfg", "job"], ["_target_: se_lightning.SEResNetModule", "depth: 20"]),
         (["model=nope"], ["Could not find 'model/nope'", "se_resnet50"]),
         (["data=nope"], ["Could not find 'data/nope'", "fashion_mnist"]),
-        (["model.cardinality=3"], ["'model.cardinality'", "`model` has: ratio, gate, squeeze"]),
+        (["model.growth_rate=3"], ["'model.growth_rate'", "`model` has: ratio, gate, squeeze"]),
         (["sead=3"], ["'sead'", "Did you mean `seed`?"]),
         (["model=se_wrn16_8", "model.width_facto=3"], ["Did you mean `model.width_factor`?"]),
         (["trainer.devicez=3"], ["'trainer.devicez'", "Did you mean `trainer.devices`?"]),

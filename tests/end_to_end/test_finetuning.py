@@ -9,7 +9,7 @@ import timm
 import torch
 from omegaconf import OmegaConf
 
-from se_lightning.cli.run import run as train
+from se_lightning.cli.run import build
 
 
 def test_gates_are_trained_into_a_plain_network(cli, short, tmp_path, result):
@@ -113,5 +113,5 @@ def test_the_example_runs(cli, short):
 )
 def test_freezing_random_weights_causes_a_warning(weights, ckpt_path, warned, caplog):
     model = {"freeze": "backbone", "weights": weights}
-    train._check_beginning(OmegaConf.create({"model": model, "ckpt_path": ckpt_path}))
+    build._check_start(OmegaConf.create({"model": model, "ckpt_path": ckpt_path}))
     assert caplog.text.count("model.freeze=backbone freezes randomly initialized weights") == warned

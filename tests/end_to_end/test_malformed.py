@@ -143,7 +143,7 @@ NODES = {
     "callbacks=nope": "Could not find 'callbacks/nope'",
     "experiment=nope": "Could not find 'experiment/nope'",
     "ckpt_path=3": "`ckpt_path` (=3)",
-    "task=compare|ckpt_path=a": "must be two checkpoints: ckpt_path=[A,B]",
+    "task=compare|ckpt_path=a": "this task takes two checkpoints, ckpt_path=[A,B]",
     "task=compare|ckpt_path=[a,b]": "`ckpt_path` (=a) is not a file",
     "task=test|ckpt_path=[a,b]": "this task takes one checkpoint",
 }
@@ -331,7 +331,10 @@ ENTRIES = {
         "se_lightning as text": (put("se_lightning", "x"), "`se_lightning`"),
         "structure as text": (put("se_lightning", "structure", "x"), "`structure`"),
         "folded as list": (put("se_lightning", "folded", [1]), "`folded`"),
-        "folded elsewhere": (put("se_lightning", "folded", {"a": "constant"}), "no gate here"),
+        "folded elsewhere": (
+            put("se_lightning", "folded", {"a": "constant"}),
+            "not a gate of this network",
+        ),
         "no optimizer": (drop("optimizer_states"), "no optimizer"),
         "optimizer as text": (put("optimizer_states", "x"), "`optimizer_states`"),
         "optimizer of nothing": (put("optimizer_states", []), "`optimizer_states`"),
