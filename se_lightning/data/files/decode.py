@@ -4,8 +4,7 @@ Training decodes ordinary JPEGs with libjpeg-turbo, at reduced scale if the crop
 and without the rows below the crop. Pillow decodes everything else: other formats, other color
 spaces, and files that libjpeg-turbo refuses. So Pillow alone decides whether a file is readable.
 
-Images above Pillow's limit against decompression bombs (2 * ``PIL.Image.MAX_IMAGE_PIXELS``) are
-refused. Pillow's warnings are not shown.
+Images above Pillow's limit against decompression bombs are refused. Its warnings are not shown.
 """
 
 import io
