@@ -13,7 +13,7 @@ from se_lightning.cli.run import build
 
 
 def test_gates_are_trained_into_a_plain_network(cli, short, tmp_path, result):
-    """The two commands of README; only the gates change."""
+    """The two commands of docs/commands.md; only the gates change."""
     cli(*short, "model.gate=none", "logger=csv", "hydra.run.dir=plain")
     best = tmp_path / "plain" / "checkpoints" / "best.ckpt"
     options = ["model.gate_activation=double-sigmoid", "model.freeze=all_but_gates"]
