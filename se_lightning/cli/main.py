@@ -1,6 +1,7 @@
 """The command line: ``python -m se_lightning`` and ``se-lightning``.
 
 Nothing here imports torch, so that ``--help``, ``--cfg job`` and reports of typos appear at once.
+For the same reason, modules that few commands need are imported where they are used.
 """
 
 import contextlib
@@ -21,8 +22,7 @@ from se_lightning import ranks
 from se_lightning.cli import process
 from se_lightning.cli.command import Command, quoted
 from se_lightning.cli.errors import Failure, RankError, is_user_error
-from se_lightning.cli.hints import hint, reworded
-from se_lightning.cli.run import out_of_memory, rank_failures
+from se_lightning.cli.run import rank_failures
 from se_lightning.cli.run.folder import RunFolder, jobs_in, temporary_folder
 from se_lightning.cli.run.resume import resumed as resumed_run
 from se_lightning.cli.schema import refuse_unknown_keys
@@ -30,7 +30,6 @@ from se_lightning.cli.sweep import sweep as sweeps
 from se_lightning.cli.sweep.duplicates import refuse_equal_networks
 from se_lightning.cli.sweep.multirun import Multirun
 from se_lightning.cli.sweep.resume import resumed as resumed_multirun
-from se_lightning.cli.sweep.search import search
 from se_lightning.cli.sweep.summary import write_summary
 
 __all__ = ["main"]
@@ -67,6 +66,8 @@ def main() -> None:
         print("se_lightning: interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        from se_lightning.cli.hints import hint, reworded
+
         shown = reworded(error) if _progress == "composing" else error
         advice = "" if _progress == "running" else hint(error, command)
         elsewhere = isinstance(error, RankError)
@@ -79,6 +80,8 @@ def main() -> None:
 def _start(multirun: Multirun | None, *, resumes: bool) -> None:
     with sweeps.lead(multirun, resumed=resumes) as sweep:
         if sweep is not None and sweep.searches:
+            from se_lightning.cli.sweep.search import search
+
             search(sweep)
         else:
             with _hydra_raises("1"):
@@ -148,6 +151,8 @@ def _record_failure(
     error: BaseException, first: BaseException, cfg: DictConfig, folder: RunFolder
 ) -> None:
     """Record the first error, possibly of another rank, or restart as ``on_oom`` requests."""
+    from se_lightning.cli.run import out_of_memory
+
     failure = Failure.of(first)
     out_of_memory.restart_smaller(failure, cfg, folder, Command.parse(sys.argv[1:]))
     recorded = rank_failures.record(folder, failure)
