@@ -126,7 +126,7 @@ def check_end(tmp_path, broken, *arguments, last, **options):
 
 KEY_ERROR = r"KeyError: 'rank {0} breaks'\nse_lightning: error: {1}KeyError: 'rank {0} breaks'"
 MISTAKE = r"se_lightning: error: rank 1: rank 1 is mistaken\."
-KILLED = r"se_lightning: error: rank 1 was killed by signal 9, SIGKILL \(probably the kernel .*"
+KILLED = r"se_lightning: error: rank 1 was killed by signal 9, SIGKILL \(probably the kernel.*"
 
 
 def test_the_error_of_the_failed_rank_is_printed_last(tmp_path, broken, result):
