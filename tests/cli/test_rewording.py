@@ -37,12 +37,12 @@ def reworded(request, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path / "modules")
     if request.param:
         for module in (se_lightning.cli.errors, rank_failures):
-            monkeypatch.setattr(module, "explain", lambda error: f"XXX {type(error).__name__}")
+            monkeypatch.setattr(module, "explain", lambda error: f"reworded {type(error).__name__}")
         halve = out_of_memory.BatchTooLargeError.__init__
         monkeypatch.setattr(
             out_of_memory.BatchTooLargeError,
             "__init__",
-            lambda self, message, changes, size: halve(self, "XXX", changes, size),
+            lambda self, message, changes, size: halve(self, "reworded", changes, size),
         )
 
 
@@ -81,7 +81,7 @@ def test_a_failure_is_recorded_by_its_kind(reworded, run_main, short, tmp_path, 
 def test_the_failure_of_another_rank_keeps_its_kind_and_details(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path)
     details = {"size": "data.batch_size=64", "changes": ["data.batch_size=32"]}
-    record = {"status": "failed", "rank": 1, "error": "XXX", "kind": "out_of_memory"}
+    record = {"status": "failed", "rank": 1, "error": "reworded", "kind": "out_of_memory"}
     folder.write_result(record | {"details": details})
     monkeypatch.setattr(rank_failures, "_watch", type("W", (), {"leave_to_main": lambda _: None})())
     first = rank_failures.blame(KeyError("a consequence"), folder)
