@@ -166,7 +166,7 @@ def test_each_command_runs(command, cli, short, data, tmp_path):
     extra = () if "--help" in words or "sweep" in words[-1] else short
     extra += ("jobs.trials=2",) * ("jobs.trials=20" in words)
     if "task=benchmark_data" in words:
-        extra = ("task.rounds=1", "task.seconds=0")
+        extra = ("task.rounds=1", "task.seconds=0", "task.workers=[2]")
     elif "task=benchmark_excitation" in words:
         extra = ("task.name=se_resnet20", "task.image_size=32", "task.pairs=2")
     elif "ckpt_path=" in command and "task=" in command and "task=test" not in words:
