@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
 from se_lightning.models import load_weights
+from se_lightning.models.layers.strided import slice_strided
 from se_lightning.models.surgery.folded import folded, repeat_folds
 from se_lightning.models.surgery.insert import restore_hooks
 from se_lightning.models.weights.structure import classifier_path, structure
@@ -119,6 +120,11 @@ class ImageClassifier(LightningModule):
             parameter_groups(backbone, layer_decay=layer_decay)  # checks the argument
         if grad_checkpointing:
             _checkpoint_gradients(backbone)
+        if sliced := slice_strided(backbone):
+            rank_zero_info(
+                f"{len(sliced)} strided 1x1 convolutions of fewer than 16 channels slice their "
+                f"input, which avoids an error of oneDNN: {', '.join(sliced)}"
+            )
         # This includes the constructor arguments of subclasses.
         self.save_hyperparameters(ignore=NOT_SAVED)
         self.backbone = (
