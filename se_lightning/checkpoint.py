@@ -12,7 +12,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 
 from se_lightning import data, modules
 from se_lightning.atomic import atomic_path
-from se_lightning.models.weights.safe_files import read_file
+from se_lightning.models.weights.safe_files import read_file, write_file
 from se_lightning.models.weights.structure import check_structure
 from se_lightning.modules import ImageClassifier
 
@@ -69,6 +69,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             OSError: If the file cannot be written.
+            ValueError: If it holds something that could not be loaded again.
         """
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -79,11 +80,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise OSError(errno.ENOENT, "The folder was deleted during the run")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._folders.add(path.parent)
-            with (
-                atomic_path(path, durable=True, sole_writer=True) as temporary,
-                temporary.open("wb") as file,
-            ):
-                torch.save(checkpoint, file)
+            with atomic_path(path, durable=True, sole_writer=True) as temporary:
+                write_file(checkpoint, temporary)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # torch's message hides a full disk
                 raise _unwritten(path, error.__context__) from error
@@ -141,7 +139,7 @@ def _check_entries(checkpoint: dict[str, Any], path: Path) -> None:
     found = {**checkpoint, **(about if isinstance(about, dict) else {})}
     wrong = [key for key, kind in _ENTRIES.items() if not isinstance(found.get(key, kind()), kind)]
     if not wrong:
-        wrong = [k for k in _NAMED if not all(isinstance(n, str) for n in found.get(k, {}))]
+        wrong = [k for k in _NAMED if not all(map(_is_name, found.get(k, {})))]
     if not wrong and not all(isinstance(t, torch.Tensor) for t in found["state_dict"].values()):
         wrong = ["state_dict"]
     if not wrong and not all(isinstance(s, dict) for s in checkpoint.get("callbacks", {}).values()):
@@ -151,6 +149,11 @@ def _check_entries(checkpoint: dict[str, Any], path: Path) -> None:
             f"{path} is damaged, or was not written by a run: its entry `{wrong[0]}` is invalid. "
             "Use another checkpoint."
         )
+
+
+def _is_name(key: Any) -> bool:
+    """Return whether a key can be a parameter; Lightning imports what `_instantiator` names."""
+    return isinstance(key, str) and not key.startswith("_")
 
 
 def _check_sums(path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Literal
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from se_lightning import ranks
 from se_lightning.cli import process
@@ -126,7 +126,7 @@ def _run(cfg: DictConfig) -> float | None:
     global _progress
     folder = RunFolder(HydraConfig.get().runtime.output_dir)
     if not ranks.is_further_rank():
-        folder.claim()
+        folder.claim(composed=True)
         if cfg.resume is None:
             folder.refuse_used()
         else:
@@ -182,13 +182,17 @@ def _refuse_used_folders(command: Command) -> None:
         return
     for key in ("hydra.run.dir", "hydra.sweep.dir"):
         path = command.value(key)
-        if path is None:
+        if path is None or "${now:" in path:  # a new folder
             continue
+        if "${" in path:
+            path = str(OmegaConf.select(command.compose(hydra_node=True), key))
         folder = RunFolder(path)
         if not command.value("resume"):
             for used in (folder, *jobs_in(folder.path)):
                 used.refuse_used()
-        if key == "hydra.run.dir" and "${" not in path:
+        if key == "hydra.run.dir" and not command.is_multirun:
+            if not command.value("resume"):
+                folder.refuse_foreign(command.value("hydra.job.name") or "se_lightning")
             folder.claim()
 
 

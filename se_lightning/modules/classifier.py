@@ -260,6 +260,10 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record class names and structure, so that the file suffices to rebuild model and data."""
+        # Only arguments of the constructor; a callback may have added others to `hparams`.
+        if found := checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY):
+            own = {name: value for name, value in found.items() if name in self.hparams_initial}
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = own
         data = getattr(self.trainer, "datamodule", None)
         checkpoint["se_lightning"] = {
             "module": type(self).__name__,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -87,6 +88,7 @@ def _caption(label: Tensor, names: Sequence[str]) -> str:
     return "\n".join(f"{share:.2f} {names[index]}" for share, index in parts if share > 0.005)
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # names of classes may contain $
 def _draw_sheet(pixels: Tensor, captions: Sequence[str], path: Path) -> None:
     columns = math.ceil(math.sqrt(1.5 * len(pixels)))
     rows = math.ceil(len(pixels) / columns)
@@ -102,6 +104,7 @@ def _draw_sheet(pixels: Tensor, captions: Sequence[str], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+@matplotlib.rc_context({"text.parse_math": False})
 def _draw_counts(counts: dict[str, np.ndarray], names: Sequence[str], path: Path) -> None:
     figure = Figure(figsize=(8, 3 * len(counts)), layout="constrained")
     plots = figure.subplots(len(counts), 1, sharex=True)

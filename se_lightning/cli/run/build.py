@@ -17,6 +17,7 @@ from se_lightning import checkpoint
 from se_lightning.callbacks import LastCheckpoint
 from se_lightning.cli.command import Command, key_of
 from se_lightning.cli.run.folder import RunFolder
+from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.schema import make
 from se_lightning.data.base import cores
 from se_lightning.ranks import external_rank, is_further_rank
@@ -152,6 +153,11 @@ def _continue(cfg: DictConfig) -> None:
     if last.exists():
         log.info("Resuming from %s.", last)
         cfg.ckpt_path, cfg.model.weights = str(last), None
+    elif epoch := epochs_done(RunFolder(cfg.resume), last.parent):
+        raise ValueError(
+            f"{last} is missing, though the run completed {epoch} epochs, which a new start would "
+            "overwrite. Copy it back, or start a new run from other weights: model.weights=..."
+        )
     else:
         log.info("%s does not exist yet; starting from scratch.", last)
 

@@ -35,9 +35,9 @@ class RunResult(TypedDict, total=False):
     metrics: dict[str, float]  # of the last epoch and of the test
     epochs: int
     steps: int  # of the optimizer
-    checkpoint: str | None  # path of the best one
+    checkpoint: str | None  # the best one, relative to the run directory if it is inside
     score: float | None  # of the best checkpoint, which a search optimizes
-    picture: str | None
+    picture: str | None  # likewise
     wall_time_s: float
     versions: dict[str, str]
 
