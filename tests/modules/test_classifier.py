@@ -235,3 +235,16 @@ def test_a_model_can_be_validated_before_it_is_trained(tmp_path):
     fitted.fit(model, datamodule=data)
     (after,) = fitted.validate(model, data, verbose=False)
     assert before.keys() == after.keys()
+
+
+def test_a_checkpoint_has_only_the_arguments_of_the_constructor(tmp_path):
+    """A callback that adds a hyper-parameter must not make the checkpoint useless."""
+    model = SEResNetModule(20, ratio=4, in_channels=1)
+    options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=0, **options)
+    trainer.fit(model, DigitsDataModule())
+    model.hparams["when"] = 3
+    trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+    saved = torch.load(tmp_path / "x.ckpt")["hyper_parameters"]
+    assert "when" not in saved
+    assert saved["ratio"] == 4

@@ -157,7 +157,7 @@ class ExactState(Callback):
 
 
 def _start_epoch(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Call the hook that Lightning leaves out in the middle of an epoch, without a state to load."""
+    """Call the hook that Lightning leaves out in the middle of an epoch."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         stateless = type(callback).state_dict is Callback.state_dict
         if stateless and not isinstance(callback, _REPORTING):

@@ -201,7 +201,7 @@ def test_a_run_whose_best_checkpoint_is_missing_does_not_forget_it(tmp_path):
 
 
 def test_averaging_that_cannot_resume_is_refused_at_the_start(tmp_path):
-    with pytest.raises(MisconfigurationException, match="Use se_lightning.EMA"):
+    with pytest.raises(MisconfigurationException, match=r"Use se_lightning\.EMA"):
         fit(tmp_path, more=[StochasticWeightAveraging(0.1)])
     assert not list(tmp_path.rglob("*.ckpt"))
 

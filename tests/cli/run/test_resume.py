@@ -218,3 +218,21 @@ def test_a_torchrun_run_resumes_under_torchrun(cli, tmp_path):
     assert not (tmp_path / "cut" / "result.json").exists()
     cli("resume=cut", "callbacks.stop=null", command=start, env=path)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_a_run_that_got_somewhere_never_starts_again_silently(run_main, tmp_path, short):
+    options = ("trainer.max_epochs=2", "lr_scheduler=constant", "hydra.run.dir=run")
+    code, error = run_main(*short, *options)
+    assert code == 0, error
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files if path.suffix != ".log"}
+    for hidden in (None, "metrics.csv"):  # without it, best.ckpt shows the epochs
+        if hidden:
+            before.pop(tmp_path / "run" / hidden)
+            (tmp_path / "run" / hidden).unlink()
+        code, error = run_main("resume=run", more=())
+        assert code == 1
+        assert "last.ckpt is missing, though the run completed" in error
+        assert {path: path.read_bytes() for path in before} == before
