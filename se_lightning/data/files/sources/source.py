@@ -44,6 +44,17 @@ class Source(ABC):
     def name(self, index: int) -> str:
         """Return the name of an image for messages: its path, or "archive.tar: member"."""
 
+    def path_hashes(self, seed: int = 0) -> np.ndarray | None:
+        """Return a hash of each image's path relative to its folder.
+
+        It does not depend on the other images. None if the images have no such path: the names in
+        shards are numbers.
+
+        Shape:
+            (N,) uint64
+        """
+        return None
+
     def subset(self, indices: np.ndarray) -> "Source":
         """Return the images of ``indices``, in that order."""
         return _Subset(self, indices)
@@ -60,6 +71,10 @@ class _Subset(Source):
 
     def name(self, index: int) -> str:
         return self.source.name(self.indices[index])
+
+    def path_hashes(self, seed: int = 0) -> np.ndarray | None:
+        hashes = self.source.path_hashes(seed)
+        return None if hashes is None else hashes[self.indices]
 
 
 class FolderSource(Source):
@@ -90,6 +105,9 @@ class FolderSource(Source):
 
     def name(self, index: int) -> str:  # noqa: D102
         return os.path.join(self.root, self.names[index])
+
+    def path_hashes(self, seed: int = 0) -> np.ndarray:  # noqa: D102
+        return self.names.hashes(seed)
 
 
 class TarSource(Source):
