@@ -58,9 +58,10 @@ class ImageFiles(Dataset):
                 image = self.view(self.source.read(index), epoch, draws)
                 pixels.append(image.permute(1, 2, 0))
                 good.append(position)
-            except (OSError, BadImage) as error:
+            except (OSError, BadImage, MemoryError) as error:
                 name = self.source.name(index)
-                bad.append((name, str(error).removeprefix(f"{name} cannot be read: ").rstrip(".")))
+                reason = str(error).removeprefix(f"{name} cannot be read: ").rstrip(".")
+                bad.append((name, reason or "too large for the memory"))
         first, keys = (int(keys[0]) if len(keys) else None), keys[good]
         images = self._stack(pixels, self.view.side(epoch))
         if self.transforms is not None:

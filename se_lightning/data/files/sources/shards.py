@@ -19,6 +19,7 @@ RECORD = "shards.json"  # written by write_shards at the end
 PARTIAL = "shards.partial.json"  # written by write_shards after each shard
 
 _SPLITS = ("train", "val", "test")
+_MAX_CLASSES = 1_000_000  # all classes up to the largest label get a name and weights
 # As in WebDataset, the key ends at the first dot of the last component.
 _MEMBER = re.compile(r"((?:.*/|)[^./]+)(\.[^/]*)")
 
@@ -156,13 +157,7 @@ def _samples(shard: Path) -> Iterator[tuple[Member, int]]:
             match = _MEMBER.fullmatch(member.name)
             key, extension = match.groups() if match else (member.name, "")
             if extension == ".cls":
-                content = tar.read(member)
-                if not content.strip().isdigit():
-                    raise ValueError(
-                        f"{shard}: {member.name} must be a label in digits, but it is "
-                        f"{content[:20]!r}."
-                    )
-                labels[key] = int(content)
+                labels[key] = _label(shard, tar, member)
             elif is_image(extension):
                 if key in images:
                     raise ValueError(f"{shard} has two images with the key {key!r}.")
@@ -171,3 +166,13 @@ def _samples(shard: Path) -> Iterator[tuple[Member, int]]:
         has, lacks = ("image", "class (.cls)") if lone[0] in images else ("class (.cls)", "image")
         raise ValueError(f"{shard} has {len(lone)} {has} without {lacks}, such as {lone[0]!r}.")
     return ((images[key], labels[key]) for key in images)
+
+
+def _label(shard: Path, tar: OpenTar, member: Member) -> int:
+    content = tar.read(member._replace(size=min(member.size, 20)))
+    if member.size > 20 or not content.strip().isdigit() or int(content) >= _MAX_CLASSES:
+        raise ValueError(
+            f"{shard}: {member.name} must be a label in digits below {_MAX_CLASSES:,}, but it is "
+            f"{content!r}{' ...' if member.size > 20 else ''}."
+        )
+    return int(content)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from se_lightning.data.files.sources.index import Arrays, Strings
-from se_lightning.data.files.sources.source import TarSource
+from se_lightning.data.files.sources.source import TarSource, open_regular
 
 __all__ = ["Member", "OpenTar", "pack_members", "tar_source"]
 
@@ -36,7 +36,7 @@ class OpenTar:
         self.path = path
 
     def __enter__(self) -> "OpenTar":
-        self.file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self.file = open_regular(self.path)
         self.size = os.fstat(self.file).st_size
         return self
 

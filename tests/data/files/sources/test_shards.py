@@ -335,6 +335,8 @@ def test_shards_of_other_tools_are_scanned(tmp_path):
         ({"1.jpg": b"", "1.png": b"", "1.cls": b"0"}, "two images with the key '1'"),
         ({"1.jpg": b"", "1.cls": b"cat"}, r"1\.cls must be a label.*b'cat'"),
         ({"1.jpg": b"", "1.cls": b"-1"}, r"1\.cls must be a label.*b'-1'"),
+        ({"1.jpg": b"", "1.cls": b"1000000"}, r"1\.cls must be .* below 1,000,000, .*b'1000000'"),
+        ({"1.jpg": b"", "1.cls": b"9" * 5000}, r"1\.cls must be .*b'9{20}' \.\.\.\.$"),
     ],
 )
 def test_shards_of_another_format_are_named(tmp_path, members, message):

@@ -116,6 +116,38 @@ def test_a_file_that_is_gone_is_named(tmp_path):
         source.read(1)
 
 
+def test_pipes_devices_and_links_to_them_are_refused_unopened(tmp_path, monkeypatch):
+    source, _ = class_folders(put_classes(tmp_path / "root", {"a": 4}))
+    paths = [tmp_path / "root" / "a" / f"{i}.jpg" for i in range(4)]
+    for path in paths:
+        path.unlink()
+    os.mkfifo(paths[0])
+    paths[1].symlink_to(paths[0])
+    paths[2].symlink_to("/dev/zero")
+    paths[3].mkdir()
+    opened = []
+    monkeypatch.setattr(os, "open", lambda path, *_: opened.append(path))
+    for index, path in enumerate(paths):
+        with pytest.raises(OSError, match=rf"{path} cannot be read: .*not a file"):
+            source.read(index)
+    with pytest.raises(OSError, match="not a file"):
+        open_tar(paths[0])
+    assert opened == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_a_file_too_large_for_an_image_is_refused_unread(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(sources_module, "_MAX_BYTES", 100)
+    contents = {"a/0.jpg": bytes(100), "a/1.jpg": bytes(101)}
+    for name, content in contents.items():
+        put(tmp_path / "root" / name, content)
+    source, _ = class_folders(tmp_path / "root")
+    source = open_tar(write_tar(tmp_path / "a.tar", contents)) if kind == "tar" else source
+    assert source.read(0) == bytes(100)
+    with pytest.raises(OSError, match=r"1\.jpg cannot be read: Its 101 bytes are too many"):
+        source.read(1)
+
+
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
 def test_members_are_where_tarfile_finds_them(tmp_path, form):
     generator = np.random.default_rng(0)
