@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from pytorch_lightning import LightningDataModule, Trainer
@@ -13,30 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from se_lightning.arguments import positive_integer
 from se_lightning.data.identity import Identity, digest
+from se_lightning.data.options import ImageOptions
 from se_lightning.data.samplers import EvalBatches, OneEpoch, TrainBatches
 from se_lightning.data.transforms.color import ColorJitter
 from se_lightning.data.transforms.on_device import Erasing, Finish, Mixing
 from se_lightning.data.transforms.per_image import SampleTransforms
 
 __all__ = ["ImageDataModule", "ImageOptions", "cores", "next_batch"]
-
-
-class ImageOptions(TypedDict, total=False):
-    """The options of every datamodule; see :class:`ImageDataModule`."""
-
-    batch_size: int
-    eval_batch_size: int
-    seed: int
-    rotation: float
-    pixel_jitter: int
-    color_jitter: float | Sequence[float]
-    rand_augment: int | None
-    trivial_augment: bool
-    random_erasing: float
-    cutout: int
-    mixup: float
-    cutmix: float
-    repeats: int
 
 
 def cores() -> int:
@@ -147,10 +130,7 @@ class ImageDataModule(LightningDataModule):
         raise TypeError(f"{type(self).__name__} must define `labels`.")
 
     def fingerprint(self, split: str) -> dict[str, Any]:
-        """Return the number of images of a split and digests of what identifies them.
-
-        Checkpoints contain it, and two fingerprints are compared in the entries that both have.
-        """
+        """Return the number of images of a split, and digests to compare where both have them."""
         labels = self.labels(split)
         return {"images": len(labels), "labels": digest(labels.astype("<i8"))}
 
@@ -159,8 +139,7 @@ class ImageDataModule(LightningDataModule):
 
         Args:
             state: The datamodule's state in the checkpoint.
-            strict: Whether other images are an error; otherwise they are a warning. Other classes
-                are always an error.
+            strict: Whether other images are an error or a warning; other classes are an error.
             remedy: What to do about other images, for the message.
 
         Raises:
@@ -248,9 +227,8 @@ class ImageDataModule(LightningDataModule):
 
         Raises:
             ValueError: If the state is damaged.
-            MisconfigurationException: If the data have other classes; or, in training, if they
-                have other images, or the checkpoint is from within an epoch and the batch or world
-                size differs.
+            MisconfigurationException: If the classes differ; or, in training, the images, or
+                within an epoch the batch or world size.
         """
         trains = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         self.expect(

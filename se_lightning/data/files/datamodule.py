@@ -141,5 +141,13 @@ class FileDataModule(ImageDataModule):
 
     def _loader(self, dataset: Dataset, order: TrainBatches | EvalBatches) -> DataLoader:
         assert isinstance(dataset, ImageFiles)
-        folder = Path() if self.trainer is None else Path(self.trainer.default_root_dir)
-        return FileLoader(dataset, bad_files=self._bad_files, folder=folder, **self._options(order))
+        folder, ranks = Path(), 1
+        if self.trainer is not None:
+            folder, ranks = Path(self.trainer.default_root_dir), self.trainer.world_size
+        return FileLoader(
+            dataset,
+            bad_files=self._bad_files,
+            folder=folder,
+            alone=ranks == 1,
+            **self._options(order),
+        )

@@ -137,20 +137,35 @@ class FileLoader(DataLoader):
         dataset: Image files.
         bad_files: Records the unreadable files.
         folder: Folder of the list.
+        alone: Whether no other rank reads a part of the same epoch.
         **options: Options of DataLoader.
     """
 
     def __init__(
-        self, dataset: ImageFiles, *, bad_files: BadFiles, folder: Path, **options: Any
+        self,
+        dataset: ImageFiles,
+        *,
+        bad_files: BadFiles,
+        folder: Path,
+        alone: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__(dataset, **options)
-        self.bad_files, self.folder = bad_files, folder
+        self.bad_files, self.folder, self.alone = bad_files, folder, alone
 
     def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]
         train = self.dataset.transforms is not None  # type: ignore[attr-defined]
+        read = 0
         try:
             for batch in super().__iter__():
                 self.bad_files.take(batch, train=train)
+                read += len(batch.keys)
                 yield batch
         finally:
             self.bad_files.write(self.folder)
+        # Other ranks may have read some; ImageClassifier counts those of all ranks.
+        if self.alone and not read and len(self):
+            raise ValueError(
+                f"None of the {len(self.dataset)} files of a split can be read; see "  # type: ignore[arg-type]
+                f"{self.folder / BAD_FILES}."
+            )

@@ -181,6 +181,20 @@ def test_a_training_batch_of_bad_files_only_stops(image_root):
         list(data.train_dataloader())
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_split_of_bad_files_only_is_refused(image_root, tmp_path, monkeypatch, workers):
+    monkeypatch.chdir(tmp_path)
+    data = folder(image_root, on_error="skip", num_workers=workers)
+    *others, last = sorted((image_root / "val").rglob("*.jpg"))
+    for path in others:
+        path.write_text("hello")
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 1
+    last.write_text("hello")
+    with pytest.raises(ValueError, match=r"None of the 9 files .* bad_files\.txt"):
+        list(data.val_dataloader())
+    assert len((tmp_path / "bad_files.txt").read_text().splitlines()) == 9
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("on_error", "ignore"), ("on_error", None), ("interpolation", "cubic"), ("image_size", 0)],
