@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from se_lightning.data.files.sources.folders import is_image
-from se_lightning.data.files.sources.index import Arrays, Stamps, cached_index, stamp
+from se_lightning.data.files.sources.index import MAX_CLASSES, Arrays, Stamps, cached_index, stamp
 from se_lightning.data.files.sources.progress import progress
 from se_lightning.data.files.sources.source import Source
 from se_lightning.data.files.sources.tars import Member, OpenTar, pack_members, tar_source
@@ -19,7 +19,6 @@ RECORD = "shards.json"  # written by write_shards at the end
 PARTIAL = "shards.partial.json"  # written by write_shards after each shard
 
 _SPLITS = ("train", "val", "test")
-_MAX_CLASSES = 1_000_000  # all classes up to the largest label get a name and weights
 # As in WebDataset, the key ends at the first dot of the last component.
 _MEMBER = re.compile(r"((?:.*/|)[^./]+)(\.[^/]*)")
 
@@ -170,9 +169,9 @@ def _samples(shard: Path) -> Iterator[tuple[Member, int]]:
 
 def _label(shard: Path, tar: OpenTar, member: Member) -> int:
     content = tar.read(member._replace(size=min(member.size, 20)))
-    if member.size > 20 or not content.strip().isdigit() or int(content) >= _MAX_CLASSES:
+    if member.size > 20 or not content.strip().isdigit() or int(content) >= MAX_CLASSES:
         raise ValueError(
-            f"{shard}: {member.name} must be a label in digits below {_MAX_CLASSES:,}, but it is "
+            f"{shard}: {member.name} must be a label in digits below {MAX_CLASSES:,}, but it is "
             f"{content!r}{' ...' if member.size > 20 else ''}."
         )
     return int(content)
