@@ -273,6 +273,6 @@ def datamodule_from(checkpoint: dict[str, Any], **changes: Any) -> LightningData
     datamodule.expect(
         checkpoint.get(name, {}),
         strict="root" not in changes,
-        remedy="Restore the run's files and options, or choose other data: data=NAME data.root=DIR.",
+        remedy="Restore the run's files and options, or choose others: data=NAME data.root=DIR.",
     )
     return datamodule
