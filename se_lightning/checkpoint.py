@@ -252,6 +252,9 @@ def model_from(checkpoint: dict[str, Any], path: str | Path) -> ImageClassifier:
 def datamodule_from(checkpoint: dict[str, Any], **changes: Any) -> LightningDataModule:
     """Rebuild the datamodule on which the checkpoint was trained.
 
+    It raises an error later if its classes or images are no longer those of the checkpoint. With
+    another ``root``, other images are a warning.
+
     Args:
         checkpoint: Checkpoint of a run with a datamodule of this package.
         **changes: Arguments that replace the saved ones, such as ``root``.
@@ -265,8 +268,14 @@ def datamodule_from(checkpoint: dict[str, Any], **changes: Any) -> LightningData
         raise ValueError(f"The checkpoint was trained on {name}. Choose a data set with data=...")
     hyper_parameters = checkpoint.get(LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
     try:
-        return kind(**{**hyper_parameters, **changes})
+        datamodule = kind(**{**hyper_parameters, **changes})
     except TypeError as error:
         raise ValueError(
             f"Cannot rebuild the {name} of the checkpoint: {error}. Choose a data set with data=..."
         ) from error
+    datamodule.expect(
+        checkpoint.get(name, {}),
+        strict="root" not in changes,
+        remedy="Restore the run's files and options, or choose others: data=NAME data.root=DIR.",
+    )
+    return datamodule

@@ -23,7 +23,7 @@ from se_lightning.models.surgery.folded import folded, repeat_folds
 from se_lightning.models.surgery.insert import restore_hooks
 from se_lightning.models.weights.structure import classifier_path, structure
 from se_lightning.modules import freezing
-from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation
+from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation, require_samples
 from se_lightning.modules.optim import (
     OptimizerFactory,
     SchedulerFactory,
@@ -229,6 +229,12 @@ class ImageClassifier(LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: D102
         self._evaluate(batch, self.test_metrics)
+
+    def on_validation_epoch_end(self) -> None:  # noqa: D102
+        require_samples(self.trainer, self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:  # noqa: D102
+        require_samples(self.trainer, self.test_metrics)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the class probabilities, (N, K)."""
