@@ -71,8 +71,12 @@ def _row(result: RunResult) -> dict[str, Any]:
         **overrides,
         "hidden widths": " ".join(map(str, widths)),
         "parameters": result.get("parameters", ""),
-        **{name: f"{value:.5g}" for name, value in result.get("metrics", {}).items()},
+        **{name: _number(value) for name, value in result.get("metrics", {}).items()},
         "world size": result.get("world_size", ""),
         "wall time, s": result.get("wall_time_s", ""),
         "error": " ".join(result.get("error", "").split()),
     }
+
+
+def _number(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.5g}"

@@ -122,6 +122,7 @@ def lead(multirun: Multirun | None, *, resumed: bool = False) -> Iterator[Sweep 
     if not resumed:
         resume.refuse_used(sweep.dir)
     RunFolder(sweep.dir).claim("hydra.sweep.dir")
+    resume.discard_damaged(sweep.dir)
     _sweep = sweep
     try:
         with _ends_by_signal(sweep.pool):
@@ -162,8 +163,8 @@ def run_job(cfg: DictConfig) -> float | None:
     write_summary(sweep_dir)
     result = pool.results.get(job.number) or job.folder.result()
     if result["status"] != "completed":
-        raise JobError(f"job {job.number} failed: {result['error']}")
-    return result["score"]
+        raise JobError(f"job {job.number} failed: {result.get('error', '')}")
+    return result.get("score")
 
 
 def _job(cfg: DictConfig, gpus: Sequence[str] = ()) -> Job:
