@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 
 from se_lightning.cli.command import Command
 from se_lightning.cli.errors import JobError
+from se_lightning.cli.process import die_with_multirun
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.sweep import resume
 from se_lightning.cli.sweep.multirun import Multirun
@@ -154,6 +155,7 @@ def run_job(cfg: DictConfig) -> float | None:
         _sweep.start(_job(cfg, _sweep.gpus))
         write_summary(sweep_dir)
         return None
+    die_with_multirun()
     pool, job = Pool(), _job(cfg)
     left = resume.remaining(job)
     if left is not None:
