@@ -1,15 +1,17 @@
 """Resuming an interrupted multirun."""
 
+import csv
 import errno
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from se_lightning.cli.command import Command
+from se_lightning.cli.command import Command, quoted, unquoted
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.sweep.pool import Job
 from se_lightning.cli.sweep.resume import discard_damaged, remaining, resumed
@@ -81,7 +83,7 @@ def test_a_job_is_skipped_resumed_or_repeated(tmp_path, status, checkpoint, left
 JOB = """
 import json, pathlib, sys
 given = dict(o.split("=", 1) for o in sys.argv[1:] if "=" in o)
-folder = pathlib.Path(given["hydra.run.dir"].strip('"'))
+folder = pathlib.Path(json.loads(given["hydra.run.dir"]))
 number = int(folder.name)
 with open(folder.parent / "ran", "a") as file:
     print(number, file=file)
@@ -92,19 +94,20 @@ result = {"status": "completed", "job": number, "overrides": ["seed=" + given["s
 
 @pytest.fixture
 def sweep(run_main, tmp_path, monkeypatch):
-    """A multirun of three jobs that has completed, and a function that returns the jobs run."""
+    """A multirun of three jobs that has completed, and a function that resumes it."""
     monkeypatch.setattr(Command, "line", lambda self: [sys.executable, "-c", JOB, *self.overrides])
     code, error = run_main("-m", "seed=0,1,2", "hydra.sweep.dir=s")
     assert code == 0, error
     folder = tmp_path / "s"
 
-    def jobs_of(*arguments):
-        (folder / "ran").unlink(missing_ok=True)
-        code, error = run_main("-m", "jobs.resume=s", *arguments, more=())
-        ran = folder / "ran"
+    def resume(*arguments):
+        if not arguments:
+            (folder / "ran").unlink(missing_ok=True)
+        code, error = run_main("-m", *(arguments or ["jobs.resume=s"]), more=())
+        ran = Path(unquoted(arguments[0].partition("=")[2]) if arguments else "s") / "ran"
         return code, error, ran.read_text().split() if ran.exists() else []
 
-    return folder, jobs_of
+    return folder, resume
 
 
 def test_jobs_with_damaged_results_are_run_again(sweep):
@@ -176,3 +179,34 @@ def test_a_folder_without_a_valid_multirun_yaml_is_named(tmp_path, text):
     with pytest.raises(ValueError, match=what) as raised:
         resumed(Command.parse(["-m", f"jobs.resume={tmp_path}"]))
     assert str(tmp_path) in str(raised.value)
+
+
+def listing(folder):
+    return {
+        path.relative_to(folder): (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+        for path in folder.rglob("*")
+    }
+
+
+@pytest.mark.parametrize("original", ["gone", "changed"])
+def test_a_moved_or_copied_multirun_resumes_in_the_new_place(sweep, tmp_path, original):
+    folder, resume = sweep
+    copy = tmp_path / "elsewhere" / 'a "copy"'
+    shutil.copytree(folder, copy)
+    (copy / "ran").unlink()
+    shutil.rmtree(copy / "2")
+    (copy / "1" / "result.json").unlink()
+    if original == "gone":
+        shutil.rmtree(folder)
+    else:  # whatever is read from here would end the multirun, or change its table
+        for path in folder.rglob("*.*"):
+            if path.is_file():
+                path.write_text("poison")
+    before = listing(folder)
+    code, error, ran = resume(f"jobs.resume={quoted(copy)}")
+    assert (code, error, ran) == (0, "", ["1", "2"])
+    assert listing(folder) == before
+    with (copy / "summary.csv").open() as file:
+        assert [(row["job"], row["status"]) for row in csv.DictReader(file)] == [
+            (number, "completed") for number in "012"
+        ]
