@@ -1,7 +1,5 @@
 """The table of a multirun, rebuilt from the results of its jobs."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +7,7 @@ from se_lightning.atomic import write_text
 from se_lightning.cli.command import key_of, value_of
 from se_lightning.cli.run.folder import jobs_in
 from se_lightning.cli.run.result import RunResult
+from se_lightning.tables import csv_table
 
 __all__ = ["SUMMARY", "read_results", "write_summary"]
 
@@ -23,11 +22,8 @@ def write_summary(sweep_dir: Path) -> None:
     found = dict.fromkeys(column for row in rows for column in row)
     columns = head + [column for column in found if column not in head + tail] + tail
 
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, columns, restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(sweep_dir / "summary.csv", table.getvalue())
+    table = csv_table(columns, ([row.get(column) for column in columns] for row in rows))
+    write_text(sweep_dir / "summary.csv", table)
     write_text(sweep_dir / SUMMARY, _markdown(rows, columns))
 
 

@@ -58,6 +58,14 @@ def test_the_markdown_table_has_only_the_columns_to_compare(sweep):
     assert len({len(line) for line in lines[2:]}) == 1
 
 
+def test_a_setting_that_a_spreadsheet_would_run_is_text(sweep):
+    result = json.dumps(RESULTS[1]).replace("model.ratio=0", "model.name==1+1")
+    (sweep / "2" / "result.json").write_text(result)
+    summary.write_summary(sweep)
+    assert rows(sweep)[0]["model.name"] == "'=1+1"
+    assert "=1+1" in (sweep / "summary.md").read_text()
+
+
 def test_a_metric_that_is_not_finite_is_nan(sweep):
     """In results of this version, which have null, and of earlier ones, which have NaN."""
     for value in ("null", "NaN"):
