@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from se_lightning.cli.console import say
 from se_lightning.cli.errors import Failure, Kind
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.result import RunResult
@@ -170,7 +171,7 @@ class Pool:
 
     def _say(self, job: Job, what: str) -> None:
         if self.parallel > 1:
-            print(f"job {job.number}: {what}", flush=True)
+            say(f"job {job.number}: {what}")
 
 
 def visible_gpus() -> list[str]:

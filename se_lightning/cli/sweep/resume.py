@@ -1,12 +1,14 @@
 """Resuming a multirun: the same command again, for the jobs that have not completed."""
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from se_lightning.cli.command import Command, quoted
+from se_lightning.cli.console import say
 from se_lightning.cli.run.folder import MULTIRUN, jobs_in
 from se_lightning.cli.sweep.pool import Job
 
@@ -73,7 +75,7 @@ def discard_damaged(sweep_dir: Path) -> None:
         try:
             job.result(strict=True)
         except ValueError as error:
-            print(f"{error} The job is run again.", flush=True)
+            say(f"{error} The job is run again.")
             job.discard_result()
         except OSError as error:
             raise ValueError(
@@ -100,5 +102,5 @@ def refuse_used(sweep_dir: Path) -> None:
     for job in jobs_in(sweep_dir):
         raise ValueError(
             f"{job.path} already holds a run. Choose another folder with hydra.sweep.dir=DIR, or "
-            f"continue the multirun with -m jobs.resume={sweep_dir}."
+            f"continue the multirun with -m jobs.resume={shlex.quote(str(sweep_dir))}."
         )

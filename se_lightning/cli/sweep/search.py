@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf, open_dict
 
 from se_lightning.atomic import write_text
+from se_lightning.cli.console import say
 from se_lightning.cli.run.folder import MULTIRUN, RunFolder
 from se_lightning.cli.sweep.pool import Job, gpus_needed
 from se_lightning.cli.sweep.study import open_study, propose
@@ -108,7 +109,7 @@ def _start_unless_ended(sweep: Sweep, trial: "optuna.Trial | FrozenTrial") -> No
 def _job(sweep: Sweep, number: int, params: dict[str, Any]) -> Job:
     """Return a trial as a job."""
     chosen = [f"{key}={value}" for key, value in params.items()]
-    print(f"trial {number}: {' '.join(chosen)}", flush=True)
+    say(f"trial {number}: {' '.join(chosen)}")
     folder = RunFolder(sweep.dir / str(number))
     command = sweep.multirun.for_jobs().for_job(folder.path, number, *chosen)
     gpus = gpus_needed(command.compose().trainer, sweep.gpus) if sweep.gpus else 0

@@ -5,6 +5,7 @@ from typing import Any
 
 from se_lightning.atomic import write_text
 from se_lightning.cli.command import key_of, value_of
+from se_lightning.cli.console import printable
 from se_lightning.cli.run.folder import jobs_in
 from se_lightning.cli.run.result import RunResult
 from se_lightning.tables import csv_table
@@ -43,7 +44,8 @@ def _markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
     }
     shown = [c for c in columns if c not in shared and not c.startswith(("train/", "val/"))]
     shown = [c for c in shown if any(str(row.get(c, "")) for row in rows)]
-    cells = [shown] + [[str(row.get(c, "")).replace("|", "\\|") for c in shown] for row in rows]
+    cells = [list(map(_cell, shown))]
+    cells += [[_cell(row.get(column, "")) for column in shown] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
@@ -51,26 +53,31 @@ def _markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
     ]
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     if shared:
-        lines[:0] = ["All jobs: " + " ".join(f"`{k}={v}`" for k, v in shared.items()), ""]
+        settings = " ".join(f"`{_cell(f'{key}={value}')}`" for key, value in shared.items())
+        lines[:0] = [f"All jobs: {settings}", ""]
     return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return printable(str(value), keep="").replace("|", "\\|")
 
 
 def _row(result: RunResult) -> dict[str, Any]:
     """Flatten a result: one column per override, metric and figure."""
-    overrides = {key_of(o): value_of(o) for o in result["overrides"]}
+    overrides = {key_of(o): printable(value_of(o)) for o in result.get("overrides", [])}
     # These belong to the multirun, and may change when it is resumed.
     overrides = {key: value for key, value in overrides.items() if not key.startswith("jobs.")}
     widths = dict.fromkeys(result.get("hidden_widths", {}).values())
     return {
         "job": result["job"],
-        "status": result["status"],
+        "status": result.get("status", "failed"),
         **overrides,
         "hidden widths": " ".join(map(str, widths)),
         "parameters": result.get("parameters", ""),
         **{name: _number(value) for name, value in result.get("metrics", {}).items()},
         "world size": result.get("world_size", ""),
         "wall time, s": result.get("wall_time_s", ""),
-        "error": " ".join(result.get("error", "").split()),
+        "error": printable(" ".join(result.get("error", "").split())),
     }
 
 

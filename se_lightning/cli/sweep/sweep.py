@@ -8,6 +8,7 @@ process group, W&B run) would also affect the next one. So each job is a separat
 import contextlib
 import importlib.util
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from se_lightning.cli.command import Command
+from se_lightning.cli.console import say
 from se_lightning.cli.errors import JobError
 from se_lightning.cli.process import die_with_multirun
 from se_lightning.cli.run.folder import RunFolder
@@ -72,11 +74,12 @@ class Sweep:
         if not results:
             return
         write_summary(self.dir)
-        print(f"\n{(self.dir / SUMMARY).read_text()}\n{self.shown}/{SUMMARY}")
+        say(f"\n{(self.dir / SUMMARY).read_text()}\n{self.shown}/{SUMMARY}")
         if self.remark:
-            print(self.remark)
-        if any(result["status"] != "completed" for result in results):
-            print(f"To continue: python -m se_lightning -m jobs.resume={self.shown}")
+            say(self.remark)
+        if any(result.get("status") != "completed" for result in results):
+            folder = shlex.quote(str(self.shown))
+            say(f"To continue: python -m se_lightning -m jobs.resume={folder}")
 
     def raise_failures(self) -> None:
         """Raise a JobError that lists the jobs that did not complete, if there are any."""
@@ -84,7 +87,7 @@ class Sweep:
         by_status: dict[str, list[str]] = {}
         for number, result in sorted(results.items()):
             first = (result.get("error", "").splitlines() or [""])[0]
-            by_status.setdefault(result["status"], []).append(f"{number} ({first})")
+            by_status.setdefault(result.get("status", "failed"), []).append(f"{number} ({first})")
         by_status.pop("completed", None)
         if not by_status:
             return
@@ -164,7 +167,7 @@ def run_job(cfg: DictConfig) -> float | None:
             pool.wait()
     write_summary(sweep_dir)
     result = pool.results.get(job.number) or job.folder.result()
-    if result["status"] != "completed":
+    if result.get("status") != "completed":
         raise JobError(f"job {job.number} failed: {result.get('error', '')}")
     return result.get("score")
 

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from omegaconf import OmegaConf
 
 from se_lightning.cli.command import Command, quoted, unquoted
 from se_lightning.cli.run.folder import RunFolder
+from se_lightning.cli.sweep.multirun import Multirun
 from se_lightning.cli.sweep.pool import Job
-from se_lightning.cli.sweep.resume import discard_damaged, remaining, resumed
+from se_lightning.cli.sweep.resume import discard_damaged, refuse_used, remaining, resumed
+from se_lightning.cli.sweep.sweep import Sweep
 
 NUMBER = "${hydra.job.num}"  # must stay unresolved: there is no job number yet
 
@@ -179,6 +182,27 @@ def test_a_folder_without_a_valid_multirun_yaml_is_named(tmp_path, text):
     with pytest.raises(ValueError, match=what) as raised:
         resumed(Command.parse(["-m", f"jobs.resume={tmp_path}"]))
     assert str(tmp_path) in str(raised.value)
+
+
+def test_a_folder_with_special_characters_can_be_pasted_into_a_shell(
+    sweep, tmp_path, monkeypatch, capfd
+):
+    """A backslash, for example, would be lost without quotes."""
+    folder, _ = sweep
+    odd = r"a\b, $HOME 'and' \\"
+    folder.rename(tmp_path / odd)
+    (tmp_path / odd / "1" / "result.json").write_text('{"status": "failed", "job": 1}')
+    report = Sweep(Multirun.composed(Command.parse(["-m", "seed=0,1", "hydra.sweep.dir=x"])))
+    report.shown, report.dir = Path(odd), tmp_path / odd
+    report.report()
+    last = capfd.readouterr().out.splitlines()[-1]
+    shell = shlex.split(last)
+    assert shell[:6] == ["To", "continue:", "python", "-m", "se_lightning", "-m"]
+    command = resumed(Command.parse(shell[5:]))
+    assert Path(command.value("hydra.sweep.dir")) == tmp_path / odd
+    with pytest.raises(ValueError, match="already holds a run") as refused:
+        refuse_used(tmp_path / odd)
+    assert f"jobs.resume={shlex.quote(str(tmp_path / odd))}." in str(refused.value)
 
 
 def listing(folder):
