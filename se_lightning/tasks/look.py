@@ -1,6 +1,5 @@
 """Pictures of the training images, as the network sees them."""
 
-import csv
 import logging
 import math
 from collections.abc import Sequence
@@ -14,7 +13,9 @@ from matplotlib.figure import Figure
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from se_lightning.atomic import write_text
 from se_lightning.data.base import ImageDataModule
+from se_lightning.tables import csv_table
 
 __all__ = ["look"]
 
@@ -54,10 +55,8 @@ def look(
     out = Path(folder)
     _draw_sheet(pixels, [_caption(label, names) for label in labels], out / "look.png")
     _draw_counts(counts, names, out / "class_counts.png")
-    with (out / "class_counts.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["class", *counts])
-        rows.writerows(zip(names, *(each.tolist() for each in counts.values()), strict=True))
+    rows = zip(names, *(each.tolist() for each in counts.values()), strict=True)
+    write_text(out / "class_counts.csv", csv_table(["class", *counts], rows))
     for split, each in counts.items():
         log.info(
             "%-5s  %d images of %d classes, %d to %d each",

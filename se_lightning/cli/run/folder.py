@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import csv
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import TextIO, cast
 from omegaconf import DictConfig, OmegaConf
 
 from se_lightning.atomic import write_text
-from se_lightning.cli.run.result import RunResult
+from se_lightning.cli.run.result import RunResult, as_json, from_json
 
 __all__ = ["MULTIRUN", "RESULT", "RunFolder", "jobs_in", "temporary_folder"]
 
@@ -102,23 +101,24 @@ class RunFolder:
         return cast(DictConfig, OmegaConf.load(self.path / _HYDRA / "hydra.yaml").hydra)
 
     def result(self, *, strict: bool = False) -> RunResult:
-        """Return the result; empty if the run has not ended.
+        """Return the result; empty if the run has not ended, or its file cannot be read.
 
-        A damaged file counts as empty; with ``strict``, it raises a ValueError.
+        With ``strict``, a damaged file raises a ValueError, and an unreadable one an OSError.
         """
+        path = self.path / RESULT
         try:
-            found = json.loads((self.path / RESULT).read_text())
-            if not isinstance(found, dict):
-                raise ValueError(f"{self.path / RESULT} is damaged.")
-        except (OSError, ValueError) as error:
+            return from_json(path.read_bytes())
+        except OSError as error:
             if strict and not isinstance(error, FileNotFoundError):
                 raise
-            return {}
-        return cast(RunResult, found)
+        except ValueError as error:
+            if strict:
+                raise ValueError(f"{path} is damaged.") from error
+        return {}
 
     def write_result(self, result: RunResult, *, keep: bool = False) -> None:
         """Write the result; ``keep`` leaves an existing one as it is."""
-        write_text(self.path / RESULT, json.dumps(result, indent=2) + "\n", keep=keep)
+        write_text(self.path / RESULT, as_json(result), keep=keep)
 
     def epochs_logged(self) -> int:
         """Return the last epoch, from 0, in ``metrics.csv``; 0 without the file."""

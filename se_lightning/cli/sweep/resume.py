@@ -1,16 +1,18 @@
 """Resuming a multirun: the same command again, for the jobs that have not completed."""
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from se_lightning.cli.command import Command, quoted
+from se_lightning.cli.console import say
 from se_lightning.cli.run.folder import MULTIRUN, jobs_in
 from se_lightning.cli.sweep.pool import Job
 
-__all__ = ["refuse_used", "remaining", "resumed"]
+__all__ = ["discard_damaged", "refuse_used", "remaining", "resumed"]
 
 # Keys that may change when a multirun is resumed.
 _FREE = ("jobs.parallel", "jobs.fail_fast", "jobs.trials")
@@ -34,19 +36,52 @@ def resumed(command: Command) -> Command:
             f"jobs.resume={folder} continues a multirun with its own settings; leave out "
             f"{refused[0]}."
         )
-    try:
-        hydra = OmegaConf.load(folder / MULTIRUN).hydra
-        started = Command.recorded(hydra)
-    except (OSError, AttributeError, TypeError, KeyError):
-        raise ValueError(
-            f"`jobs.resume` (={folder}) must be the folder of a multirun, but it has no valid "
-            f"{MULTIRUN}."
-        ) from None
+    started, cwd = _recorded(folder)
     place = f"hydra.sweep.dir={quoted(folder)}"  # before the change of directory
-    if Path(hydra.runtime.cwd).is_dir():
-        os.chdir(hydra.runtime.cwd)  # for relative paths in the overrides
-    kept = started.without("jobs.resume", "hydra.mode")
-    return Command(("-m", *kept.flags), kept.overrides).with_(*changes.overrides, place)
+    if cwd.is_dir():
+        os.chdir(cwd)  # for relative paths in the overrides
+    return Command(("-m", *started.flags), started.overrides).with_(*changes.overrides, place)
+
+
+def _recorded(folder: Path) -> tuple[Command, Path]:
+    """Return the command that started a multirun, without ``-m``, and its working directory."""
+    path = folder / MULTIRUN
+    if not path.is_file():
+        raise ValueError(
+            f"`jobs.resume` (={folder}) must be the folder of a multirun, but it has no {MULTIRUN}."
+        )
+    try:
+        hydra = OmegaConf.load(path).hydra
+        started = Command.recorded(hydra).without("jobs.resume", "hydra.mode")
+        if not hydra.runtime.choices:  # written after all of the above
+            raise ValueError("cut short")
+        return started, Path(hydra.runtime.cwd)
+    except PermissionError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(
+            f"{path} is damaged, so the multirun cannot be continued. Restore the file, or "
+            f"continue each interrupted job with resume={folder}/JOB."
+        ) from error
+
+
+def discard_damaged(sweep_dir: Path) -> None:
+    """Remove the damaged results of a multirun, so that their jobs are run again.
+
+    Raises:
+        ValueError: If a result cannot be read.
+    """
+    for job in jobs_in(sweep_dir):
+        try:
+            job.result(strict=True)
+        except ValueError as error:
+            say(f"{error} The job is run again.")
+            job.discard_result()
+        except OSError as error:
+            raise ValueError(
+                f"{error.filename} cannot be read ({error.strerror}). Make it readable, or remove "
+                "it to run its job again."
+            ) from error
 
 
 def remaining(job: Job) -> Job | None:
@@ -67,5 +102,5 @@ def refuse_used(sweep_dir: Path) -> None:
     for job in jobs_in(sweep_dir):
         raise ValueError(
             f"{job.path} already holds a run. Choose another folder with hydra.sweep.dir=DIR, or "
-            f"continue the multirun with -m jobs.resume={sweep_dir}."
+            f"continue the multirun with -m jobs.resume={shlex.quote(str(sweep_dir))}."
         )

@@ -82,13 +82,20 @@ def test_a_restart_keeps_only_the_config_and_the_log(used):
     assert sorted(path.name for path in used.path.iterdir()) == [".hydra", "se_lightning.log"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "3", "\xff", "\0\0", '{"job": "1"}', '{"status": ["completed"]}',
+        '{"overrides": "seed=1"}', '{"overrides": [1]}', '{"metrics": {"val/loss": "low"}}',
+        '{"hidden_widths": 3}', '{"error": null}', '{"kind": 1}',
+    ],
+)  # fmt: skip
 def test_a_damaged_result_reads_as_empty_or_is_refused(tmp_path, text):
     folder = RunFolder(tmp_path)
     assert folder.result(strict=True) == {}
     (tmp_path / "result.json").write_bytes(text.encode("latin-1"))
     assert folder.result() == {}
-    with pytest.raises(ValueError):  # noqa: PT011 - the caller adds the message
+    with pytest.raises(ValueError, match=r"result.json is damaged"):
         folder.result(strict=True)
 
 
