@@ -252,6 +252,9 @@ def model_from(checkpoint: dict[str, Any], path: str | Path) -> ImageClassifier:
 def datamodule_from(checkpoint: dict[str, Any], **changes: Any) -> LightningDataModule:
     """Rebuild the datamodule on which the checkpoint was trained.
 
+    The file decides which data set it is, where it lies (``root``), and how images are cut, sized
+    and batched. It never starts a download, and the number of workers is chosen for this machine.
+
     It raises an error later if its classes or images are no longer those of the checkpoint. With
     another ``root``, other images are a warning.
 
@@ -268,7 +271,7 @@ def datamodule_from(checkpoint: dict[str, Any], **changes: Any) -> LightningData
         raise ValueError(f"The checkpoint was trained on {name}. Choose a data set with data=...")
     hyper_parameters = checkpoint.get(LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
     try:
-        datamodule = kind(**{**hyper_parameters, **changes})
+        datamodule = kind(**{**_local(hyper_parameters), **changes})
     except TypeError as error:
         raise ValueError(
             f"Cannot rebuild the {name} of the checkpoint: {error}. Choose a data set with data=..."
@@ -279,3 +282,8 @@ def datamodule_from(checkpoint: dict[str, Any], **changes: Any) -> LightningData
         remedy="Restore the run's files and options, or choose others: data=NAME data.root=DIR.",
     )
     return datamodule
+
+
+def _local(hyper_parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a datamodule without those that concern the machine of the run."""
+    return {k: v for k, v in hyper_parameters.items() if k not in ("download", "num_workers")}

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from se_lightning.cli.command import Command, quoted
 from se_lightning.cli.console import say
 from se_lightning.cli.run.folder import MULTIRUN, jobs_in
+from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.sweep.pool import Job
 
 __all__ = ["discard_damaged", "refuse_used", "remaining", "resumed"]
@@ -89,7 +90,8 @@ def remaining(job: Job) -> Job | None:
     if job.folder.result().get("status") == "completed":
         return None
     job.folder.discard_result()
-    if job.folder.last_checkpoint.exists():
+    # Without its last.ckpt, a job that has completed an epoch ends with a message about that.
+    if job.folder.last_checkpoint.exists() or epochs_done(job.folder, job.folder.checkpoints):
         path = quoted(job.folder.path)
         rest = Command(overrides=(f"resume={path}", f"hydra.job.num={job.number}"))
         return replace(job, command=rest.line())
