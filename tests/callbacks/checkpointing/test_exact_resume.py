@@ -272,7 +272,8 @@ def test_intervals_are_checked(argument, message):
 def test_a_checkpoint_within_an_epoch_requires_the_same_batch_size(tmp_path):
     assert fit(tmp_path, cut=3) is None
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt")["FakeDataModule"]
-    assert state == {"epoch": 0, "batch": 2, "world_size": 1, "batch_size": 8}
+    position = {key: value for key, value in state.items() if key != "data"}
+    assert position == {"epoch": 0, "batch": 2, "world_size": 1, "batch_size": 8}
     other = FakeDataModule(size=54, batch_size=4)
     with pytest.raises(pl.utilities.exceptions.MisconfigurationException, match="batch_size=8"):
         other.load_state_dict(state)
