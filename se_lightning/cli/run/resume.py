@@ -28,7 +28,7 @@ _FIXED = (
     "trainer.precision",
     "trainer.accumulate_grad_batches",
 )
-_FREE = ("data.root", "data.num_workers", "data.eval_batch_size")
+_FREE = ("data.root", "data.num_workers", "data.eval_batch_size", "data.on_error")
 
 
 def resumed(command: Command) -> Command:
