@@ -52,7 +52,7 @@ def identity() -> RunResult:
     number = None if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num
     return {
         "job": number,
-        "overrides": Command.recorded(hydra).without("resume").task_overrides,
+        "overrides": Command.recorded(hydra).without("resume", "trust").task_overrides,
     }
 
 

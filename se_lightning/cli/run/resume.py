@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from se_lightning.cli.command import Command, key_of, quoted
 from se_lightning.cli.run.folder import RESULT, RunFolder
+from se_lightning.cli.trust import refuse_untrusted_settings
 from se_lightning.ranks import CHILD, is_launched
 
 __all__ = ["epochs_done", "resumed"]
@@ -53,13 +54,17 @@ def _command(folder: RunFolder, changes: Command) -> Command:
     _refuse_changes(changes)
     if status == "completed" and not changes.task_overrides:
         raise ValueError(f"{folder.path} is complete; trainer.max_epochs=N extends it.")
-    run = Command.recorded(hydra).of_run()
+    run = Command.recorded(hydra).of_run().without("trust")
+    trusts = changes.value("trust") or "false"
+    if trusts != "true":
+        refuse_untrusted_settings(run)
     if "num" in hydra.job:  # set only in a multirun
         run = run.with_(f"hydra.job.num={hydra.job.num}")
     if Path(str(hydra.runtime.get("cwd"))).is_dir():
         os.chdir(hydra.runtime.cwd)  # for relative paths in the overrides
     return run.with_(
         *changes.overrides,
+        f"trust={trusts}",
         f"resume={quoted(folder.path)}",
         f"hydra.run.dir={quoted(folder.path)}",
         "hydra.output_subdir=null",  # .hydra keeps the original config

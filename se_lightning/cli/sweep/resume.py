@@ -12,11 +12,12 @@ from se_lightning.cli.console import say
 from se_lightning.cli.run.folder import MULTIRUN, jobs_in
 from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.sweep.pool import Job
+from se_lightning.cli.trust import refuse_untrusted_settings
 
 __all__ = ["discard_damaged", "refuse_used", "remaining", "resumed"]
 
 # Keys that may change when a multirun is resumed.
-_FREE = ("jobs.parallel", "jobs.fail_fast", "jobs.trials")
+_FREE = ("jobs.parallel", "jobs.fail_fast", "jobs.trials", "trust")
 
 
 def resumed(command: Command) -> Command:
@@ -41,7 +42,11 @@ def resumed(command: Command) -> Command:
     place = f"hydra.sweep.dir={quoted(folder)}"  # before the change of directory
     if cwd.is_dir():
         os.chdir(cwd)  # for relative paths in the overrides
-    return Command(("-m", *started.flags), started.overrides).with_(*changes.overrides, place)
+    trusts = changes.value("trust") or "false"
+    if trusts != "true":
+        refuse_untrusted_settings(started)
+    command = Command(("-m", *started.flags), started.overrides)
+    return command.with_(*changes.overrides, f"trust={trusts}", place)
 
 
 def _recorded(folder: Path) -> tuple[Command, Path]:
@@ -93,7 +98,8 @@ def remaining(job: Job) -> Job | None:
     # Without its last.ckpt, a job that has completed an epoch ends with a message about that.
     if job.folder.last_checkpoint.exists() or epochs_done(job.folder, job.folder.checkpoints):
         path = quoted(job.folder.path)
-        rest = Command(overrides=(f"resume={path}", f"hydra.job.num={job.number}"))
+        trusts = [word for word in job.command if word.startswith("trust=")]
+        rest = Command(overrides=(*trusts, f"resume={path}", f"hydra.job.num={job.number}"))
         return replace(job, command=rest.line())
     job.folder.discard_checkpoints()
     return job
