@@ -15,14 +15,10 @@ from se_lightning.cli.command import Command, key_of
 
 __all__ = ["refuse_untrusted", "refuse_untrusted_settings"]
 
-_TARGETS = (
-    "se_lightning.",
-    "pytorch_lightning.",
-    "torch.optim.",
-    "torchvision.models.",
-)
+# Where the functions and classes are defined that a target may be.
+_MODULES = ("se_lightning.", "pytorch_lightning.", "torch.optim.", "torchvision.models.")
 # Parts of the above that start processes or read files of any kind.
-_NOT_TARGETS = ("se_lightning.cli.", "pytorch_lightning.cli.", "pytorch_lightning.utilities.")
+_NOT_MODULES = ("se_lightning.cli.", "pytorch_lightning.cli", "pytorch_lightning.utilities.")
 _HYDRA_KEYS = (
     "hydra.run",
     "hydra.sweep",
@@ -91,9 +87,15 @@ def _targets(node: DictConfig, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _is_known(target: str) -> bool:
-    if target.startswith(_TARGETS) and not target.startswith(_NOT_TARGETS):
+    try:
+        found = get_object(target)
+    except Exception:  # Hydra reports it
         return True
-    # Imported only here: torch is not needed to refuse a typo.
+    # Not by the name of the target: `se_lightning.data.base.os.system` is a function of os.
+    module = f"{getattr(found, '__module__', '')}."
+    if module.startswith(_MODULES) and not module.startswith(_NOT_MODULES):
+        return True
+    # Imported only here, since the command line answers before torch is imported.
     import pytorch_lightning as pl
     from pytorch_lightning import loggers, plugins, profilers, strategies
     from torch import nn, optim
@@ -101,8 +103,4 @@ def _is_known(target: str) -> bool:
     kinds: tuple[type, ...] = (pl.Callback, nn.Module, pl.LightningDataModule, loggers.Logger)
     kinds += (plugins.CheckpointIO, plugins.Precision, profilers.Profiler, strategies.Strategy)
     kinds += (optim.Optimizer, optim.lr_scheduler.LRScheduler)
-    try:
-        found = get_object(target)
-    except Exception:  # Hydra reports it
-        return True
     return inspect.isclass(found) and issubclass(found, kinds)

@@ -62,8 +62,8 @@ def _recorded(folder: Path) -> tuple[Command, Path]:
         if not hydra.runtime.choices:  # written after all of the above
             raise ValueError("cut short")
         return started, Path(hydra.runtime.cwd)
-    except PermissionError:
-        raise
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}). Make it readable.") from error
     except Exception as error:  # a damaged file can raise anything
         raise ValueError(
             f"{path} is damaged, so the multirun cannot be continued. Restore the file, or "

@@ -184,6 +184,17 @@ def test_a_folder_without_a_valid_multirun_yaml_is_named(tmp_path, text):
     assert str(tmp_path) in str(raised.value)
 
 
+def test_a_multirun_yaml_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "multirun.yaml").touch()
+
+    def refuse(path):  # root may read files of any mode
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(OmegaConf, "load", refuse)
+    with pytest.raises(ValueError, match=r"multirun.yaml cannot be read \(Permission denied\)"):
+        resumed(Command.parse(["-m", f"jobs.resume={tmp_path}"]))
+
+
 def test_a_folder_with_special_characters_can_be_pasted_into_a_shell(
     sweep, tmp_path, monkeypatch, capfd
 ):
