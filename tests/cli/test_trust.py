@@ -41,7 +41,7 @@ def test_targets_are_parts_of_a_training(target, known):
 
 
 def interrupted(run_main, tmp_path, short, *more):
-    code, error = run_main(*short, "hydra.run.dir=run", *more)
+    code, error = run_main(*short, "lr_scheduler=constant", "hydra.run.dir=run", *more)
     assert code == 0, error
     (tmp_path / "run" / "result.json").unlink()
     return tmp_path / "run" / ".hydra" / "hydra.yaml"
