@@ -1,7 +1,8 @@
 """Checkpoints: atomic writing, safe reading, and reconstruction of the model and the data."""
 
 import errno
-import zipfile
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 
 from se_lightning import data, modules
 from se_lightning.atomic import atomic_path
-from se_lightning.models.weights.safe_files import read_file, write_file
+from se_lightning.models.weights.safe_files import check_sums, read_file, write_file
 from se_lightning.models.weights.structure import check_structure
 from se_lightning.modules import ImageClassifier
 
@@ -24,6 +25,9 @@ __all__ = [
     "read_checkpoint",
 ]
 
+log = logging.getLogger(__name__)
+
+_VERSION = re.compile(r"([2-9]|\d\d)\.\d+")  # older versions would be migrated
 # Types of a checkpoint's entries, including those in its entry `se_lightning`.
 _ENTRIES: dict[str, type] = {
     "state_dict": dict,
@@ -129,7 +133,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "that wrote it."
         )
     _check_entries(checkpoint, path)
-    _check_sums(path)
+    check_sums(path)
     return checkpoint
 
 
@@ -144,6 +148,9 @@ def _check_entries(checkpoint: dict[str, Any], path: Path) -> None:
         wrong = ["state_dict"]
     if not wrong and not all(isinstance(s, dict) for s in checkpoint.get("callbacks", {}).values()):
         wrong = ["callbacks"]
+    version = checkpoint.get("pytorch-lightning_version", "2.6")
+    if not wrong and not _VERSION.match(version):
+        wrong = ["pytorch-lightning_version"]
     if wrong:
         raise ValueError(
             f"{path} is damaged, or was not written by a run: its entry `{wrong[0]}` is invalid. "
@@ -154,19 +161,6 @@ def _check_entries(checkpoint: dict[str, Any], path: Path) -> None:
 def _is_name(key: Any) -> bool:
     """Return whether a key can be a parameter; Lightning imports what `_instantiator` names."""
     return isinstance(key, str) and not key.startswith("_")
-
-
-def _check_sums(path: Path) -> None:
-    """Verify the checksums in the file, which torch ignores. Takes 0.1 s per 100 MB."""
-    if not zipfile.is_zipfile(path):
-        return  # written by torch before 1.6
-    with zipfile.ZipFile(path) as file:
-        part = file.testzip()
-    if part is not None:
-        raise ValueError(
-            f"{path} is damaged: the checksum of its part {part} is wrong. Use another checkpoint, "
-            "or copy the file again."
-        )
 
 
 def check_fits(checkpoint: dict[str, Any], model: ImageClassifier, path: str | Path) -> None:
@@ -241,6 +235,11 @@ def model_from(checkpoint: dict[str, Any], path: str | Path) -> ImageClassifier:
         raise ValueError(
             f"{path} was written by {name}, whose network is not part of se_lightning. Load it in "
             "Python: ImageClassifier.load_from_checkpoint(path, backbone=...)."
+        )
+    bad = [k for k, t in checkpoint["state_dict"].items() if not t.isfinite().all()]
+    if bad:
+        log.warning(
+            "%s has weights that are not finite, in %d tensors: %s.", path, len(bad), bad[0]
         )
     try:
         return kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)

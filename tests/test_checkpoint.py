@@ -172,6 +172,22 @@ def test_a_checkpoint_downloads_nothing_and_starts_no_workers(saved):
     assert datamodule_from(checkpoint, num_workers=2).num_workers == 2  # of the command line
 
 
+@pytest.mark.parametrize("version", ["0.0.1", "1.9.0", "no version", ""])
+def test_an_impossible_version_of_lightning_is_refused(saved, tmp_path, version):
+    checkpoint = torch.load(saved[0], weights_only=True)
+    torch.save(checkpoint | {"pytorch-lightning_version": version}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="its entry `pytorch-lightning_version` is invalid"):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_weights_that_are_not_finite_are_reported(saved, tmp_path, caplog):
+    checkpoint = torch.load(saved[0], weights_only=True)
+    checkpoint["state_dict"]["backbone.fc.bias"][0] = float("nan")
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    model_from(read_checkpoint(tmp_path / "x.ckpt"), tmp_path / "x.ckpt")
+    assert "not finite, in 1 tensors: backbone.fc.bias." in caplog.text
+
+
 def test_a_checkpoint_names_no_code(saved, tmp_path):
     """Lightning before 2.6.6 imported and called what `_instantiator` names."""
     checkpoint = torch.load(saved[0], weights_only=True)
