@@ -1,7 +1,8 @@
 """Checkpoints: atomic writing, safe reading, and reconstruction of the model and the data."""
 
 import errno
-import zipfile
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 
 from se_lightning import data, modules
 from se_lightning.atomic import atomic_path
-from se_lightning.models.weights.safe_files import read_file
+from se_lightning.models.weights.safe_files import check_sums, read_file, write_file
 from se_lightning.models.weights.structure import check_structure
 from se_lightning.modules import ImageClassifier
 
@@ -24,6 +25,9 @@ __all__ = [
     "read_checkpoint",
 ]
 
+log = logging.getLogger(__name__)
+
+_VERSION = re.compile(r"([2-9]|\d\d)\.\d+")  # older versions would be migrated
 # Types of a checkpoint's entries, including those in its entry `se_lightning`.
 _ENTRIES: dict[str, type] = {
     "state_dict": dict,
@@ -69,6 +73,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             OSError: If the file cannot be written.
+            ValueError: If it holds something that could not be loaded again.
         """
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
@@ -79,11 +84,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise OSError(errno.ENOENT, "The folder was deleted during the run")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._folders.add(path.parent)
-            with (
-                atomic_path(path, durable=True, sole_writer=True) as temporary,
-                temporary.open("wb") as file,
-            ):
-                torch.save(checkpoint, file)
+            with atomic_path(path, durable=True, sole_writer=True) as temporary:
+                write_file(checkpoint, temporary)
         except RuntimeError as error:
             if isinstance(error.__context__, OSError):  # torch's message hides a full disk
                 raise _unwritten(path, error.__context__) from error
@@ -131,7 +133,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "that wrote it."
         )
     _check_entries(checkpoint, path)
-    _check_sums(path)
+    check_sums(path)
     return checkpoint
 
 
@@ -141,11 +143,14 @@ def _check_entries(checkpoint: dict[str, Any], path: Path) -> None:
     found = {**checkpoint, **(about if isinstance(about, dict) else {})}
     wrong = [key for key, kind in _ENTRIES.items() if not isinstance(found.get(key, kind()), kind)]
     if not wrong:
-        wrong = [k for k in _NAMED if not all(isinstance(n, str) for n in found.get(k, {}))]
+        wrong = [k for k in _NAMED if not all(map(_is_name, found.get(k, {})))]
     if not wrong and not all(isinstance(t, torch.Tensor) for t in found["state_dict"].values()):
         wrong = ["state_dict"]
     if not wrong and not all(isinstance(s, dict) for s in checkpoint.get("callbacks", {}).values()):
         wrong = ["callbacks"]
+    version = checkpoint.get("pytorch-lightning_version", "2.6")
+    if not wrong and not _VERSION.match(version):
+        wrong = ["pytorch-lightning_version"]
     if wrong:
         raise ValueError(
             f"{path} is damaged, or was not written by a run: its entry `{wrong[0]}` is invalid. "
@@ -153,17 +158,9 @@ def _check_entries(checkpoint: dict[str, Any], path: Path) -> None:
         )
 
 
-def _check_sums(path: Path) -> None:
-    """Verify the checksums in the file, which torch ignores. Takes 0.1 s per 100 MB."""
-    if not zipfile.is_zipfile(path):
-        return  # written by torch before 1.6
-    with zipfile.ZipFile(path) as file:
-        part = file.testzip()
-    if part is not None:
-        raise ValueError(
-            f"{path} is damaged: the checksum of its part {part} is wrong. Use another checkpoint, "
-            "or copy the file again."
-        )
+def _is_name(key: Any) -> bool:
+    """Return whether a key can be a parameter; Lightning imports what `_instantiator` names."""
+    return isinstance(key, str) and not key.startswith("_")
 
 
 def check_fits(checkpoint: dict[str, Any], model: ImageClassifier, path: str | Path) -> None:
@@ -239,6 +236,11 @@ def model_from(checkpoint: dict[str, Any], path: str | Path) -> ImageClassifier:
             f"{path} was written by {name}, whose network is not part of se_lightning. Load it in "
             "Python: ImageClassifier.load_from_checkpoint(path, backbone=...)."
         )
+    bad = [k for k, t in checkpoint["state_dict"].items() if not t.isfinite().all()]
+    if bad:
+        log.warning(
+            "%s has weights that are not finite, in %d tensors: %s.", path, len(bad), bad[0]
+        )
     try:
         return kind.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     except (TypeError, ValueError, KeyError, RuntimeError) as error:
@@ -248,6 +250,12 @@ def model_from(checkpoint: dict[str, Any], path: str | Path) -> ImageClassifier:
 
 def datamodule_from(checkpoint: dict[str, Any], **changes: Any) -> LightningDataModule:
     """Rebuild the datamodule on which the checkpoint was trained.
+
+    The file decides which data set it is, where it lies (``root``), and how images are cut, sized
+    and batched. It never starts a download, and the number of workers is chosen for this machine.
+
+    It raises an error later if its classes or images are no longer those of the checkpoint. With
+    another ``root``, other images are a warning.
 
     Args:
         checkpoint: Checkpoint of a run with a datamodule of this package.
@@ -262,8 +270,19 @@ def datamodule_from(checkpoint: dict[str, Any], **changes: Any) -> LightningData
         raise ValueError(f"The checkpoint was trained on {name}. Choose a data set with data=...")
     hyper_parameters = checkpoint.get(LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
     try:
-        return kind(**{**hyper_parameters, **changes})
+        datamodule = kind(**{**_local(hyper_parameters), **changes})
     except TypeError as error:
         raise ValueError(
             f"Cannot rebuild the {name} of the checkpoint: {error}. Choose a data set with data=..."
         ) from error
+    datamodule.expect(
+        checkpoint.get(name, {}),
+        strict="root" not in changes,
+        remedy="Restore the run's files and options, or choose others: data=NAME data.root=DIR.",
+    )
+    return datamodule
+
+
+def _local(hyper_parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a datamodule without those that concern the machine of the run."""
+    return {k: v for k, v in hyper_parameters.items() if k not in ("download", "num_workers")}

@@ -51,6 +51,10 @@ class _Rows(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         self._path = Path(self.metrics_file_path)
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Continue the file that is there."""
         rows = self._read()
         self.rows = len(rows)
         self.metrics_keys = list(rows[0]) if rows else []
@@ -60,6 +64,8 @@ class _Rows(ExperimentWriter):
 
     def save(self) -> None:
         logged = len(self.metrics)
+        if logged and not self.metrics_keys:
+            self._adopt()  # with ddp_spawn, another process has written during the fit
         super().save()
         self.rows += logged
 

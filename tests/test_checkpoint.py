@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch import nn
 
-from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
+from se_lightning import DigitsDataModule, ImageClassifier, MNISTDataModule, SEResNetModule
 from se_lightning.checkpoint import (
     AtomicCheckpointIO,
     check_fits,
@@ -157,6 +157,44 @@ def test_only_classes_of_this_package_are_rebuilt(saved):
             model_from(checkpoint, saved[0])
         with pytest.raises(ValueError, match="was trained on"):
             datamodule_from(checkpoint)
+
+
+def test_a_checkpoint_downloads_nothing_and_starts_no_workers(saved):
+    checkpoint = read_checkpoint(saved[0])
+    checkpoint["se_lightning"]["datamodule"] = "MNISTDataModule"
+    own = {"root": "/nowhere", "download": True, "num_workers": 10**6, "batch_size": 17}
+    checkpoint["datamodule_hyper_parameters"] = own
+    checkpoint.pop("DigitsDataModule", None)
+    rebuilt = datamodule_from(checkpoint)
+    assert rebuilt.hparams.download is False
+    assert rebuilt.num_workers == MNISTDataModule().num_workers
+    assert rebuilt.batch_size == 17
+    assert datamodule_from(checkpoint, num_workers=2).num_workers == 2  # of the command line
+
+
+@pytest.mark.parametrize("version", ["0.0.1", "1.9.0", "no version", ""])
+def test_an_impossible_version_of_lightning_is_refused(saved, tmp_path, version):
+    checkpoint = torch.load(saved[0], weights_only=True)
+    torch.save(checkpoint | {"pytorch-lightning_version": version}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="its entry `pytorch-lightning_version` is invalid"):
+        read_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_weights_that_are_not_finite_are_reported(saved, tmp_path, caplog):
+    checkpoint = torch.load(saved[0], weights_only=True)
+    checkpoint["state_dict"]["backbone.fc.bias"][0] = float("nan")
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    model_from(read_checkpoint(tmp_path / "x.ckpt"), tmp_path / "x.ckpt")
+    assert "not finite, in 1 tensors: backbone.fc.bias." in caplog.text
+
+
+def test_a_checkpoint_names_no_code(saved, tmp_path):
+    """Lightning before 2.6.6 imported and called what `_instantiator` names."""
+    checkpoint = torch.load(saved[0], weights_only=True)
+    checkpoint["hyper_parameters"]["_instantiator"] = "os.system"
+    torch.save(checkpoint, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match="its entry `hyper_parameters` is invalid"):
+        read_checkpoint(tmp_path / "x.ckpt")
 
 
 def test_a_checkpoint_is_written_to_a_temporary_file_beside_it(tmp_path, monkeypatch):

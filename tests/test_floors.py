@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "se_lightning"
 # Ground floor first. A room imports from the floors below it and from itself.
 FLOORS = [
-    {"arguments", "atomic", "ranks"},
+    {"arguments", "atomic", "ranks", "tables"},
     {"models", "data", "loggers"},
     {"modules", "excitation"},
     {"callbacks", "checkpoint"},

@@ -1,3 +1,4 @@
+import csv
 import gzip
 import json
 import os
@@ -183,3 +184,17 @@ def test_the_csv_file_continues_from_a_checkpoint(tmp_path):
     assert files[0] == files[1]
     resumed.keep(0)
     assert not (tmp_path / "cut" / "metrics.csv").exists()
+
+
+def test_rows_of_another_process_are_kept(tmp_path):
+    """With ddp_spawn, the processes of the fit write the file, and this one the test's metrics."""
+    parent = ContinuedCSVLogger(tmp_path, "", "")
+    assert parent.rows == 0
+    child = ContinuedCSVLogger(tmp_path, "", "")
+    child.log_metrics({"train/loss": 1.0}, step=0)
+    child.save()
+    parent.log_metrics({"test/loss": 2.0}, step=1)
+    parent.save()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["train/loss"], row["test/loss"]) for row in rows] == [("1.0", ""), ("", "2.0")]

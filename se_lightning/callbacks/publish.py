@@ -1,6 +1,8 @@
 """Output of the callbacks: files in the run's folder, and the trainer's loggers."""
 
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,28 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Trainer
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
-__all__ = ["alert", "folder", "save_arrays", "save_figure", "send_histograms", "send_metrics"]
+from se_lightning.atomic import atomic_path
+
+__all__ = ["alert", "output", "save_arrays", "save_figure", "send_histograms", "send_metrics"]
+
+log = logging.getLogger(__name__)
 
 
-def folder(trainer: Trainer) -> Path:
-    """Return the folder ``excitation`` in the trainer's root folder; create it if needed."""
-    path = Path(trainer.default_root_dir) / "excitation"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+@contextlib.contextmanager
+def output(trainer: Trainer, file: str) -> Iterator[Path]:
+    """Write a file of the folder ``excitation`` in the trainer's root folder.
+
+    The block writes to the path that it gets. If it fails, for example because the disk is full,
+    the log has a warning, an existing file stays, and the training goes on.
+    """
+    path = Path(trainer.default_root_dir) / "excitation" / file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary:
+            yield temporary
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        log.warning("%s was not written: %s: %s", path, type(error).__name__, reason)
 
 
 def send_metrics(trainer: Trainer, metrics: Mapping[str, float]) -> None:
@@ -61,10 +77,25 @@ def _moments(counts: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
     }
 
 
-def save_figure(trainer: Trainer, name: str, figure: Figure) -> Path:
-    """Save a figure as ``excitation/<name>.png``, and log it with W&B and TensorBoard."""
-    path = folder(trainer) / f"{name}.png"
-    figure.savefig(path, dpi=120)
+def save_figure(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> Path | None:
+    """Save a figure as ``excitation/<name>.png``, and log it with W&B and TensorBoard.
+
+    Args:
+        trainer: Trainer with the folder and the loggers.
+        name: Name of the figure.
+        draw: Function that returns the figure.
+
+    Returns:
+        The path of the file; None, after a warning, if it could not be drawn or written.
+    """
+    figure = None
+    with output(trainer, f"{name}.png") as temporary:
+        drawn = draw()
+        drawn.savefig(temporary, dpi=120, format="png")
+        figure = drawn
+    if figure is None:
+        return None
+    path = Path(trainer.default_root_dir) / "excitation" / f"{name}.png"
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(f"excitation/{name}", [str(path)], step=trainer.global_step)
@@ -75,11 +106,10 @@ def save_figure(trainer: Trainer, name: str, figure: Figure) -> Path:
     return path
 
 
-def save_arrays(trainer: Trainer, name: str, **arrays: Any) -> Path:
-    """Save arrays as ``excitation/<name>.npz``."""
-    path = folder(trainer) / f"{name}.npz"
-    np.savez_compressed(path, **arrays)
-    return path
+def save_arrays(trainer: Trainer, name: str, **arrays: Any) -> None:
+    """Save arrays as ``excitation/<name>.npz``; a failure is logged as a warning."""
+    with output(trainer, f"{name}.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def alert(trainer: Trainer, title: str, text: str) -> None:

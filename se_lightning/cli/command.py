@@ -105,7 +105,7 @@ class Command:
         flags = list(arguments)
         for override in reversed(overrides):
             del flags[len(flags) - 1 - flags[::-1].index(override)]
-        return cls(tuple(flags), tuple(map(_without_plus, overrides)))
+        return cls(tuple(flags), tuple(_quote_equals(_without_plus(o)) for o in overrides))
 
     @classmethod
     def recorded(cls, hydra: Any) -> Self:
@@ -197,6 +197,21 @@ class Command:
 def _without_plus(override: str) -> str:
     grouped = override.startswith("+") and override[1:].partition("=")[0] in GROUPS
     return override[1:] if grouped else override
+
+
+def _quote_equals(override: str) -> str:
+    """Quote values with an equals sign, such as Lightning's ``epoch=3.ckpt``, for Hydra's grammar.
+
+    Example:
+        >>> _quote_equals("ckpt_path=[a/epoch=0.ckpt,b.ckpt]")
+        "ckpt_path=['a/epoch=0.ckpt',b.ckpt]"
+    """
+    key, _, value = override.partition("=")
+    if "=" not in value or set(value) & set("'\"{}()$\\"):
+        return override
+    inner = value.removeprefix("[").removesuffix("]")
+    parts = [f"'{part}'" if "=" in part else part for part in inner.split(",")]
+    return f"{key}={value.replace(inner, ','.join(parts))}"
 
 
 def _is_at(key: str, tops: Sequence[str]) -> bool:

@@ -1,12 +1,17 @@
-"""A readable console: one line per message, without messages that need no action."""
+"""A readable console: one line per message, without messages that need no action.
+
+Messages contain names that others chose: of classes, files, folders and options. Control
+characters in them are shown as escapes, since a terminal would act on them.
+"""
 
 import logging
 import re
+import sys
 import warnings
 
 from se_lightning.ranks import is_further_rank
 
-__all__ = ["Formatter", "quiet"]
+__all__ = ["Formatter", "printable", "quiet", "say"]
 
 # Lightning and its dependencies log these in every run, and no user has to act on them.
 _NOISE = re.compile(
@@ -27,12 +32,30 @@ _NOISE = re.compile(
     r"|Initializing distributed: GLOBAL_RANK|^-{20,}"
 )
 
+# ASCII's, those that break lines or reverse the direction of text, and bytes that are not UTF-8.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, *, keep: str = "\n\t") -> str:
+    r"""Return a text with its control characters as escapes, except those in ``keep``.
+
+    Example:
+        >>> print(printable("\x1b[31mred"))
+        \x1b[31mred
+    """
+    return _CONTROL.sub(lambda m: m[0] if m[0] in keep else repr(m[0])[1:-1], text)
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print a message at once, on the standard output or as an error."""
+    print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
 
 class Formatter(logging.Formatter):
     """Formatter that shows the level of warnings and errors only."""
 
     def format(self, record: logging.LogRecord) -> str:  # noqa: D102
-        message = super().format(record)
+        message = printable(super().format(record))
         return message if record.levelno < logging.WARNING else f"{record.levelname}: {message}"
 
 

@@ -47,8 +47,8 @@ class Failure:
 
         The traceback of a user error is included only with ``HYDRA_FULL_ERROR=1``.
         """
-        if isinstance(error, Interrupted):
-            return cls(error.message, "interrupted")
+        if _is_interrupt(error):
+            return cls(explain(error), "interrupted")
         user = is_user_error(error)
         kind: Kind = getattr(error, "kind", "user_error" if user else "bug")
         details = dict(getattr(error, "details", {}))
@@ -100,6 +100,12 @@ def is_user_error(error: BaseException) -> bool:
     return any(kind is not None and isinstance(error, kind) for kind in known)
 
 
+def _is_interrupt(error: BaseException) -> bool:
+    """Return whether a signal or Ctrl-C ended the run; Lightning turns Ctrl-C into an exit."""
+    kinds = (Interrupted, KeyboardInterrupt)
+    return isinstance(error, kinds) or isinstance(error.__context__, KeyboardInterrupt)
+
+
 def explain(error: BaseException) -> str:
     """Return the message of an error, without the text that Hydra and OmegaConf add.
 
@@ -110,8 +116,8 @@ def explain(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, Interrupted):
         return error.message
-    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
-        return "interrupted"  # Lightning turns it into an exit
+    if _is_interrupt(error):
+        return "interrupted"
     if isinstance(error, InstantiationException):
         # Hydra: "Error in call to target '...':\n<repr>\nfull_key: <node>"
         node = text.rpartition("full_key: ")[2] if "full_key: " in text else ""

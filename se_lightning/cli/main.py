@@ -16,7 +16,7 @@ from typing import Literal
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from se_lightning import ranks
 from se_lightning.cli import process
@@ -31,6 +31,7 @@ from se_lightning.cli.sweep.duplicates import refuse_equal_networks
 from se_lightning.cli.sweep.multirun import Multirun
 from se_lightning.cli.sweep.resume import resumed as resumed_multirun
 from se_lightning.cli.sweep.summary import write_summary
+from se_lightning.cli.trust import refuse_untrusted
 
 __all__ = ["main"]
 
@@ -126,12 +127,13 @@ def _run(cfg: DictConfig) -> float | None:
     global _progress
     folder = RunFolder(HydraConfig.get().runtime.output_dir)
     if not ranks.is_further_rank():
-        folder.claim()
+        folder.claim(composed=True)
         if cfg.resume is None:
             folder.refuse_used()
         else:
             folder.discard_result()
     try:
+        refuse_untrusted(cfg)
         refuse_unknown_keys(cfg)
         from se_lightning.cli.run.run import run
 
@@ -182,13 +184,17 @@ def _refuse_used_folders(command: Command) -> None:
         return
     for key in ("hydra.run.dir", "hydra.sweep.dir"):
         path = command.value(key)
-        if path is None:
+        if path is None or "${now:" in path:  # a new folder
             continue
+        if "${" in path:
+            path = str(OmegaConf.select(command.compose(hydra_node=True), key))
         folder = RunFolder(path)
         if not command.value("resume"):
             for used in (folder, *jobs_in(folder.path)):
                 used.refuse_used()
-        if key == "hydra.run.dir" and "${" not in path:
+        if key == "hydra.run.dir" and not command.is_multirun:
+            if not command.value("resume"):
+                folder.refuse_foreign(command.value("hydra.job.name") or "se_lightning")
             folder.claim()
 
 

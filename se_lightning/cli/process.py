@@ -6,17 +6,21 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import NoReturn
 
 from se_lightning.cli.command import Command
 from se_lightning.ranks import CHILD, INHERITED, is_launched
 
-__all__ = ["die_with_parent", "replace_process"]
+__all__ = ["die_with_multirun", "die_with_parent", "replace_process"]
 
 _STARTER = "SE_LIGHTNING_STARTER"  # the process of this package that started this one
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_POLL = 0.5  # seconds between two checks of the multirun
 
 
 def die_with_parent() -> None:
@@ -24,15 +28,41 @@ def die_with_parent() -> None:
 
     Otherwise a rank whose rank 0 was killed waits in a collective, for up to half an hour.
     """
-    starter = os.environ.get(_STARTER)
-    os.environ[_STARTER] = str(os.getpid())
+    starter = _become_starter()
     started = CHILD in os.environ or is_launched() or "TORCHELASTIC_RUN_ID" in os.environ
     if started and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The starter may have been killed before prctl. It need not be the parent: with joblib, a
-        # worker process is in between.
-        if starter and int(starter) != os.getppid() and _is_gone(int(starter)):
+        # The starter may have been killed before prctl.
+        if starter and starter != os.getppid() and _is_gone(starter):
             os._exit(1)
+
+
+def die_with_multirun() -> None:
+    """End this process and its jobs with the multirun, if this is a worker of a launcher.
+
+    The parent of a worker need not be the multirun, and a worker's jobs die with the worker only,
+    which can outlive the multirun (joblib's does so for minutes).
+    """
+    starter = _become_starter()
+    if starter and starter != os.getpid() and sys.platform == "linux":
+        threading.Thread(target=_die_with, args=(starter,), daemon=True).start()
+
+
+def _die_with(process: int) -> None:
+    while not _is_gone(process):
+        time.sleep(_POLL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _become_starter() -> int | None:
+    """Record this process as the starter of its children, and return the one that started it.
+
+    None if there is none, or it is on another machine or outside of this SLURM job.
+    """
+    here = f"{socket.gethostname()} {os.environ.get('SLURM_JOB_ID', '')}"
+    pid, _, place = os.environ.get(_STARTER, "").partition(" ")
+    os.environ[_STARTER] = f"{os.getpid()} {here}"
+    return int(pid) if pid and place == here else None
 
 
 def replace_process(command: Command) -> NoReturn:

@@ -2,8 +2,8 @@
 
 import os
 import warnings
-from collections.abc import Sequence
-from typing import Any, TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from pytorch_lightning import LightningDataModule, Trainer
@@ -12,30 +12,14 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
 from se_lightning.arguments import positive_integer
+from se_lightning.data.identity import Identity, digest
+from se_lightning.data.options import ImageOptions
 from se_lightning.data.samplers import EvalBatches, OneEpoch, TrainBatches
 from se_lightning.data.transforms.color import ColorJitter
 from se_lightning.data.transforms.on_device import Erasing, Finish, Mixing
 from se_lightning.data.transforms.per_image import SampleTransforms
 
 __all__ = ["ImageDataModule", "ImageOptions", "cores", "next_batch"]
-
-
-class ImageOptions(TypedDict, total=False):
-    """The options of every datamodule; see :class:`ImageDataModule`."""
-
-    batch_size: int
-    eval_batch_size: int
-    seed: int
-    rotation: float
-    pixel_jitter: int
-    color_jitter: float | Sequence[float]
-    rand_augment: int | None
-    trivial_augment: bool
-    random_erasing: float
-    cutout: int
-    mixup: float
-    cutmix: float
-    repeats: int
 
 
 def cores() -> int:
@@ -119,6 +103,8 @@ class ImageDataModule(LightningDataModule):
         self.repeats = repeats
         self._begin = (0, 0)
         self._resumed: Trainer | None = None  # the trainer that loaded a checkpoint
+        self._identity: Identity | None = None  # of a checkpoint's data
+        self._fingerprints: dict[str, dict[str, Any]] = {}
         self.transforms = SampleTransforms(
             seed=seed,
             rotation=rotation,
@@ -142,6 +128,50 @@ class ImageDataModule(LightningDataModule):
     def labels(self, split: str) -> np.ndarray:
         """Return the labels (N,) of ``train``, ``val`` or ``test``."""
         raise TypeError(f"{type(self).__name__} must define `labels`.")
+
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        """Return the number of images of a split, and digests to compare where both have them."""
+        labels = self.labels(split)
+        return {"images": len(labels), "labels": digest(labels.astype("<i8"))}
+
+    def expect(self, state: Mapping[str, Any], *, strict: bool, remedy: str = "") -> None:
+        """Compare the data with those of a checkpoint, now and when more splits are found.
+
+        Args:
+            state: The datamodule's state in the checkpoint.
+            strict: Whether other images are an error or a warning; other classes are an error.
+            remedy: What to do about other images, for the message.
+
+        Raises:
+            ValueError: If the state is damaged.
+            MisconfigurationException: If the data differ.
+        """
+        if "data" in state:  # missing in checkpoints of version 0.1.0
+            self._identity = Identity(state["data"], strict=strict, remedy=remedy)
+            self._compare(self._splits_found())
+
+    def _compare(self, splits: Iterable[str]) -> None:
+        """Compare splits, which have been found, with those of the checkpoint."""
+        if self._identity is None:
+            return
+        for split in splits:
+            self._identity.check_classes(self.class_names)
+            self._identity.check_split(split, self._fingerprint(split))
+
+    def _fingerprint(self, split: str) -> dict[str, Any]:
+        if split not in self._fingerprints:
+            self._fingerprints[split] = self.fingerprint(split)
+        return self._fingerprints[split]
+
+    def _splits_found(self) -> Sequence[str]:
+        """Return the splits whose labels are known already."""
+        return ()
+
+    @staticmethod
+    def splits_of(stage: str | None) -> tuple[str, ...]:
+        """Return the splits that a stage of Lightning uses; all of them for None."""
+        used = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        return used.get(stage or "", ("train", "val", "test"))
 
     def finish(self, *, augmented: bool) -> Finish:
         """Return the step that turns bytes into the network's input."""
@@ -182,19 +212,32 @@ class ImageDataModule(LightningDataModule):
         order.start_at(epoch, batch)
         return self._loader(dataset, order)
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the position in training: the next batch, world size and batch size."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the identity of the data and, while training, the next batch and its size."""
+        splits = {split: self._fingerprint(split) for split in self._splits_found()}
+        names = list(map(str, self.class_names)) if splits else []
+        state: dict[str, Any] = {"data": {"class_names": names, "splits": splits}}
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
-            return {}
+            return state
         epoch, batch = next_batch(self.trainer)
-        return {"epoch": epoch, "batch": batch, **self._shares()}
+        return state | {"epoch": epoch, "batch": batch, **self._shares()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Start the next training loader at the checkpoint's next batch.
 
         Raises:
-            MisconfigurationException: If it is within an epoch and the batch or world size differs.
+            ValueError: If the state is damaged.
+            MisconfigurationException: If the classes differ; or, in training, the images, or
+                within an epoch the batch or world size.
         """
+        trains = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        self.expect(
+            state_dict,
+            strict=trains,
+            remedy="Restore the files, or start a new run from its weights (model.weights=).",
+        )
+        if "epoch" not in state_dict:  # it was not saved in training
+            return
         here, saved = self._shares(), {key: state_dict[key] for key in self._shares()}
         if state_dict["batch"] and here != saved:
             raise MisconfigurationException(

@@ -1,11 +1,13 @@
 """Image files in one folder per class."""
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from se_lightning.data.files.datamodule import FileDataModule, FileOptions
 from se_lightning.data.files.sources import Source, folder_sources
+from se_lightning.data.identity import digest
 
 __all__ = ["ImageFolderDataModule"]
 
@@ -14,13 +16,14 @@ class ImageFolderDataModule(FileDataModule):
     """Image files in one folder per class, already split or split here.
 
     See :func:`se_lightning.data.files.sources.folder_sources` for the layouts. Images are rotated
-    according to their EXIF orientation.
+    according to their EXIF orientation. Checkpoints contain the class names and a digest of the
+    images of each split; a run resumes on the same ones only.
 
     Args:
         root: Folder of the splits, of the classes, or of shards.
-        val_fraction: Fraction of each class for validation, if ``root`` has no splits.
+        val_fraction: Probability that an image is used for validation, if ``root`` has no splits.
         test_fraction: The same for the test set; 0 to test on the validation set.
-        split_seed: Seed of that split.
+        split_seed: Seed of that split, which depends on the path of each image below ``root`` only.
         **options: See :class:`se_lightning.data.files.datamodule.FileDataModule`.
 
     Raises:
@@ -43,6 +46,7 @@ class ImageFolderDataModule(FileDataModule):
         self.root = Path(root)
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed = split_seed
+        self._split_by = "path"
 
     @cached_property
     def _found(self) -> tuple[dict[str, Source], tuple[str, ...]]:
@@ -51,6 +55,7 @@ class ImageFolderDataModule(FileDataModule):
             val_fraction=self.val_fraction,
             test_fraction=self.test_fraction,
             split_seed=self.split_seed,
+            split_by=self._split_by,
         )
 
     @property
@@ -61,3 +66,33 @@ class ImageFolderDataModule(FileDataModule):
     def find(self, split: str) -> Source:
         """Return the files of ``train``, ``val`` or ``test``."""
         return self._found[0][split]
+
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        """Return the number of images of a split, and digests of their classes and paths."""
+        hashes = self.source(split).path_hashes()
+        paths = {} if hashes is None else {"paths": digest(hashes)}
+        return super().fingerprint(split) | paths
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return super().state_dict() | {"split_by": self._split_by}
+
+    def expect(self, state: Mapping[str, Any], *, strict: bool, remedy: str = "") -> None:
+        """Split as the run did, and compare the data with its data.
+
+        Raises:
+            ValueError: If the state is damaged.
+            MisconfigurationException: If the data differ.
+        """
+        split_by = state.get("split_by", "position")
+        if split_by not in ("path", "position"):
+            raise ValueError(
+                f"The checkpoint's `split_by` (={split_by!r}) is unknown. Use another checkpoint."
+            )
+        if split_by != self._split_by:
+            self._split_by = split_by
+            vars(self).pop("_found", None)
+            self._sources, self._fingerprints = {}, {}
+        super().expect(state, strict=strict, remedy=remedy)
+
+    def _splits_found(self) -> Sequence[str]:
+        return tuple(self._found[0]) if "_found" in vars(self) else ()

@@ -1,5 +1,6 @@
 """Samplers that yield the batches of a rank as a function of seed and epoch."""
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -135,19 +136,28 @@ class EvalBatches(DistributedSampler):
 
 
 class OneEpoch(SequentialSampler):
-    """Sampler that repeats one epoch of batches, for ``overfit_batches`` of Lightning.
+    """Sampler that repeats the first epoch of batches, for ``overfit_batches`` of Lightning.
 
     Lightning replaces any sampler that is not a SequentialSampler.
 
     Args:
-        batches: Sampler of the epoch.
+        batches: Sampler of the epoch. If it starts within an epoch, so does this one.
     """
 
     def __init__(self, batches: TrainBatches | EvalBatches) -> None:
         self.batches = batches
+        self.first, self.epoch = (0, 0), 0
+        if isinstance(batches, TrainBatches):
+            self.first, self.epoch = batches.first, batches.epoch
+            batches.start_at(0, 0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch, which only decides whether batches are skipped."""
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        return iter(self.batches)
+        skipped = self.first[1] if self.epoch == self.first[0] else 0
+        return itertools.islice(self.batches, skipped, None)
 
     def __len__(self) -> int:
         return len(self.batches)

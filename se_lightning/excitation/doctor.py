@@ -1,7 +1,5 @@
 """Diagnosis of unhealthy gates: constant, dead, NaN, or never executed."""
 
-import csv
-import io
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from se_lightning.excitation.summary import ExcitationSummary
+from se_lightning.tables import csv_table
 
 __all__ = ["CONSTANT_STD", "Finding", "GateReport", "diagnose", "report_csv", "report_text"]
 
@@ -226,11 +225,9 @@ def aligned(rows: Sequence[Sequence[str]], texts: Collection[int] = (0,)) -> lis
 def report_csv(reports: Sequence[GateReport]) -> str:
     """Return the reports as CSV with full precision."""
     names = [name for name in GateReport.__dataclass_fields__ if name != "findings"]
-    file = io.StringIO()
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow([*names, "kinds", "findings"])
+    rows = []
     for each in reports:
         kinds = " ".join(finding.kind for finding in each.findings)
         words = "; ".join(finding.text for finding in each.findings)
-        rows.writerow([*(getattr(each, name) for name in names), kinds, words])
-    return file.getvalue()
+        rows.append([*(getattr(each, name) for name in names), kinds, words])
+    return csv_table([*names, "kinds", "findings"], rows)

@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
 from se_lightning.models import load_weights
+from se_lightning.models.layers.strided import slice_strided
 from se_lightning.models.surgery.folded import folded, repeat_folds
 from se_lightning.models.surgery.insert import restore_hooks
 from se_lightning.models.weights.structure import classifier_path, structure
 from se_lightning.modules import freezing
-from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation
+from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation, require_samples
 from se_lightning.modules.optim import (
     OptimizerFactory,
     SchedulerFactory,
@@ -119,6 +120,11 @@ class ImageClassifier(LightningModule):
             parameter_groups(backbone, layer_decay=layer_decay)  # checks the argument
         if grad_checkpointing:
             _checkpoint_gradients(backbone)
+        if sliced := slice_strided(backbone):
+            rank_zero_info(
+                f"{len(sliced)} strided 1x1 convolutions of fewer than 16 channels slice their "
+                f"input, which avoids an error of oneDNN: {', '.join(sliced)}"
+            )
         # This includes the constructor arguments of subclasses.
         self.save_hyperparameters(ignore=NOT_SAVED)
         self.backbone = (
@@ -224,6 +230,12 @@ class ImageClassifier(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: D102
         self._evaluate(batch, self.test_metrics)
 
+    def on_validation_epoch_end(self) -> None:  # noqa: D102
+        require_samples(self.trainer, self.val_metrics)
+
+    def on_test_epoch_end(self) -> None:  # noqa: D102
+        require_samples(self.trainer, self.test_metrics)
+
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the class probabilities, (N, K)."""
         images = batch[0] if isinstance(batch, list | tuple) else batch
@@ -254,6 +266,10 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record class names and structure, so that the file suffices to rebuild model and data."""
+        # Only arguments of the constructor; a callback may have added others to `hparams`.
+        if found := checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY):
+            own = {name: value for name, value in found.items() if name in self.hparams_initial}
+            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = own
         data = getattr(self.trainer, "datamodule", None)
         checkpoint["se_lightning"] = {
             "module": type(self).__name__,

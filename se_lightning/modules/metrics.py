@@ -1,12 +1,13 @@
 """Metrics of training, validation and test."""
 
 import torch
+from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-__all__ = ["MeanCrossEntropy", "MixedAccuracy", "accuracy", "evaluation"]
+__all__ = ["MeanCrossEntropy", "MixedAccuracy", "accuracy", "evaluation", "require_samples"]
 
 
 class _Mean(Metric):
@@ -34,7 +35,7 @@ class MeanCrossEntropy(_Mean):
     """
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits (N, K), labels (N,)."""
+        """Add a batch: logits (N, K), labels (N,) or probabilities (N, K)."""
         self.total = self.total + F.cross_entropy(logits, labels, reduction="sum")
         self.samples = self.samples + len(labels)
 
@@ -52,10 +53,21 @@ class MixedAccuracy(_Mean):
         self.samples = self.samples + len(labels)
 
 
+class _Accuracy(MulticlassAccuracy):
+    """Accuracy that takes probabilities for labels; torchmetrics would count every entry."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch: logits (N, K), labels (N,) or probabilities (N, K)."""
+        super().update(preds, target.argmax(1) if target.ndim == 2 else target)
+
+
 def accuracy(num_classes: int, k: int) -> Metric:
-    """Return top-k accuracy over all samples."""
+    """Return top-k accuracy over all samples.
+
+    The label of a sample with probabilities is its most probable class.
+    """
     # validate_args reads the values, which would synchronize with the GPU in every step.
-    return MulticlassAccuracy(num_classes, top_k=k, average="micro", validate_args=False)
+    return _Accuracy(num_classes, top_k=k, average="micro", validate_args=False)
 
 
 def evaluation(num_classes: int, split: str) -> MetricCollection:
@@ -66,3 +78,21 @@ def evaluation(num_classes: int, split: str) -> MetricCollection:
         metrics["acc5"] = accuracy(num_classes, 5)
     # Compute groups would merge top-1 and top-5 if they are equal on the first batch.
     return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
+
+
+def require_samples(trainer: Trainer, metrics: MetricCollection) -> None:
+    """Refuse the metrics of a split of which no rank has evaluated an image.
+
+    Call it on all ranks. The sanity check is exempt, because it sees only a few batches.
+
+    Raises:
+        ValueError: If there was no image, so that the accuracy would be 0 and the loss NaN.
+    """
+    mine = metrics[f"{metrics.prefix}loss"].samples
+    if trainer.sanity_checking or trainer.strategy.reduce(mine, reduce_op="sum") > 0:
+        return
+    split = str(metrics.prefix).rstrip("/")
+    raise ValueError(
+        f"No {split} image was evaluated, so there is no accuracy: the data set is empty, or none "
+        "of its files can be read (see bad_files.txt)."
+    )

@@ -1,6 +1,5 @@
 """Comparison of the gates of two trained networks, layer by layer."""
 
-import csv
 import logging
 from collections.abc import Sequence
 from itertools import tee
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from pytorch_lightning import LightningDataModule
 
+from se_lightning.atomic import write_text
 from se_lightning.excitation import ExcitationStatistics, Taps
 from se_lightning.excitation.doctor import aligned
 from se_lightning.excitation.drift import Drift, ImageCosine, check_comparable, drift_of
@@ -16,6 +16,7 @@ from se_lightning.excitation.plots.drift import draw_drift
 from se_lightning.excitation.recording import record
 from se_lightning.excitation.taps import require_gates
 from se_lightning.modules import ImageClassifier
+from se_lightning.tables import csv_table
 from se_lightning.tasks.splits import device_of, split_batches
 
 __all__ = ["compare"]
@@ -58,10 +59,7 @@ def compare(
     drifts, correct, images = _measure(models, datamodule, split, names)
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "compare.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(Drift._fields)
-        rows.writerows(drifts)
+    write_text(out / "compare.csv", csv_table(Drift._fields, drifts))
     accuracies = [
         f"{name} (accuracy {hits / images:.4f})" for name, hits in zip(names, correct, strict=True)
     ]

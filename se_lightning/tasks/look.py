@@ -1,19 +1,21 @@
 """Pictures of the training images, as the network sees them."""
 
-import csv
 import logging
 import math
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from se_lightning.atomic import write_text
 from se_lightning.data.base import ImageDataModule
+from se_lightning.tables import csv_table
 
 __all__ = ["look"]
 
@@ -53,10 +55,8 @@ def look(
     out = Path(folder)
     _draw_sheet(pixels, [_caption(label, names) for label in labels], out / "look.png")
     _draw_counts(counts, names, out / "class_counts.png")
-    with (out / "class_counts.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["class", *counts])
-        rows.writerows(zip(names, *(each.tolist() for each in counts.values()), strict=True))
+    rows = zip(names, *(each.tolist() for each in counts.values()), strict=True)
+    write_text(out / "class_counts.csv", csv_table(["class", *counts], rows))
     for split, each in counts.items():
         log.info(
             "%-5s  %d images of %d classes, %d to %d each",
@@ -87,6 +87,7 @@ def _caption(label: Tensor, names: Sequence[str]) -> str:
     return "\n".join(f"{share:.2f} {names[index]}" for share, index in parts if share > 0.005)
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # names of classes may contain $
 def _draw_sheet(pixels: Tensor, captions: Sequence[str], path: Path) -> None:
     columns = math.ceil(math.sqrt(1.5 * len(pixels)))
     rows = math.ceil(len(pixels) / columns)
@@ -102,6 +103,7 @@ def _draw_sheet(pixels: Tensor, captions: Sequence[str], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+@matplotlib.rc_context({"text.parse_math": False})
 def _draw_counts(counts: dict[str, np.ndarray], names: Sequence[str], path: Path) -> None:
     figure = Figure(figsize=(8, 3 * len(counts)), layout="constrained")
     plots = figure.subplots(len(counts), 1, sharex=True)

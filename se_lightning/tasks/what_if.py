@@ -1,6 +1,5 @@
 """Importance of each gate for the accuracy."""
 
-import csv
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -11,11 +10,13 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
 
 from se_lightning.arguments import one_of
+from se_lightning.atomic import write_text
 from se_lightning.data.base import ImageDataModule
 from se_lightning.excitation.plots.what_if import draw_what_if
 from se_lightning.excitation.taps import require_gates
 from se_lightning.excitation.what_if import REPLACEMENTS, Batches, WhatIfRow, drops_by_block
 from se_lightning.excitation.what_if import what_if as measure
+from se_lightning.tables import csv_table
 from se_lightning.tasks.splits import SPLITS, device_of, split_batches
 
 __all__ = ["what_if"]
@@ -141,11 +142,9 @@ def _short(blocks: Sequence[str]) -> dict[str, str]:
 
 def _save(rows: Sequence[WhatIfRow], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "what_if.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        names = [field.name for field in fields(WhatIfRow)]
-        table.writerow(names)
-        table.writerows([getattr(row, name) for name in names] for row in rows)
+    names = [field.name for field in fields(WhatIfRow)]
+    table = csv_table(names, ([getattr(row, name) for name in names] for row in rows))
+    write_text(folder / "what_if.csv", table)
 
 
 def _table(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:

@@ -135,3 +135,30 @@ def test_csv_has_scalars_and_the_folder_has_files(tmp_path):
         values = found["values"][:, layer]
         np.testing.assert_allclose(logged, values[np.isfinite(values)], rtol=1e-12)
     assert not any("excitation/" in key for key in rows[0])
+
+
+def failing(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("se_lightning.callbacks.excitation.histogram.draw_histogram", failing)
+    trainer = fit(tmp_path, logger=False)
+    assert trainer.global_step == 6
+    assert trainer.callbacks[-3].picture is None or not trainer.callbacks[-3].picture.exists()
+    (line,) = [each for each in caplog.messages if "was not written" in each]
+    assert line.endswith(
+        "histogram.png was not written: OSError: [Errno 28] No space left on device"
+    )
+    assert not (tmp_path / "excitation" / "histogram.png").exists()
+    assert (tmp_path / "excitation" / "curves.png").exists()
+
+
+def test_a_full_disk_keeps_the_figures_that_are_there(tmp_path, monkeypatch, caplog):
+    trainer = fit(tmp_path, logger=False)
+    before = {path: path.read_bytes() for path in (tmp_path / "excitation").iterdir()}
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", failing)
+    monkeypatch.setattr(np, "savez_compressed", failing)
+    trainer.validate(trainer.lightning_module, DigitsDataModule(), verbose=False)
+    assert {path: path.read_bytes() for path in (tmp_path / "excitation").iterdir()} == before
+    assert "was not written" in caplog.text

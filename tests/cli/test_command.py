@@ -34,6 +34,20 @@ def test_a_quoted_path_is_read_as_hydra_reads_it(tmp_path, name):
 
 
 @pytest.mark.parametrize(
+    ("given", "value"),
+    [
+        ("ckpt_path=a/epoch=0-step=9.ckpt", "a/epoch=0-step=9.ckpt"),
+        ("ckpt_path=[a/epoch=0.ckpt,b.ckpt]", ["a/epoch=0.ckpt", "b.ckpt"]),
+        ("model.weights='a=b'", "a=b"),
+        ("+x={a: 1}", {"a": 1}),
+    ],
+)
+def test_names_with_equals_signs_need_no_quotes(given, value):
+    (override,) = Command.parse([given]).overrides
+    assert OverridesParser.create().parse_override(override).value() == value
+
+
+@pytest.mark.parametrize(
     ("override", "key", "value"),
     [
         ("model.ratio=4", "model.ratio", "4"),

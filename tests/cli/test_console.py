@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 
-from se_lightning.cli.console import Formatter, quiet
+from se_lightning.cli.console import Formatter, printable, quiet, say
 
 
 @pytest.fixture
@@ -42,6 +42,28 @@ def test_noise_is_hidden_and_the_rest_takes_one_line_each(console):
             FutureWarning("`isinstance(treespec, LeafSpec)` is deprecated"), FutureWarning, "f", 1
         )
     assert console == ["se_resnet20: 9 gates", "WARNING: ratio=16 leaves one hidden unit"]
+
+
+@pytest.mark.parametrize(
+    ("character", "shown"),
+    [
+        ("\x1b", r"\x1b"), ("\r", r"\r"), ("\b", r"\x08"), ("\0", r"\x00"), ("\x9b", r"\x9b"),
+        ("\x7f", r"\x7f"), ("\u2028", r"\u2028"), ("\u202e", r"\u202e"), ("\udcff", r"\udcff"),
+    ],
+)  # fmt: skip
+def test_control_characters_in_names_are_shown_as_escapes(console, capsys, character, shown):
+    logging.getLogger("x").warning("the class %s", f"a{character}b")
+    say(f"job a{character}b")
+    say(f"no a{character}b", error=True)
+    assert console == [f"WARNING: the class a{shown}b"]
+    assert capsys.readouterr() == (f"job a{shown}b\n", f"no a{shown}b\n")
+
+
+def test_other_characters_are_printed_as_they_are(console):
+    text = "two\n\tlines, C:\\a\\b, é, \u3000, 猫, 💡, ━ and \xa0"
+    logging.getLogger("x").info(text)
+    assert console == [text]
+    assert printable("a\nb", keep="") == r"a\nb"
 
 
 def test_further_ranks_print_only_errors(console, monkeypatch):

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -65,3 +67,16 @@ def test_only_a_bug_has_a_traceback_unless_one_is_requested(monkeypatch):
     assert "KeyError: 'x'" in Failure.of(KeyError("x")).traceback
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     assert "ValueError: x" in Failure.of(ValueError("x")).traceback
+
+
+def test_ctrl_c_is_an_interruption_also_after_lightning_has_made_it_an_exit():
+    try:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+    except SystemExit as error:
+        turned = error
+    for error in (KeyboardInterrupt(), turned):
+        assert Failure.of(error).record() == {"error": "interrupted", "kind": "interrupted"}
+    assert Failure.of(SystemExit(1)).kind == "bug"

@@ -155,3 +155,20 @@ def test_hydras_other_launchers_write_the_summary_too(cli, short, tmp_path, laun
     assert "1 of 3 jobs failed: 2 (model: `ratio` (=0)" in done.stderr
     found = rows(tmp_path / "s")
     assert [row["status"] for row in found] == ["completed", "completed", "failed"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_jobs_of_hydras_other_launchers_die_with_the_multirun(short, tmp_path, started, launcher):
+    pytest.importorskip(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher")
+    start, left = started
+    parent = start(
+        "-m", f"hydra/launcher={launcher}", "seed=0,1", *short, *QUICK, "trainer.max_epochs=9999",
+        "hydra.sweep.dir=s",
+    )  # fmt: skip
+    checkpoints = [tmp_path / "s" / job / "checkpoints" / "last.ckpt" for job in "01"]
+    assert until(lambda: all(path.exists() for path in checkpoints), 120)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert until(lambda: not left(), 10), left()

@@ -235,3 +235,70 @@ def test_a_model_can_be_validated_before_it_is_trained(tmp_path):
     fitted.fit(model, datamodule=data)
     (after,) = fitted.validate(model, data, verbose=False)
     assert before.keys() == after.keys()
+
+
+def test_a_checkpoint_has_only_the_arguments_of_the_constructor(tmp_path):
+    """A callback that adds a hyper-parameter must not make the checkpoint useless."""
+    model = SEResNetModule(20, ratio=4, in_channels=1)
+    options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=0, **options)
+    trainer.fit(model, DigitsDataModule())
+    model.hparams["when"] = 3
+    trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+    saved = torch.load(tmp_path / "x.ckpt")["hyper_parameters"]
+    assert "when" not in saved
+    assert saved["ratio"] == 4
+
+
+class Echo(nn.Module):
+    """Return the images as logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.scale * x.flatten(1)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5, 10])
+def test_one_hot_labels_are_evaluated_like_their_indices(classes, tmp_path):
+    labels = torch.arange(3 * classes) % classes
+    logits = 5 * nn.functional.one_hot(labels, classes).float()
+    logits[:2] += torch.randn(2, classes, generator=torch.manual_seed(0)) * 9
+    targets = {"index": labels, "one-hot": nn.functional.one_hot(labels, classes).float()}
+    found = {}
+    for name, target in targets.items():
+        data = DataLoader(TensorDataset(logits.view(-1, 1, 1, classes), target), batch_size=4)
+        model = ImageClassifier(Echo(), classes, channels_last=False)
+        (found[name],) = trainer(tmp_path).validate(model, data, verbose=False)
+    assert found["one-hot"] == pytest.approx(found["index"])
+    right = (logits.argmax(1) == labels).float().mean()
+    assert found["one-hot"]["val/acc1"] == pytest.approx(float(right))
+
+
+def test_the_loss_of_soft_labels_is_their_cross_entropy(tmp_path):
+    logits, targets = torch.randn(8, 3), torch.rand(8, 3).softmax(1)
+    data = DataLoader(TensorDataset(logits.view(-1, 1, 1, 3), targets), batch_size=5)
+    model = ImageClassifier(Echo(), 3, channels_last=False)
+    (found,) = trainer(tmp_path).test(model, data, verbose=False)
+    expected = -(targets * logits.log_softmax(1)).sum(1).mean()
+    assert found["test/loss"] == pytest.approx(float(expected), rel=1e-6)
+    right = (logits.argmax(1) == targets.argmax(1)).float().mean()
+    assert found["test/acc1"] == pytest.approx(float(right))
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_an_evaluation_of_no_image_is_refused(split, tmp_path):
+    class Empty(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, _):
+            return torch.zeros(0, 1, 1, 3), torch.zeros(0, dtype=torch.int64)
+
+    model = ImageClassifier(Echo(), 3, channels_last=False)
+    evaluate = getattr(trainer(tmp_path), "validate" if split == "val" else split)
+    with pytest.raises(ValueError, match=f"No {split} image was evaluated"):
+        evaluate(model, DataLoader(Empty(), batch_size=None), verbose=False)

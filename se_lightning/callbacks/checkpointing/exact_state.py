@@ -1,19 +1,24 @@
 """State that a checkpoint needs, besides that of Lightning, to resume a fit bit for bit."""
 
+import random
 from typing import Any
 
 import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, distributed
 from torchmetrics import Metric
 
+from se_lightning.callbacks.checkpointing.relocation import relocate
 from se_lightning.data.base import next_batch
 from se_lightning.data.transforms.sample_rng import sample_seeds
 
 __all__ = ["ExactState"]
+
+_REPORTING = (LearningRateMonitor, ProgressBar)  # they would report the epoch twice
 
 
 class ExactState(Callback):
@@ -21,8 +26,13 @@ class ExactState(Callback):
 
     Lightning restores weights, optimizer and counters. This callback adds the rest:
 
-    - Random numbers in the network (dropout, stochastic depth, shake-shake): torch is reseeded for
-      each batch from (seed, epoch, batch, rank), so there is no state to save.
+    - Random numbers of the network (dropout, stochastic depth, shake-shake) and of other callbacks:
+      torch, NumPy and Python are reseeded for each batch, and at the start of each epoch and each
+      evaluation, from (seed, epoch, batch, rank), so there is no state to save.
+    - The paths of the checkpoints, if the folder of the run was moved or copied.
+    - Weights in double precision, which Lightning would load into single precision first.
+    - What callbacks without a state of their own do when an epoch starts, which Lightning leaves
+      out if the run resumes within the epoch (e.g. GradientAccumulationScheduler).
     - Metrics in the middle of an epoch, for every rank, and the values logged last, which other
       callbacks monitor.
     - The number of rows written by loggers (:class:`se_lightning.loggers.ContinuedCSVLogger`).
@@ -31,23 +41,58 @@ class ExactState(Callback):
     sample, and they save the position within the epoch.
 
     Args:
-        seed: Seed of the network's random numbers in training.
+        seed: Seed of the random numbers.
 
     Raises:
         MisconfigurationException: If a checkpoint that was saved within an epoch is loaded with
-            another number of processes.
+            another number of processes, or if the best checkpoint of the run is missing.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
         self._logged: dict[str, Tensor] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Convert the weights before Lightning loads a checkpoint, and extend its loop."""
+        if stage != "fit":
+            return
+        trainer.precision_plugin.convert_module(pl_module)
+        loop = trainer.fit_loop
+
+        def on_advance_start() -> None:
+            type(loop).on_advance_start(loop)
+            if loop.restarted_mid_epoch:
+                _start_epoch(trainer, pl_module)
+
+        vars(loop)["on_advance_start"] = on_advance_start
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore Lightning's loop."""
+        vars(trainer.fit_loop).pop("on_advance_start", None)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._reseed(trainer, 0, "epoch")
+
     def on_train_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        key = np.array([batch_idx * trainer.world_size + trainer.global_rank])
-        (seed,) = sample_seeds(self.seed, trainer.current_epoch, key, "network")
+        self._reseed(trainer, batch_idx, "network")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._reseed(trainer, trainer.global_step, "validation")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._reseed(trainer, 0, "epoch end")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._reseed(trainer, 0, "test")
+
+    def _reseed(self, trainer: Trainer, index: int, purpose: str) -> None:
+        key = np.array([index * trainer.world_size + trainer.global_rank])
+        (seed,) = sample_seeds(self.seed, trainer.current_epoch, key, purpose)
         torch.manual_seed(int(seed))
+        np.random.seed(int(seed) % 2**32)  # noqa: NPY002 - the global generator is what users draw from
+        random.seed(int(seed))
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -69,6 +114,7 @@ class ExactState(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Restore the metrics of each rank, and remove later rows from the logs."""
+        relocate(trainer, checkpoint)
         state = checkpoint.get("exact_state")
         if state is None or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -108,6 +154,14 @@ class ExactState(Callback):
     def _restore_logged(self, trainer: Trainer) -> None:
         trainer.callback_metrics.update(self._logged)
         self._logged = {}
+
+
+def _start_epoch(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Call the hook that Lightning leaves out in the middle of an epoch."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        stateless = type(callback).state_dict is Callback.state_dict
+        if stateless and not isinstance(callback, _REPORTING):
+            callback.on_train_epoch_start(trainer, pl_module)
 
 
 def _metrics(pl_module: LightningModule) -> list[tuple[str, Metric]]:

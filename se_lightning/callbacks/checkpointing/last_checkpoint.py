@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, StochasticWeightAveraging
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from se_lightning.arguments import positive_integer
@@ -46,6 +47,8 @@ class LastCheckpoint(Checkpoint):
 
     Raises:
         ValueError: If `every_n_steps` is not a positive integer, or `every_minutes` is not above 0.
+        MisconfigurationException: If the trainer has Lightning's StochasticWeightAveraging, whose
+            runs cannot resume exactly.
     """
 
     def __init__(
@@ -83,6 +86,13 @@ class LastCheckpoint(Checkpoint):
         """
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+            raise MisconfigurationException(
+                "A run with StochasticWeightAveraging cannot resume exactly: its checkpoints lack "
+                "the progress of the average. Use se_lightning.EMA (callbacks=ema), or train "
+                "without LastCheckpoint (callbacks.last_checkpoint=null)."
+            )
         for loop, done in (
             (trainer.fit_loop, self._epoch_done),
             (trainer.fit_loop.epoch_loop, self._batch_done),

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from pytorch_lightning import LightningModule, Trainer
 
@@ -99,11 +100,12 @@ class ExcitationCurves(ExcitationCallback):
             ("curves", draw_curves, "Mean excitation of each class"),
             ("spread", draw_spread, "Mean and standard deviation of the excitation of a class"),
         ):
-            figure = draw(
+            drawing = partial(
+                draw,
                 summary,
                 self._names,
                 layers=self.layers,
                 channels=self.channels,
                 title=f"{what}, validation set{self._when}",
             )
-            save_figure(trainer, name, figure)
+            save_figure(trainer, name, drawing)

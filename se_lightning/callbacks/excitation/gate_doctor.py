@@ -100,9 +100,11 @@ class GateDoctor(ExcitationCallback):
         """Log and save the table."""
         text = report_text(self.reports)
         log.info("Gates on the validation set:\n%s", text)
-        self.path = publish.folder(trainer) / "doctor.txt"
-        self.path.write_text(text + "\n")
-        self.path.with_suffix(".csv").write_text(report_csv(self.reports))
+        with publish.output(trainer, "doctor.txt") as file:
+            file.write_text(text + "\n")
+            self.path = Path(trainer.default_root_dir) / "excitation" / "doctor.txt"
+        with publish.output(trainer, "doctor.csv") as file:
+            file.write_text(report_csv(self.reports))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of validations of each finding, and the findings already reported."""

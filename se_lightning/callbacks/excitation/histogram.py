@@ -1,5 +1,6 @@
 """Histograms of the gate values in each validation."""
 
+from functools import partial
 from pathlib import Path
 
 from pytorch_lightning import LightningModule, Trainer
@@ -69,9 +70,10 @@ class ExcitationHistogram(HistoryCallback):
         """Plot the last validation, and the means over epochs."""
         counts = summary.histogram()[:, : len(summary.edges) - 1]
         lower, upper = summary.edges[[0, -1]].tolist()
-        figure = draw_histogram(summary.layers, counts, self._title, lower, upper)
-        self.picture = save_figure(trainer, "histogram", figure)
+        draw = partial(draw_histogram, summary.layers, counts, self._title, lower, upper)
+        self.picture = save_figure(trainer, "histogram", draw)
         if course := self.course(trainer):
             title = f"Mean excitations on the validation set, {len(self.history)} validations"
-            means = draw_epochs(summary.layers, course["epochs"].tolist(), course["means"], title)
-            save_figure(trainer, "epochs", means)
+            epochs = course["epochs"].tolist()
+            draw = partial(draw_epochs, summary.layers, epochs, course["means"], title)
+            save_figure(trainer, "epochs", draw)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from pytorch_lightning import LightningModule, Trainer
@@ -121,9 +122,9 @@ class ClassSelectivity(HistoryCallback):
         if not self._labels:
             return
         layers, title = summary.layers, f"Class selectivity of the gates, {self._title}"
-        figure = draw_selectivity(layers, summary.selectivity(self._labels), title)
-        save_figure(trainer, "selectivity", figure)
+        draw = partial(draw_selectivity, layers, summary.selectivity(self._labels), title)
+        save_figure(trainer, "selectivity", draw)
         if course := self.course(trainer):
             epochs = course["epochs"].tolist()
-            figure = draw_selectivity_epochs(layers, epochs, course["values"], title)
-            save_figure(trainer, "selectivity_epochs", figure)
+            draw = partial(draw_selectivity_epochs, layers, epochs, course["values"], title)
+            save_figure(trainer, "selectivity_epochs", draw)

@@ -17,8 +17,9 @@ from se_lightning import checkpoint
 from se_lightning.callbacks import LastCheckpoint
 from se_lightning.cli.command import Command, key_of
 from se_lightning.cli.run.folder import RunFolder
+from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.schema import make
-from se_lightning.data.base import cores
+from se_lightning.data.base import ImageDataModule, cores
 from se_lightning.ranks import external_rank, is_further_rank
 
 __all__ = ["build", "checkpoint_paths", "given_keys", "rebuild"]
@@ -86,7 +87,9 @@ def rebuild(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.L
     read = checkpoint.read_checkpoint(path)
     model = checkpoint.model_from(read, path)
     if "data" in given or "experiment" in given:
-        return model, make(cfg.data, "data", pl.LightningDataModule)
+        datamodule = make(cfg.data, "data", pl.LightningDataModule)
+        _expect(read, datamodule, strict=False)  # perhaps moved, or more images
+        return model, datamodule
     changes = {key[5:]: OmegaConf.select(cfg, key) for key in given if key.startswith("data.")}
     return model, checkpoint.datamodule_from(read, **changes)
 
@@ -95,13 +98,24 @@ def _new(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.Ligh
     """Build the model and the data of the config."""
     _check_start(cfg)
     datamodule = make(cfg.data, "data", pl.LightningDataModule)
+    read = None if path is None else checkpoint.read_checkpoint(path)
+    if read is not None:
+        _expect(read, datamodule, strict=True)
     for key in ("num_classes", "in_channels", "image_size"):
         if key in cfg.model and cfg.model[key] is None:
             cfg.model[key] = getattr(datamodule, key)
     model = make(cfg.model, "model", pl.LightningModule)
-    if path is not None:
-        checkpoint.check_fits(checkpoint.read_checkpoint(path), model, path)
+    if read is not None:
+        checkpoint.check_fits(read, model, str(path))
     return model, datamodule
+
+
+def _expect(read: dict[str, Any], datamodule: pl.LightningDataModule, *, strict: bool) -> None:
+    """Compare a data set with that of a checkpoint, if they are of one kind."""
+    name = type(datamodule).__name__
+    if isinstance(datamodule, ImageDataModule) and read["se_lightning"].get("datamodule") == name:
+        remedy = "Restore the files, or start a new run from its weights (model.weights=)."
+        datamodule.expect(read.get(name, {}), strict=strict, remedy=remedy)
 
 
 def _trainer(cfg: DictConfig) -> pl.Trainer:
@@ -152,6 +166,11 @@ def _continue(cfg: DictConfig) -> None:
     if last.exists():
         log.info("Resuming from %s.", last)
         cfg.ckpt_path, cfg.model.weights = str(last), None
+    elif epoch := epochs_done(RunFolder(cfg.resume), last.parent):
+        raise ValueError(
+            f"{last} is missing, though the run completed {epoch} epochs, which a new start would "
+            "overwrite. Copy it back, or start a new run from other weights: model.weights=..."
+        )
     else:
         log.info("%s does not exist yet; starting from scratch.", last)
 

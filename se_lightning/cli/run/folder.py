@@ -5,19 +5,21 @@ Nothing here imports torch, since folders are checked before Hydra composes the 
 
 import atexit
 import contextlib
+import csv
 import fcntl
-import json
 import os
+import re
 import shutil
 import socket
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO, cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from se_lightning.atomic import write_text
-from se_lightning.cli.run.result import RunResult
+from se_lightning.cli.run.result import RunResult, as_json, from_json
 
 __all__ = ["MULTIRUN", "RESULT", "RunFolder", "jobs_in", "temporary_folder"]
 
@@ -27,21 +29,42 @@ _HYDRA = ".hydra"
 _LOCK = ".lock"
 _CONSOLE = "console.txt"
 _CHECKPOINTS = "checkpoints"
+_METRICS = "metrics.csv"
 # Every name in a run folder; a test compares them with real runs. `{job}.log` is Hydra's log.
 _SETUP = {_HYDRA, _LOCK, _CONSOLE, "{job}.log", "hparams.yaml", RESULT}
-_TRAINING = {"metrics.csv", "nonfinite.json", "wandb_id", "wandb", _CHECKPOINTS, "excitation"}
+_TRAINING = {_METRICS, "nonfinite.json", "wandb_id", "wandb", _CHECKPOINTS, "excitation"}
 _TRAINING |= {"bad_files.txt"}
 # Files that a restart in the same folder writes again.
-_REWRITTEN = ("hparams.yaml", RESULT, "metrics.csv", "nonfinite.json", "wandb_id")
+_REWRITTEN = ("hparams.yaml", RESULT, _METRICS, "nonfinite.json", "wandb_id")
 
-_claims: dict[Path, TextIO] = {}
+_HOLDER = re.compile(r"process \d+ on .*")  # the content of a lock file
+
+
+@dataclass
+class _Claim:
+    """A folder that this process has locked, and what was in it before."""
+
+    lock: TextIO
+    created: bool
+    before: frozenset[str]
+
+
+_claims: dict[Path, _Claim] = {}
 
 
 class RunFolder:
-    """The folder of a run; it need not exist."""
+    """The folder of a run; it need not exist.
+
+    Everything in it is found relative to it, so that it can be moved and copied.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+
+    def relative(self, path: str | Path) -> str:
+        """Return a path relative to this folder if it is inside, else as it is."""
+        root, full = self.path.resolve(), Path(path).resolve()
+        return str(full.relative_to(root) if full.is_relative_to(root) else path)
 
     @property
     def console(self) -> Path:
@@ -78,23 +101,33 @@ class RunFolder:
         return cast(DictConfig, OmegaConf.load(self.path / _HYDRA / "hydra.yaml").hydra)
 
     def result(self, *, strict: bool = False) -> RunResult:
-        """Return the result; empty if the run has not ended.
+        """Return the result; empty if the run has not ended, or its file cannot be read.
 
-        A damaged file counts as empty; with ``strict``, it raises a ValueError.
+        With ``strict``, a damaged file raises a ValueError, and an unreadable one an OSError.
         """
+        path = self.path / RESULT
         try:
-            found = json.loads((self.path / RESULT).read_text())
-            if not isinstance(found, dict):
-                raise ValueError(f"{self.path / RESULT} is damaged.")
-        except (OSError, ValueError) as error:
+            return from_json(path.read_bytes())
+        except OSError as error:
             if strict and not isinstance(error, FileNotFoundError):
                 raise
-            return {}
-        return cast(RunResult, found)
+        except ValueError as error:
+            if strict:
+                raise ValueError(f"{path} is damaged.") from error
+        return {}
 
     def write_result(self, result: RunResult, *, keep: bool = False) -> None:
         """Write the result; ``keep`` leaves an existing one as it is."""
-        write_text(self.path / RESULT, json.dumps(result, indent=2) + "\n", keep=keep)
+        write_text(self.path / RESULT, as_json(result), keep=keep)
+
+    def epochs_logged(self) -> int:
+        """Return the last epoch, from 0, in ``metrics.csv``; 0 without the file."""
+        try:
+            with (self.path / _METRICS).open(newline="") as file:
+                epochs = [row.get("epoch") for row in csv.DictReader(file)]
+        except (OSError, ValueError, csv.Error):
+            return 0
+        return max((int(epoch) for epoch in epochs if epoch and epoch.isdigit()), default=0)
 
     def discard_result(self) -> None:
         """Remove the result of an earlier attempt."""
@@ -108,52 +141,69 @@ class RunFolder:
                 f"interrupted run with resume={self.path}."
             )
 
-    def claim(self, key: str = "hydra.run.dir") -> None:
-        """Lock the folder until this process ends; ``key`` is the config key of the folder.
+    def refuse_foreign(self, job_name: str) -> None:
+        """Raise a ValueError if a run here would overwrite files of another program."""
+        if self._is_of_this_package():
+            return
+        names = sorted(name.format(job=job_name) for name in (_SETUP | _TRAINING) - {_LOCK})
+        foreign = [name for name in names if os.path.lexists(self.path / name)]
+        if foreign:
+            raise ValueError(
+                f"{self.path} holds {foreign[0]}, which no run of se_lightning has written and "
+                "which a run would overwrite. Choose another folder with hydra.run.dir=DIR."
+            )
+
+    def _is_of_this_package(self) -> bool:
+        """Return whether a run has been here, or this process before it was replaced."""
+        with contextlib.suppress(Exception):  # a damaged or foreign file can raise anything
+            sources = self.hydra().runtime.config_sources
+            if any(source.path == "se_lightning.conf" for source in sources):
+                return True
+        with contextlib.suppress(OSError, ValueError):
+            return (self.path / _LOCK).read_text() == _holder()
+        return False
+
+    def claim(self, key: str = "hydra.run.dir", *, composed: bool = False) -> None:
+        """Lock the folder until this process ends.
+
+        Args:
+            key: Config key of the folder.
+            composed: Whether what is in the folder was written by this process already.
 
         Raises:
-            ValueError: If another process holds the lock.
+            ValueError: If another process holds the lock, or another program's file is there.
         """
-        folder = self.path.absolute()
+        folder = self.path.resolve()
         if folder in _claims:
             return
+        there = set(os.listdir(folder)) if folder.exists() and not composed else set()
+        created = composed or not folder.exists() or there == {_LOCK}  # of a killed run
         folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            file = (folder / _LOCK).open("a+")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "just starting"
-                file.close()
-                raise ValueError(
-                    f"{folder} is in use by another run ({holder}). Wait until it ends, or choose "
-                    f"another folder with {key}=DIR."
-                ) from None
-            except OSError:
-                break  # a file system without locks
-            with contextlib.suppress(FileNotFoundError):
-                if os.fstat(file.fileno()).st_ino == (folder / _LOCK).stat().st_ino:
-                    break
-            file.close()  # the lock of a run that has just ended and removed the file
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file = _locked(folder, key)
+        file.seek(0)
+        file.truncate()
+        file.write(_holder())
         file.flush()
-        _claims[folder] = file
+        _claims[folder] = _Claim(file, created, frozenset(there))
         atexit.register(_release, folder)
 
     def discard_unused(self, job_name: str) -> None:
         """Remove the folder of a run that stopped before its training started.
 
-        The user's own files stay, and the folder with them.
+        What was there before the run stays, and the folder with it.
         """
         if any((self.path / name).exists() for name in _TRAINING):
             return
-        shutil.rmtree(self.path / _HYDRA, ignore_errors=True)
-        for name in _SETUP - {_HYDRA}:
-            (self.path / name.format(job=job_name)).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # not empty
-            self.path.rmdir()
+        claim = _claims.get(self.path.resolve())
+        names = {name.format(job=job_name) for name in _SETUP}
+        for name in names - (claim.before if claim else frozenset()):
+            if name == _HYDRA:
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            else:
+                (self.path / name).unlink(missing_ok=True)
+        if claim is None or claim.created:
+            with contextlib.suppress(OSError):  # not empty
+                self.path.rmdir()
 
     def prepare_restart(self) -> None:
         """Remove the files that a restart in the same folder writes again."""
@@ -179,11 +229,54 @@ def temporary_folder() -> Path:
     return Path(folder)
 
 
+def _holder() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+def _locked(folder: Path, key: str) -> TextIO:
+    """Return the open lock file of a folder, locked."""
+    path = folder / _LOCK
+    while True:
+        file = _opened(path, key)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "just starting"
+            file.close()
+            raise ValueError(
+                f"{folder} is in use by another run ({holder}). Wait until it ends, or choose "
+                f"another folder with {key}=DIR."
+            ) from None
+        except OSError:
+            return file  # a file system without locks
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                return file
+        file.close()  # the lock of a run that has just ended and removed the file
+
+
+def _opened(path: Path, key: str) -> TextIO:
+    """Open a lock file; another program's file of this name is not touched."""
+    ours = not path.is_symlink() and (not path.exists() or path.is_file())
+    if ours:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
+        content = file.read(200)
+        if not content or _HOLDER.match(content):
+            return file
+        file.close()
+    raise ValueError(
+        f"{path} is not the lock of a run, and is left alone. Choose another folder with "
+        f"{key}=DIR, or remove the file."
+    )
+
+
 def _release(folder: Path) -> None:
-    file = _claims.pop(folder, None)
-    if file is None:
+    claim = _claims.pop(folder, None)
+    if claim is None:
         return
     (folder / _LOCK).unlink(missing_ok=True)
-    file.close()
-    with contextlib.suppress(OSError):  # not empty: it holds a run
-        folder.rmdir()
+    claim.lock.close()
+    if claim.created:
+        with contextlib.suppress(OSError):  # not empty: it holds a run
+            folder.rmdir()

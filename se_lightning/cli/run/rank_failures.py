@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 
+from se_lightning.cli.console import say
 from se_lightning.cli.errors import Failure, RankError, explain, is_user_error
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.result import identity
@@ -61,7 +62,7 @@ def report(failure: Failure, *, hint: str = "", first_elsewhere: bool = False) -
     With ``first_elsewhere``, leave torchrun time to notice the rank that failed first.
     """
     text = f"{failure.traceback}se_lightning: error: {failure.error}{hint}"
-    print(text, file=sys.stderr, flush=True)
+    say(text, error=True)
     file = os.environ.get(_TORCHRUN_FILE)
     if file is None:
         return

@@ -49,16 +49,17 @@ def describe(
     }
 
 
-def products(trainer: pl.Trainer) -> RunResult:
+def products(trainer: pl.Trainer, folder: RunFolder) -> RunResult:
     """Return the best checkpoint, its score, and the excitation picture."""
     callbacks = cast(list[Any], trainer.callbacks)  # type: ignore[attr-defined]
     pictures = [getattr(callback, "picture", None) for callback in callbacks]
     best = trainer.checkpoint_callback
     score = getattr(best, "best_model_score", None)
+    path = getattr(best, "best_model_path", "")
     return {
-        "checkpoint": getattr(best, "best_model_path", "") or None,
+        "checkpoint": folder.relative(path) if path else None,
         "score": None if score is None else float(score),
-        "picture": next((str(path) for path in pictures if path), None),
+        "picture": next((folder.relative(path) for path in pictures if path), None),
     }
 
 
@@ -77,6 +78,6 @@ def last_lines(result: RunResult, folder: RunFolder) -> None:
     lines = {
         "test accuracy": None if accuracy is None else f"{100 * accuracy:.2f} %",
         "run directory": str(folder.path),
-        "picture": result["picture"],
+        "picture": result["picture"] and folder.path / result["picture"],
     }
     log.info("%s", "\n".join(f"{name:14} {value}" for name, value in lines.items() if value))

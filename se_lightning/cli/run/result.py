@@ -1,6 +1,10 @@
 """``result.json``: the result of a run, for programs to read."""
 
-from typing import Any, TypedDict
+import json
+import math
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -8,7 +12,7 @@ from omegaconf import OmegaConf
 from se_lightning.cli.command import Command
 from se_lightning.cli.errors import Kind
 
-__all__ = ["RunResult", "identity"]
+__all__ = ["RunResult", "as_json", "from_json", "identity"]
 
 
 class RunResult(TypedDict, total=False):
@@ -32,12 +36,12 @@ class RunResult(TypedDict, total=False):
     world_size: int
     batch_size: int | None  # samples per device
     accumulate_grad_batches: int
-    metrics: dict[str, float]  # of the last epoch and of the test
+    metrics: Mapping[str, float | None]  # of the last epoch and of the test; None if not finite
     epochs: int
     steps: int  # of the optimizer
-    checkpoint: str | None  # path of the best one
+    checkpoint: str | None  # the best one, relative to the run directory if it is inside
     score: float | None  # of the best checkpoint, which a search optimizes
-    picture: str | None
+    picture: str | None  # likewise
     wall_time_s: float
     versions: dict[str, str]
 
@@ -48,5 +52,50 @@ def identity() -> RunResult:
     number = None if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num
     return {
         "job": number,
-        "overrides": Command.recorded(hydra).without("resume").task_overrides,
+        "overrides": Command.recorded(hydra).without("resume", "trust").task_overrides,
     }
+
+
+def as_json(result: RunResult) -> str:
+    """Return the text of ``result.json``; numbers that are not finite become ``null``."""
+    return json.dumps(_finite(result), indent=2, allow_nan=False) + "\n"
+
+
+def from_json(text: str | bytes) -> RunResult:
+    """Read the text of ``result.json``; unknown keys are kept.
+
+    Raises:
+        ValueError: If the text is not JSON, or a value has the wrong type.
+    """
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    for key, kind in get_type_hints(RunResult).items():
+        if key in found and not _is_a(found[key], kind):
+            raise ValueError(f"{key} has the wrong type")
+    return cast(RunResult, found)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Return whether a value has the type of an annotation of :class:`RunResult`."""
+    origin, of = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_is_a(value, each) for each in of)
+    if origin is list:
+        return isinstance(value, list) and all(_is_a(each, of[0]) for each in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, dict) and all(_is_a(each, of[1]) for each in value.values())
+    if origin is Literal:
+        return isinstance(value, str)  # other versions may have other kinds
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON cannot express by None."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

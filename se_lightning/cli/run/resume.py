@@ -1,5 +1,6 @@
 """Resuming a run: the same command again, in the same folder."""
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -9,13 +10,26 @@ from omegaconf import DictConfig
 
 from se_lightning.cli.command import Command, key_of, quoted
 from se_lightning.cli.run.folder import RESULT, RunFolder
+from se_lightning.cli.trust import refuse_untrusted_settings
 from se_lightning.ranks import CHILD, is_launched
 
-__all__ = ["resumed"]
+__all__ = ["epochs_done", "resumed"]
 
 # Changing one of these would make it another run.
-_FIXED = ("model", "data", "optimizer", "lr_scheduler", "seed", "task", "experiment", "ckpt_path")
-_FREE = ("data.root", "data.num_workers", "data.eval_batch_size")
+_FIXED = (
+    "model",
+    "data",
+    "optimizer",
+    "lr_scheduler",
+    "seed",
+    "task",
+    "experiment",
+    "ckpt_path",
+    "callbacks",
+    "trainer.precision",
+    "trainer.accumulate_grad_batches",
+)
+_FREE = ("data.root", "data.num_workers", "data.eval_batch_size", "data.on_error")
 
 
 def resumed(command: Command) -> Command:
@@ -30,7 +44,7 @@ def resumed(command: Command) -> Command:
         return command  # rank 0 has resumed already; multiruns have jobs.resume
     value = command.value("resume")
     if value not in (None, "", "null"):
-        return _command(RunFolder(Path(value).absolute()), command.without("resume"))
+        return _command(RunFolder(Path(value).resolve()), command.without("resume"))
     return _slurm(command)
 
 
@@ -40,13 +54,17 @@ def _command(folder: RunFolder, changes: Command) -> Command:
     _refuse_changes(changes)
     if status == "completed" and not changes.task_overrides:
         raise ValueError(f"{folder.path} is complete; trainer.max_epochs=N extends it.")
-    run = Command.recorded(hydra).of_run()
+    run = Command.recorded(hydra).of_run().without("trust")
+    trusts = changes.value("trust") or "false"
+    if trusts != "true":
+        refuse_untrusted_settings(run)
     if "num" in hydra.job:  # set only in a multirun
         run = run.with_(f"hydra.job.num={hydra.job.num}")
     if Path(str(hydra.runtime.get("cwd"))).is_dir():
         os.chdir(hydra.runtime.cwd)  # for relative paths in the overrides
     return run.with_(
         *changes.overrides,
+        f"trust={trusts}",
         f"resume={quoted(folder.path)}",
         f"hydra.run.dir={quoted(folder.path)}",
         "hydra.output_subdir=null",  # .hydra keeps the original config
@@ -83,6 +101,24 @@ def _refuse_changes(changes: Command) -> None:
                 f"`resume` continues the run with its own settings; leave out {override}. To start "
                 "a new run from trained weights, pass model.weights=CHECKPOINT."
             )
+
+
+def epochs_done(folder: RunFolder, checkpoints: Path) -> int:
+    """Return the number of complete epochs of a run without a last.ckpt.
+
+    It is 0 if the run was killed in its first epoch, which can start again without a loss.
+    """
+    done = folder.epochs_logged()
+    saved = sorted(checkpoints.glob("*.ckpt"))
+    if saved and not done:
+        from se_lightning.models.weights.safe_files import read_file  # torch
+
+        for path in saved:
+            with contextlib.suppress(ValueError):  # damaged, or another program's
+                content = read_file(path)
+                epoch = content.get("epoch") if isinstance(content, dict) else None
+                done = max(done, epoch if isinstance(epoch, int) else 0)
+    return done
 
 
 def _slurm(command: Command) -> Command:

@@ -86,7 +86,7 @@ def _call_with_trainer(cfg: DictConfig, task: Task) -> RunResult:
     with out_of_memory.explained(cfg, trainer, datamodule):
         result["metrics"] = task(trainer, model, datamodule, ckpt_path)
     result["epochs"], result["steps"] = trainer.current_epoch, trainer.global_step
-    result.update(report.products(trainer))
+    result.update(report.products(trainer, RunFolder(HydraConfig.get().runtime.output_dir)))
     return result
 
 

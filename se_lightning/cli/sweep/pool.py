@@ -16,7 +16,8 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from se_lightning.cli.errors import Failure
+from se_lightning.cli.console import say
+from se_lightning.cli.errors import Failure, Kind
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.result import RunResult
 
@@ -156,7 +157,8 @@ class Pool:
         result = job.folder.result()
         if result.get("status") != "completed":
             # The job's own record is kept, if it had the time to write one.
-            unrecorded = Failure(f"the process ended with exit code {code}", "rank_lost")
+            kind: Kind = "interrupted" if self._stopping else "rank_lost"
+            unrecorded = Failure(f"the process ended with exit code {code}", kind)
             default = {"status": "failed", **unrecorded.record(), "overrides": job.overrides}
             result = cast(RunResult, default | result | {"job": job.number})
             if self._stopping:
@@ -169,7 +171,7 @@ class Pool:
 
     def _say(self, job: Job, what: str) -> None:
         if self.parallel > 1:
-            print(f"job {job.number}: {what}", flush=True)
+            say(f"job {job.number}: {what}")
 
 
 def visible_gpus() -> list[str]:

@@ -1,19 +1,23 @@
 """Resuming a multirun: the same command again, for the jobs that have not completed."""
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from se_lightning.cli.command import Command, quoted
+from se_lightning.cli.console import say
 from se_lightning.cli.run.folder import MULTIRUN, jobs_in
+from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.sweep.pool import Job
+from se_lightning.cli.trust import refuse_untrusted_settings
 
-__all__ = ["refuse_used", "remaining", "resumed"]
+__all__ = ["discard_damaged", "refuse_used", "remaining", "resumed"]
 
 # Keys that may change when a multirun is resumed.
-_FREE = ("jobs.parallel", "jobs.fail_fast", "jobs.trials")
+_FREE = ("jobs.parallel", "jobs.fail_fast", "jobs.trials", "trust")
 
 
 def resumed(command: Command) -> Command:
@@ -34,19 +38,56 @@ def resumed(command: Command) -> Command:
             f"jobs.resume={folder} continues a multirun with its own settings; leave out "
             f"{refused[0]}."
         )
-    try:
-        hydra = OmegaConf.load(folder / MULTIRUN).hydra
-        started = Command.recorded(hydra)
-    except (OSError, AttributeError, TypeError, KeyError):
-        raise ValueError(
-            f"`jobs.resume` (={folder}) must be the folder of a multirun, but it has no valid "
-            f"{MULTIRUN}."
-        ) from None
+    started, cwd = _recorded(folder)
     place = f"hydra.sweep.dir={quoted(folder)}"  # before the change of directory
-    if Path(hydra.runtime.cwd).is_dir():
-        os.chdir(hydra.runtime.cwd)  # for relative paths in the overrides
-    kept = started.without("jobs.resume", "hydra.mode")
-    return Command(("-m", *kept.flags), kept.overrides).with_(*changes.overrides, place)
+    if cwd.is_dir():
+        os.chdir(cwd)  # for relative paths in the overrides
+    trusts = changes.value("trust") or "false"
+    if trusts != "true":
+        refuse_untrusted_settings(started)
+    command = Command(("-m", *started.flags), started.overrides)
+    return command.with_(*changes.overrides, f"trust={trusts}", place)
+
+
+def _recorded(folder: Path) -> tuple[Command, Path]:
+    """Return the command that started a multirun, without ``-m``, and its working directory."""
+    path = folder / MULTIRUN
+    if not path.is_file():
+        raise ValueError(
+            f"`jobs.resume` (={folder}) must be the folder of a multirun, but it has no {MULTIRUN}."
+        )
+    try:
+        hydra = OmegaConf.load(path).hydra
+        started = Command.recorded(hydra).without("jobs.resume", "hydra.mode")
+        if not hydra.runtime.choices:  # written after all of the above
+            raise ValueError("cut short")
+        return started, Path(hydra.runtime.cwd)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}). Make it readable.") from error
+    except Exception as error:  # a damaged file can raise anything
+        raise ValueError(
+            f"{path} is damaged, so the multirun cannot be continued. Restore the file, or "
+            f"continue each interrupted job with resume={folder}/JOB."
+        ) from error
+
+
+def discard_damaged(sweep_dir: Path) -> None:
+    """Remove the damaged results of a multirun, so that their jobs are run again.
+
+    Raises:
+        ValueError: If a result cannot be read.
+    """
+    for job in jobs_in(sweep_dir):
+        try:
+            job.result(strict=True)
+        except ValueError as error:
+            say(f"{error} The job is run again.")
+            job.discard_result()
+        except OSError as error:
+            raise ValueError(
+                f"{error.filename} cannot be read ({error.strerror}). Make it readable, or remove "
+                "it to run its job again."
+            ) from error
 
 
 def remaining(job: Job) -> Job | None:
@@ -54,9 +95,11 @@ def remaining(job: Job) -> Job | None:
     if job.folder.result().get("status") == "completed":
         return None
     job.folder.discard_result()
-    if job.folder.last_checkpoint.exists():
+    # Without its last.ckpt, a job that has completed an epoch ends with a message about that.
+    if job.folder.last_checkpoint.exists() or epochs_done(job.folder, job.folder.checkpoints):
         path = quoted(job.folder.path)
-        rest = Command(overrides=(f"resume={path}", f"hydra.job.num={job.number}"))
+        trusts = [word for word in job.command if word.startswith("trust=")]
+        rest = Command(overrides=(*trusts, f"resume={path}", f"hydra.job.num={job.number}"))
         return replace(job, command=rest.line())
     job.folder.discard_checkpoints()
     return job
@@ -67,5 +110,5 @@ def refuse_used(sweep_dir: Path) -> None:
     for job in jobs_in(sweep_dir):
         raise ValueError(
             f"{job.path} already holds a run. Choose another folder with hydra.sweep.dir=DIR, or "
-            f"continue the multirun with -m jobs.resume={sweep_dir}."
+            f"continue the multirun with -m jobs.resume={shlex.quote(str(sweep_dir))}."
         )

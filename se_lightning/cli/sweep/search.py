@@ -6,23 +6,24 @@ an interrupted search continues as it would have without the interruption.
 
 import importlib.util
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf, open_dict
 
+from se_lightning.atomic import write_text
+from se_lightning.cli.console import say
 from se_lightning.cli.run.folder import MULTIRUN, RunFolder
 from se_lightning.cli.sweep.pool import Job, gpus_needed
+from se_lightning.cli.sweep.study import open_study, propose
 from se_lightning.cli.sweep.sweep import Sweep, environment
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
 __all__ = ["distribution", "search"]
-
-JOURNAL = "study.journal"
 
 
 def search(sweep: Sweep) -> None:
@@ -40,16 +41,14 @@ def search(sweep: Sweep) -> None:
             "jobs.trials compares the scores of callbacks.checkpoint, which this config lacks."
         )
     distributions = {o.get_key_element(): distribution(o) for o in sweep.multirun.swept}
-    study = _study(sweep.dir, "maximize" if checkpoint.mode == "max" else "minimize")
+    direction = "maximize" if checkpoint.mode == "max" else "minimize"
+    study = open_study(sweep.dir, direction, len(distributions))
     _write_multirun(sweep)
-    _record(study, sweep.dir)
-    for trial in _unfinished(study):
-        sweep.start(_job(sweep, trial.number, trial.params))
+    for trial in study.trials:
+        _start_unless_ended(sweep, trial)
     for _ in range(config.jobs.trials - len(study.trials)):
         _record(study, sweep.dir)  # before the next proposal, which learns from them
-        study.sampler = _sampler(config.seed, len(study.trials))
-        asked = study.ask(distributions)
-        sweep.start(_job(sweep, asked.number, asked.params))
+        _start_unless_ended(sweep, propose(study, sweep.dir, distributions, config.seed))
     sweep.pool.wait()
     _record(study, sweep.dir)
     _report_best(study, sweep, str(checkpoint.monitor))
@@ -87,40 +86,11 @@ def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
     return CategoricalDistribution(list(override.sweep_string_iterator()))
 
 
-def _study(folder: Path, direction: Any) -> "optuna.Study":
-    """Open the study in a folder, or start one."""
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Left by a killed process: this one holds the folder, so no other can hold the lock.
-    (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
-    return optuna.create_study(
-        storage=storage, study_name="search", direction=direction, load_if_exists=True
-    )
-
-
-def _sampler(seed: int, number: int) -> "optuna.samplers.BaseSampler":
-    """Return the sampler of one trial."""
-    from numpy.random import SeedSequence
-    from optuna.samplers import TPESampler
-
-    return TPESampler(seed=int(SeedSequence([seed, number]).generate_state(1)[0]))
-
-
-def _unfinished(study: "optuna.Study") -> Iterable["optuna.trial.FrozenTrial"]:
-    from optuna.trial import TrialState
-
-    return study.get_trials(states=(TrialState.RUNNING,))
-
-
 def _record(study: "optuna.Study", folder: Path) -> None:
     """Add the trials that have ended to the study."""
     from optuna.trial import TrialState
 
-    for trial in _unfinished(study):
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
         result = RunFolder(folder / str(trial.number)).result()
         score = result.get("score")
         if result.get("status") == "completed" and score is not None and math.isfinite(score):
@@ -129,10 +99,17 @@ def _record(study: "optuna.Study", folder: Path) -> None:
             study.tell(trial.number, state=TrialState.FAIL)
 
 
+def _start_unless_ended(sweep: Sweep, trial: "optuna.Trial | FrozenTrial") -> None:
+    """Start the job of a trial, unless it has completed or failed."""
+    result = RunFolder(sweep.dir / str(trial.number)).result()
+    if result.get("status") not in ("completed", "failed"):
+        sweep.start(_job(sweep, trial.number, trial.params))
+
+
 def _job(sweep: Sweep, number: int, params: dict[str, Any]) -> Job:
     """Return a trial as a job."""
     chosen = [f"{key}={value}" for key, value in params.items()]
-    print(f"trial {number}: {' '.join(chosen)}", flush=True)
+    say(f"trial {number}: {' '.join(chosen)}")
     folder = RunFolder(sweep.dir / str(number))
     command = sweep.multirun.for_jobs().for_job(folder.path, number, *chosen)
     gpus = gpus_needed(command.compose().trainer, sweep.gpus) if sweep.gpus else 0
@@ -159,7 +136,7 @@ def _write_multirun(sweep: Sweep) -> None:
             path = str(Path(options.config_dir).absolute())
             source = {"path": path, "schema": "file", "provider": "command-line"}
             config.hydra.runtime.config_sources.append(source)
-    OmegaConf.save(config, sweep.dir / MULTIRUN)
+    write_text(sweep.dir / MULTIRUN, OmegaConf.to_yaml(config))
 
 
 def _report_best(study: "optuna.Study", sweep: Sweep, monitor: str) -> None:

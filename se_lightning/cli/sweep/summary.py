@@ -1,14 +1,14 @@
 """The table of a multirun, rebuilt from the results of its jobs."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
 from se_lightning.atomic import write_text
 from se_lightning.cli.command import key_of, value_of
+from se_lightning.cli.console import printable
 from se_lightning.cli.run.folder import jobs_in
 from se_lightning.cli.run.result import RunResult
+from se_lightning.tables import csv_table
 
 __all__ = ["SUMMARY", "read_results", "write_summary"]
 
@@ -23,11 +23,8 @@ def write_summary(sweep_dir: Path) -> None:
     found = dict.fromkeys(column for row in rows for column in row)
     columns = head + [column for column in found if column not in head + tail] + tail
 
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, columns, restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(sweep_dir / "summary.csv", table.getvalue())
+    table = csv_table(columns, ([row.get(column) for column in columns] for row in rows))
+    write_text(sweep_dir / "summary.csv", table)
     write_text(sweep_dir / SUMMARY, _markdown(rows, columns))
 
 
@@ -47,7 +44,8 @@ def _markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
     }
     shown = [c for c in columns if c not in shared and not c.startswith(("train/", "val/"))]
     shown = [c for c in shown if any(str(row.get(c, "")) for row in rows)]
-    cells = [shown] + [[str(row.get(c, "")).replace("|", "\\|") for c in shown] for row in rows]
+    cells = [list(map(_cell, shown))]
+    cells += [[_cell(row.get(column, "")) for column in shown] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
@@ -55,24 +53,33 @@ def _markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
     ]
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
     if shared:
-        lines[:0] = ["All jobs: " + " ".join(f"`{k}={v}`" for k, v in shared.items()), ""]
+        settings = " ".join(f"`{_cell(f'{key}={value}')}`" for key, value in shared.items())
+        lines[:0] = [f"All jobs: {settings}", ""]
     return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return printable(str(value), keep="").replace("|", "\\|")
 
 
 def _row(result: RunResult) -> dict[str, Any]:
     """Flatten a result: one column per override, metric and figure."""
-    overrides = {key_of(o): value_of(o) for o in result["overrides"]}
+    overrides = {key_of(o): printable(value_of(o)) for o in result.get("overrides", [])}
     # These belong to the multirun, and may change when it is resumed.
     overrides = {key: value for key, value in overrides.items() if not key.startswith("jobs.")}
     widths = dict.fromkeys(result.get("hidden_widths", {}).values())
     return {
         "job": result["job"],
-        "status": result["status"],
+        "status": result.get("status", "failed"),
         **overrides,
         "hidden widths": " ".join(map(str, widths)),
         "parameters": result.get("parameters", ""),
-        **{name: f"{value:.5g}" for name, value in result.get("metrics", {}).items()},
+        **{name: _number(value) for name, value in result.get("metrics", {}).items()},
         "world size": result.get("world_size", ""),
         "wall time, s": result.get("wall_time_s", ""),
-        "error": " ".join(result.get("error", "").split()),
+        "error": printable(" ".join(result.get("error", "").split())),
     }
+
+
+def _number(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.5g}"

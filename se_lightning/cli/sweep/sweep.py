@@ -8,6 +8,7 @@ process group, W&B run) would also affect the next one. So each job is a separat
 import contextlib
 import importlib.util
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from se_lightning.cli.command import Command
+from se_lightning.cli.console import say
 from se_lightning.cli.errors import JobError
+from se_lightning.cli.process import die_with_multirun
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.sweep import resume
 from se_lightning.cli.sweep.multirun import Multirun
@@ -71,11 +74,12 @@ class Sweep:
         if not results:
             return
         write_summary(self.dir)
-        print(f"\n{(self.dir / SUMMARY).read_text()}\n{self.shown}/{SUMMARY}")
+        say(f"\n{(self.dir / SUMMARY).read_text()}\n{self.shown}/{SUMMARY}")
         if self.remark:
-            print(self.remark)
-        if any(result["status"] != "completed" for result in results):
-            print(f"To continue: python -m se_lightning -m jobs.resume={self.shown}")
+            say(self.remark)
+        if any(result.get("status") != "completed" for result in results):
+            folder = shlex.quote(str(self.shown))
+            say(f"To continue: python -m se_lightning -m jobs.resume={folder}")
 
     def raise_failures(self) -> None:
         """Raise a JobError that lists the jobs that did not complete, if there are any."""
@@ -83,7 +87,7 @@ class Sweep:
         by_status: dict[str, list[str]] = {}
         for number, result in sorted(results.items()):
             first = (result.get("error", "").splitlines() or [""])[0]
-            by_status.setdefault(result["status"], []).append(f"{number} ({first})")
+            by_status.setdefault(result.get("status", "failed"), []).append(f"{number} ({first})")
         by_status.pop("completed", None)
         if not by_status:
             return
@@ -122,6 +126,7 @@ def lead(multirun: Multirun | None, *, resumed: bool = False) -> Iterator[Sweep 
     if not resumed:
         resume.refuse_used(sweep.dir)
     RunFolder(sweep.dir).claim("hydra.sweep.dir")
+    resume.discard_damaged(sweep.dir)
     _sweep = sweep
     try:
         with _ends_by_signal(sweep.pool):
@@ -153,6 +158,7 @@ def run_job(cfg: DictConfig) -> float | None:
         _sweep.start(_job(cfg, _sweep.gpus))
         write_summary(sweep_dir)
         return None
+    die_with_multirun()
     pool, job = Pool(), _job(cfg)
     left = resume.remaining(job)
     if left is not None:
@@ -161,9 +167,9 @@ def run_job(cfg: DictConfig) -> float | None:
             pool.wait()
     write_summary(sweep_dir)
     result = pool.results.get(job.number) or job.folder.result()
-    if result["status"] != "completed":
-        raise JobError(f"job {job.number} failed: {result['error']}")
-    return result["score"]
+    if result.get("status") != "completed":
+        raise JobError(f"job {job.number} failed: {result.get('error', '')}")
+    return result.get("score")
 
 
 def _job(cfg: DictConfig, gpus: Sequence[str] = ()) -> Job:

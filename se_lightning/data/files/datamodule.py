@@ -13,6 +13,7 @@ from se_lightning.data.files.crops import CenterCrop, RandomResizedCrop
 from se_lightning.data.files.dataset import BadFiles, FileLoader, ImageFiles
 from se_lightning.data.files.decode import check_interpolation
 from se_lightning.data.files.sources import Source
+from se_lightning.data.identity import digest
 from se_lightning.data.samplers import EvalBatches, TrainBatches
 
 __all__ = ["FileDataModule", "FileOptions"]
@@ -104,7 +105,18 @@ class FileDataModule(ImageDataModule):
         """Return the files of ``train``, ``val`` or ``test``, from a cache."""
         if split not in self._sources:
             self._sources[split] = self.find(split)
+            self._compare([split])
         return self._sources[split]
+
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        """Return the number of images of a split and a digest of the number in each class."""
+        labels = self.source(split).labels
+        # Independent of the order, which folders, tar files and shards do not share.
+        counts = np.bincount(labels, minlength=self.num_classes)
+        return {"images": len(labels), "classes": digest(counts.astype("<i8"))}
+
+    def _splits_found(self) -> Sequence[str]:
+        return tuple(self._sources)
 
     def prepare_data(self) -> None:
         """Index the files once per node; other ranks read the cached index."""
@@ -113,8 +125,7 @@ class FileDataModule(ImageDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Find the files that a stage needs; all of them if None."""
-        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for split in needed.get(stage or "", ("train", "val", "test")):
+        for split in self.splits_of(stage):
             self.source(split)
 
     def dataset(self, split: str, *, augmented: bool) -> ImageFiles:
@@ -130,5 +141,13 @@ class FileDataModule(ImageDataModule):
 
     def _loader(self, dataset: Dataset, order: TrainBatches | EvalBatches) -> DataLoader:
         assert isinstance(dataset, ImageFiles)
-        folder = Path() if self.trainer is None else Path(self.trainer.default_root_dir)
-        return FileLoader(dataset, bad_files=self._bad_files, folder=folder, **self._options(order))
+        folder, ranks = Path(), 1
+        if self.trainer is not None:
+            folder, ranks = Path(self.trainer.default_root_dir), self.trainer.world_size
+        return FileLoader(
+            dataset,
+            bad_files=self._bad_files,
+            folder=folder,
+            alone=ranks == 1,
+            **self._options(order),
+        )

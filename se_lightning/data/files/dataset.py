@@ -58,9 +58,10 @@ class ImageFiles(Dataset):
                 image = self.view(self.source.read(index), epoch, draws)
                 pixels.append(image.permute(1, 2, 0))
                 good.append(position)
-            except (OSError, BadImage) as error:
+            except (OSError, BadImage, MemoryError) as error:
                 name = self.source.name(index)
-                bad.append((name, str(error).removeprefix(f"{name} cannot be read: ").rstrip(".")))
+                reason = str(error).removeprefix(f"{name} cannot be read: ").rstrip(".")
+                bad.append((name, reason or "too large for the memory"))
         first, keys = (int(keys[0]) if len(keys) else None), keys[good]
         images = self._stack(pixels, self.view.side(epoch))
         if self.transforms is not None:
@@ -136,20 +137,35 @@ class FileLoader(DataLoader):
         dataset: Image files.
         bad_files: Records the unreadable files.
         folder: Folder of the list.
+        alone: Whether no other rank reads a part of the same epoch.
         **options: Options of DataLoader.
     """
 
     def __init__(
-        self, dataset: ImageFiles, *, bad_files: BadFiles, folder: Path, **options: Any
+        self,
+        dataset: ImageFiles,
+        *,
+        bad_files: BadFiles,
+        folder: Path,
+        alone: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__(dataset, **options)
-        self.bad_files, self.folder = bad_files, folder
+        self.bad_files, self.folder, self.alone = bad_files, folder, alone
 
     def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]
         train = self.dataset.transforms is not None  # type: ignore[attr-defined]
+        read = 0
         try:
             for batch in super().__iter__():
                 self.bad_files.take(batch, train=train)
+                read += len(batch.keys)
                 yield batch
         finally:
             self.bad_files.write(self.folder)
+        # Other ranks may have read some; ImageClassifier counts those of all ranks.
+        if self.alone and not read and len(self):
+            raise ValueError(
+                f"None of the {len(self.dataset)} files of a split can be read; see "  # type: ignore[arg-type]
+                f"{self.folder / BAD_FILES}."
+            )

@@ -4,39 +4,28 @@ Training decodes ordinary JPEGs with libjpeg-turbo, at reduced scale if the crop
 and without the rows below the crop. Pillow decodes everything else: other formats, other color
 spaces, and files that libjpeg-turbo refuses. So Pillow alone decides whether a file is readable.
 
-Images above Pillow's limit against decompression bombs are refused. Its warnings are not shown.
+Images above Pillow's limit against decompression bombs are refused.
 """
 
-import io
 import struct
-import warnings
-import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+from se_lightning.data.files.pillow import BadImage, open_rgb, orientation, turned
 
 __all__ = ["BadImage", "check_interpolation", "eval_image", "open_rgb", "train_image"]
 
 Box = tuple[int, int, int, int]  # top, left, height, width, in pixels
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_KINDS = {b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP"}
-_ORIENTATION = 0x112  # EXIF's tag
+_MAX_RESIZED = 2**26  # pixels (200 MB) of an image resized for evaluation
 _SCAN = 0xDA  # the marker of JPEG's compressed pixels
-# Exceptions of Pillow on damaged files.
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError),
-    *(AttributeError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
-)
-
-
-class BadImage(ValueError):  # noqa: N818 - the name is clear without "Error"
-    """Content that is not a complete image; the message gives the reason, without the file."""
 
 
 def train_image(
@@ -70,6 +59,7 @@ def train_image(
         ValueError: If the window is not inside the image, or the interpolation is unknown.
 
     Example:
+        >>> import io
         >>> file = io.BytesIO()
         >>> Image.new("RGB", (40, 30), "red").save(file, "PNG")
         >>> train_image(file.getvalue(), 2, lambda height, width: (0, 0, height, width))[:, 0, 0]
@@ -110,7 +100,8 @@ def eval_image(
         (3, crop, crop) uint8, in the memory format channels_last.
 
     Raises:
-        BadImage: If the content is not a complete image.
+        BadImage: If the content is not a complete image, or the image is so thin that resizing its
+            shorter side would give more than 67 million pixels.
         ValueError: If ``crop`` is not from 1 to ``resize``, or the interpolation is unknown.
     """
     check_interpolation(interpolation)
@@ -118,6 +109,11 @@ def eval_image(
         raise ValueError(f"`crop` (={crop}) must be from 1 to `resize` (={resize}).")
     image = open_rgb(content, upright)
     width, height = (int(resize * side / min(image.size)) for side in image.size)
+    if width * height > max(_MAX_RESIZED, 4 * resize**2):
+        raise BadImage(
+            f"too thin: its {image.width}x{image.height} pixels would be resized to "
+            f"{width}x{height}"
+        )
     image = image.resize((width, height), _FILTERS[interpolation])
     # Round half to even, as torchvision does.
     top, left = round((height - crop) / 2), round((width - crop) / 2)
@@ -125,82 +121,10 @@ def eval_image(
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
-def open_rgb(content: bytes, upright: bool = False) -> Image.Image:
-    """Read an image, or its first frame, as RGB with Pillow.
-
-    Transparency is dropped. For 16-bit gray the upper byte is used, as Pillow does for 16-bit
-    color; its conversion of gray would make nearly all of it white.
-
-    Args:
-        content: The file.
-        upright: Apply the EXIF orientation.
-
-    Raises:
-        BadImage: If the content is not a complete image.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            image = Image.open(io.BytesIO(content))
-            image.load()
-            rgb = _rgb(image)
-        except _DAMAGE as error:
-            raise BadImage(_why(content, error)) from error
-        turn = _orientation(image) if upright else 1
-    return rgb if turn == 1 else Image.fromarray(_upright(np.asarray(rgb), turn))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # I;16 and variants; I for 16-bit PGM
-        grey = np.asarray(image).clip(0, 0xFFFF) >> 8
-        image = Image.fromarray(grey.astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, without a defined white")
-    return image.convert("RGB")
-
-
-def _why(content: bytes, error: Exception) -> str:
-    kind = next((name for magic, name in _KINDS.items() if content.startswith(magic)), "image")
-    if not content:
-        return "empty file"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"too large: {error}"
-    if isinstance(error, UnidentifiedImageError):
-        if kind == "image":
-            return f"not an image (it starts with {content[:12]!r})"
-        return f"damaged or truncated {kind}: its header cannot be read"
-    return f"truncated {kind}" if "truncated" in str(error).lower() else f"damaged {kind}: {error}"
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8: 1 is upright, 5 to 8 swap height and width."""
-    try:
-        turn = image.getexif().get(_ORIENTATION, 1)
-    except _DAMAGE:  # the image itself may be fine
-        return 1
-    return turn if turn in range(1, 9) else 1
-
-
-def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Return a view of pixels (h, w, 3), turned upright from an EXIF orientation."""
-    if turn >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    if turn in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if turn in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
-
-
 def _jpeg_turn(content: bytes) -> int:
     if all(content[at + 4 : at + 10] != b"Exif\0\0" for _, at in _segments(content)):
         return 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return _orientation(Image.open(io.BytesIO(content)))
-        except _DAMAGE:  # open_rgb will raise
-            return 1
+    return orientation(content)
 
 
 def _jpeg_shape(content: bytes) -> tuple[int, int] | None:
@@ -244,7 +168,7 @@ def _decode_box(
     except ValueError:
         return None
     top, left, bottom, right = ((edge + scale // 2) // scale for edge in (top, left, bottom, right))
-    return np.ascontiguousarray(_upright(pixels, turn)[top:bottom, left:right])
+    return np.ascontiguousarray(turned(pixels, turn)[top:bottom, left:right])
 
 
 def _segments(content: bytes) -> Iterator[tuple[int, int]]:

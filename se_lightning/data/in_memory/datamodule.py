@@ -101,6 +101,10 @@ class InMemoryDataModule(ImageDataModule):
                     torch.tensor(images).view(shape),
                     torch.tensor(labels).long(),
                 )
+        self._compare(split for split in self.splits_of(stage) if split in self._splits)
+
+    def _splits_found(self) -> Sequence[str]:
+        return tuple(self._splits)
 
     def dataset(self, split: str, *, augmented: bool) -> InMemoryImages:
         """Return the split ``train``, ``val`` or ``test``; its item at (epoch, keys) is a batch."""

@@ -17,6 +17,7 @@ from se_lightning.excitation.summary import ExcitationSummary
 __all__ = ["draw_curves", "draw_spread"]
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # names of classes may contain $
 def draw_curves(
     summary: ExcitationSummary,
     names: Mapping[int, str],
@@ -48,6 +49,7 @@ def draw_curves(
     return figure
 
 
+@matplotlib.rc_context({"text.parse_math": False})
 def draw_spread(
     summary: ExcitationSummary,
     names: Mapping[int, str],

@@ -11,6 +11,7 @@ from se_lightning.models.layers.find import warn_of_single_units
 from se_lightning.models.layers.gate_base import start_at_one
 from se_lightning.models.layers.gradient_checkpointing import run, run_checkpointed
 from se_lightning.models.layers.options import Excitation, GateOptions
+from se_lightning.models.layers.strided import slice_strided
 
 __all__ = ["FeatureMap", "ImageNetwork", "check_images"]
 
@@ -204,6 +205,7 @@ class ImageNetwork(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         start_at_one(self)
+        slice_strided(self)
         warn_of_single_units(self)
 
 

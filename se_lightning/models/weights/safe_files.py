@@ -1,15 +1,85 @@
-"""Reading files of tensors without executing any code in them."""
+"""Reading files of tensors without executing any code in them, and writing such files."""
 
 import pickle
 import re
 import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
+import numpy as np
 import torch
 
-__all__ = ["read_file"]
+__all__ = ["check_sums", "plain", "read_file", "write_file"]
+
+_SAFE = (torch.Tensor, torch.nn.Parameter, bool, int, float, str, bytes, type(None))
+
+
+def plain(value: Any) -> Any:
+    """Return a value with NumPy scalars replaced by Python's, in dicts, lists and tuples too.
+
+    Other containers, such as the OrderedDict of a state dict, stay as they are.
+
+    Example:
+        >>> plain({"best": np.float64(0.5), "steps": [np.int64(3)]})
+        {'best': 0.5, 'steps': [3]}
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return value
+
+
+def write_file(content: Any, path: Path) -> None:
+    """Write a torch file that :func:`read_file` can read.
+
+    Raises:
+        ValueError: If an entry is not a tensor or a plain value; the file is not usable then.
+    """
+    content = plain(content)
+    with path.open("wb") as file:
+        torch.save(content, file)
+    if _is_safe(content):  # takes 1 ms; reading the file's list of names takes 10
+        return
+    refused = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    if refused:
+        places = [where for where, value in _entries(content) if _name(value) in refused]
+        where = f"its entry {places[0]}" if places else "it"
+        raise ValueError(
+            f"The checkpoint cannot be saved: {where} holds a {refused[0]}, which could not be "
+            "loaded again. Save only tensors, numbers, text, lists and dicts."
+        )
+
+
+def _is_safe(value: Any) -> bool:
+    """Return whether a value is of the types that checkpoints usually consist of."""
+    kind = type(value)
+    if kind in (dict, OrderedDict):
+        return all(map(_is_safe, value)) and all(map(_is_safe, value.values()))
+    if kind in (list, tuple, torch.Size):
+        return all(map(_is_safe, value))
+    return kind in _SAFE
+
+
+def _name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _entries(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value in nested dicts and lists, with the keys that lead to it."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _entries(entry, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, entry in enumerate(value):
+            yield from _entries(entry, f"{where}[{index}]")
+    else:
+        yield where, value
 
 
 def read_file(path: Path) -> Any:
@@ -39,8 +109,27 @@ def read_file(path: Path) -> Any:
                 "torch.save(state_dict, path)."
             ) from error
         raise ValueError(f"{path} is not a checkpoint, or is damaged.") from error
-    except (RuntimeError, EOFError, OSError, BadZipFile, KeyError, AttributeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises almost anything for other bytes
         raise ValueError(f"{path} is not a checkpoint, or is damaged.") from error
+
+
+def check_sums(path: Path) -> None:
+    """Verify the checksums in a torch file, which torch ignores. Takes 0.1 s per 100 MB.
+
+    Raises:
+        ValueError: If one is wrong.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # written by torch before 1.6
+    with zipfile.ZipFile(path) as file:
+        part = file.testzip()
+    if part is not None:
+        raise ValueError(
+            f"{path} is damaged: the checksum of its part {part} is wrong. Use another checkpoint, "
+            "or copy the file again."
+        )
 
 
 def _what_else(start: bytes) -> str:

@@ -1,14 +1,23 @@
 """An interrupted and resumed fit equals an uninterrupted one, bit for bit."""
 
 import os
+import random
+import shutil
 import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import (
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from se_lightning import EMA, ExactState, FakeDataModule, ImageClassifier, LastCheckpoint
@@ -113,6 +122,24 @@ def assert_same(left, right, where=""):
         assert left == right, where
 
 
+class Noise(pl.Callback):
+    """A user's callback that scales gradients by random numbers, in several hooks."""
+
+    def __init__(self, draw):
+        self.draw, self.factor = draw, 1.0
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.factor = self.draw()
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            pl_module.backbone[-1].bias.data += 0.01 * self.draw()
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        for parameter in pl_module.parameters():
+            parameter.grad.mul_(self.factor * self.draw())
+
+
 CONFIGURATIONS = {
     "plain": {},
     "accumulated": {"accumulate_grad_batches": 3, "gradient_clip_val": 0.5, "every": 1},
@@ -124,6 +151,12 @@ CONFIGURATIONS = {
     "limited": {"limit_train_batches": 5, "log_every_n_steps": 2},
     "epochs only": {"every": None, "data": {"repeats": 3}},
     "workers": {"data": {"num_workers": 2}},
+    "overfitting": {"overfit_batches": 5, "every": 1},
+    "double": {"precision": "64-true"},
+    "scheduled accumulation": {"more": [GradientAccumulationScheduler({0: 1, 1: 2})], "every": 1},
+    "numpy": {"more": [Noise(np.random.rand)]},
+    "random": {"more": [Noise(random.random)]},
+    "torch": {"more": [Noise(lambda: float(torch.rand(())))]},
 }
 
 
@@ -138,6 +171,39 @@ def test_an_interrupted_and_resumed_fit_equals_an_uninterrupted_one(name, tmp_pa
         if cut == 3:  # interrupt it a second time
             assert fit(folder, cut=7, resume=True, **options) is None
         assert_same(everything(folder, fit(folder, resume=True, **options)), expected, f"{cut}")
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_run_in_another_folder_resumes_as_if_it_had_stayed(tmp_path, how):
+    expected = everything(tmp_path / "whole", fit(tmp_path / "whole", max_epochs=4))
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert fit(first, cut=18, max_epochs=4) is None
+    shutil.copytree(first, second)
+    if how == "moved":
+        shutil.rmtree(first)
+    else:  # a file that is read from the old folder would end the run
+        for path in first.rglob("*.ckpt"):
+            path.write_bytes(b"of another run")
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    fitted = fit(second, resume=True, max_epochs=4)
+    assert_same(everything(second, fitted), expected)
+    paths = [*fitted[0].checkpoint_callback.best_k_models, fitted[0].checkpoint_callback.dirpath]
+    assert all(path.startswith(f"{second}/") for path in paths)
+    assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_whose_best_checkpoint_is_missing_does_not_forget_it(tmp_path):
+    assert fit(tmp_path, cut=18) is None
+    for path in tmp_path.rglob("epoch*.ckpt"):
+        path.unlink()
+    with pytest.raises(MisconfigurationException, match="is missing, the best checkpoint of the"):
+        fit(tmp_path, resume=True)
+
+
+def test_averaging_that_cannot_resume_is_refused_at_the_start(tmp_path):
+    with pytest.raises(MisconfigurationException, match=r"Use se_lightning\.EMA"):
+        fit(tmp_path, more=[StochasticWeightAveraging(0.1)])
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 class Signal(pl.Callback):
@@ -206,7 +272,8 @@ def test_intervals_are_checked(argument, message):
 def test_a_checkpoint_within_an_epoch_requires_the_same_batch_size(tmp_path):
     assert fit(tmp_path, cut=3) is None
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt")["FakeDataModule"]
-    assert state == {"epoch": 0, "batch": 2, "world_size": 1, "batch_size": 8}
+    position = {key: value for key, value in state.items() if key != "data"}
+    assert position == {"epoch": 0, "batch": 2, "world_size": 1, "batch_size": 8}
     other = FakeDataModule(size=54, batch_size=4)
     with pytest.raises(pl.utilities.exceptions.MisconfigurationException, match="batch_size=8"):
         other.load_state_dict(state)

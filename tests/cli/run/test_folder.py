@@ -82,11 +82,100 @@ def test_a_restart_keeps_only_the_config_and_the_log(used):
     assert sorted(path.name for path in used.path.iterdir()) == [".hydra", "se_lightning.log"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "3", "\xff", "\0\0", '{"job": "1"}', '{"status": ["completed"]}',
+        '{"overrides": "seed=1"}', '{"overrides": [1]}', '{"metrics": {"val/loss": "low"}}',
+        '{"hidden_widths": 3}', '{"error": null}', '{"kind": 1}',
+    ],
+)  # fmt: skip
 def test_a_damaged_result_reads_as_empty_or_is_refused(tmp_path, text):
     folder = RunFolder(tmp_path)
     assert folder.result(strict=True) == {}
     (tmp_path / "result.json").write_bytes(text.encode("latin-1"))
     assert folder.result() == {}
-    with pytest.raises(ValueError):  # noqa: PT011 - the caller adds the message
+    with pytest.raises(ValueError, match=r"result.json is damaged"):
         folder.result(strict=True)
+
+
+def listing(folder):
+    return {path: path.is_file() and path.read_text() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", [".hydra", "metrics.csv", "hparams.yaml", "se_lightning.log"])
+@pytest.mark.parametrize("more", [["model.ratio=0"], []])
+def test_files_of_another_program_are_neither_removed_nor_replaced(
+    run_main, tmp_path, short, name, more, monkeypatch
+):
+    monkeypatch.setenv("PROJECT", "project")
+    theirs = tmp_path / "project"
+    theirs.mkdir()
+    path = theirs / name / "config.yaml" if name == ".hydra" else theirs / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("of another program")
+    (theirs / "notes.txt").touch()
+    before = listing(theirs)
+    code, err = run_main("hydra.run.dir='${oc.env:PROJECT}'", *short, *more,
+                         more=("logger=csv", "hydra.output_subdir=null"))  # fmt: skip
+    assert code == 1
+    assert f"holds {name}" in err
+    assert listing(theirs) == before
+
+
+def test_an_empty_folder_of_the_user_outlives_a_mistake(run_main, tmp_path):
+    (tmp_path / "mine").mkdir()
+    code, err = run_main("hydra.run.dir=mine", "model.ratio=0")
+    assert code == 1
+    assert "ratio" in err
+    folders._release((tmp_path / "mine").resolve())  # at exit
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_other_files_of_the_user_outlive_a_mistake(run_main, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("read me")
+    assert run_main("hydra.run.dir=mine", "model.ratio=0")[0] == 1
+    folders._release((tmp_path / "mine").resolve())
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("kind", ["link", "text"])
+def test_a_lock_file_of_another_program_is_left_alone(tmp_path, kind):
+    precious = tmp_path / "precious"
+    precious.write_text("of another program")
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    if kind == "link":
+        (folder.path / ".lock").symlink_to(precious)
+    else:
+        precious.rename(folder.path / ".lock")
+        precious = folder.path / ".lock"
+    with pytest.raises(ValueError, match="is not the lock of a run"):
+        folder.claim()
+    assert precious.read_text() == "of another program"
+
+
+def test_all_ways_to_a_folder_are_one_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    RunFolder(tmp_path / "run").claim()
+    for way in ("a/../run", "link"):
+        RunFolder(tmp_path / way).claim()  # would be refused if it were another folder
+        assert RunFolder(tmp_path / way).relative(tmp_path / "run" / "x" / "y") == "x/y"
+    assert (tmp_path / "run" / ".lock").read_text().startswith("process ")
+    folders._release((tmp_path / "run").resolve())
+
+
+def test_a_path_outside_stays_as_it_is(tmp_path):
+    assert RunFolder(tmp_path / "run").relative("/elsewhere/best.ckpt") == "/elsewhere/best.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("text", "epochs"),
+    [(None, 0), ("", 0), ("epoch,loss\n0,1\n", 0), ("epoch,loss\n0,1\n,2\n3,1\n", 3), ("\0", 0)],
+)
+def test_logged_epochs(tmp_path, text, epochs):
+    if text is not None:
+        (tmp_path / "metrics.csv").write_text(text)
+    assert RunFolder(tmp_path).epochs_logged() == epochs

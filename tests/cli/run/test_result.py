@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
@@ -40,3 +41,33 @@ def test_the_first_failing_rank_records_the_cause(tmp_path):
     folder.write_result({"status": "completed"})
     assert folder.result() == {"status": "completed"}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    """NaN and Infinity are not JSON: jq, JavaScript and Go refuse them."""
+    folder = RunFolder(tmp_path)
+    metrics = {"val/loss": math.nan, "val/acc1": 0.5, "test/loss": -math.inf}
+    details = {"values": (1, math.inf, "a")}
+    folder.write_result({"metrics": metrics, "score": math.nan, "details": details})
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    written = json.loads((tmp_path / "result.json").read_text(), parse_constant=refuse)
+    assert written == {
+        "metrics": {"val/loss": None, "val/acc1": 0.5, "test/loss": None},
+        "score": None,
+        "details": {"values": [1, None, "a"]},
+    }
+    assert folder.result(strict=True) == written
+
+
+def test_results_of_earlier_versions_can_be_read(tmp_path):
+    """They have NaN, no kind, and keys that no longer exist."""
+    (tmp_path / "result.json").write_text(
+        '{"status": "failed", "error": "x", "job": null, "overrides": ["a=1"], "old": 3,'
+        ' "metrics": {"val/loss": NaN}, "score": Infinity, "hidden_widths": {"a": 2}}'
+    )
+    found = RunFolder(tmp_path).result(strict=True)
+    assert math.isnan(found["metrics"]["val/loss"])
+    assert found["old"] == 3

@@ -63,6 +63,9 @@ def test_further_ranks_keep_the_command_of_rank_0(run_dir, monkeypatch):
         (["model=se_resnet50"], "leave out model=se_resnet50"),
         (["data.batch_size=7"], "leave out data.batch_size=7"),
         (["seed=1"], "leave out seed=1"),
+        (["trainer.precision=64-true"], "leave out trainer.precision=64-true"),
+        (["trainer.accumulate_grad_batches=2"], "leave out trainer.accumulate_grad_batches=2"),
+        (["callbacks.last_checkpoint=null"], "leave out callbacks.last_checkpoint=null"),
         (["~optimizer.lr"], "leave out ~optimizer.lr"),
         (["hydra.run.dir=x"], "leave out hydra.run.dir=x"),
         (["--config-name=x"], "leave out --config-name=x"),
@@ -218,3 +221,21 @@ def test_a_torchrun_run_resumes_under_torchrun(cli, tmp_path):
     assert not (tmp_path / "cut" / "result.json").exists()
     cli("resume=cut", "callbacks.stop=null", command=start, env=path)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_a_run_that_got_somewhere_never_starts_again_silently(run_main, tmp_path, short):
+    options = ("trainer.max_epochs=2", "lr_scheduler=constant", "hydra.run.dir=run")
+    code, error = run_main(*short, *options)
+    assert code == 0, error
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files if path.suffix != ".log"}
+    for hidden in (None, "metrics.csv"):  # without it, best.ckpt shows the epochs
+        if hidden:
+            before.pop(tmp_path / "run" / hidden)
+            (tmp_path / "run" / hidden).unlink()
+        code, error = run_main("resume=run", more=())
+        assert code == 1
+        assert "last.ckpt is missing, though the run completed" in error
+        assert {path: path.read_bytes() for path in before} == before

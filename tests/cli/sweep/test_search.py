@@ -18,6 +18,7 @@ from se_lightning.cli.errors import JobError
 from se_lightning.cli.sweep import search
 from se_lightning.cli.sweep.multirun import Multirun
 from se_lightning.cli.sweep.search import distribution
+from se_lightning.cli.sweep.study import open_study
 from se_lightning.cli.sweep.sweep import lead
 
 optuna = pytest.importorskip("optuna")
@@ -105,7 +106,7 @@ def test_trials_run_in_parallel_and_failed_ones_have_no_score(run):
     failed = [n for n, (overrides, _) in trials.items() if "model.ratio=16" in overrides]
     assert failed
     assert f"{len(failed)} of 8 jobs failed: {min(failed)} (16 fails)" in error
-    study = search._study(Path("s"), "minimize")
+    study = open_study(Path("s"), "minimize", 2)
     states = {trial.number: trial.state.name for trial in study.trials}
     assert states == {n: "FAIL" if n in failed else "COMPLETE" for n in range(8)}
     assert study.best_value == min(score for n, (_, score) in trials.items() if n not in failed)

@@ -56,3 +56,28 @@ def test_the_markdown_table_has_only_the_columns_to_compare(sweep):
     assert "bad ratio \\| of 0" in text
     assert len({line.replace("\\|", "##").count("|") for line in lines[2:]}) == 1
     assert len({len(line) for line in lines[2:]}) == 1
+
+
+def test_a_setting_that_a_spreadsheet_would_run_is_text(sweep):
+    result = json.dumps(RESULTS[1]).replace("model.ratio=0", "model.name==1+1")
+    (sweep / "2" / "result.json").write_text(result)
+    summary.write_summary(sweep)
+    assert rows(sweep)[0]["model.name"] == "'=1+1"
+    assert "=1+1" in (sweep / "summary.md").read_text()
+
+
+def test_a_setting_with_control_characters_stays_in_its_cell(sweep):
+    result = json.dumps(RESULTS[1]).replace("model.ratio=0", "model.name=a\\nb\\u001b[31m|\\udcff")
+    (sweep / "2" / "result.json").write_text(result)
+    summary.write_summary(sweep)
+    assert rows(sweep)[0]["model.name"] == "a\nb\\x1b[31m|\\udcff"
+    assert r"| a\nb\x1b[31m\|\udcff |" in (sweep / "summary.md").read_text()
+
+
+def test_a_metric_that_is_not_finite_is_nan(sweep):
+    """In results of this version, which have null, and of earlier ones, which have NaN."""
+    for value in ("null", "NaN"):
+        result = json.dumps(RESULTS[0]).replace("0.5", value)
+        (sweep / "10" / "result.json").write_text(result)
+        summary.write_summary(sweep)
+        assert rows(sweep)[1]["val/acc1"] == "nan"

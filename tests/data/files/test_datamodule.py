@@ -1,4 +1,5 @@
 import itertools
+import os
 import tarfile
 
 import numpy as np
@@ -10,6 +11,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from se_lightning import ImageFolderDataModule, ImageNetDataModule, SEResNetModule
+from se_lightning.data.files import crops, decode
 
 AUGMENTED = {
     "rotation": 10,
@@ -95,6 +97,33 @@ def spoil(image_root, write_jpeg):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_what_one_file_can_do_is_skipped_and_listed(image_root, tmp_path, monkeypatch, workers):
+    monkeypatch.chdir(tmp_path)
+    data = folder(image_root, on_error="skip", num_workers=workers)
+    paths = sorted((image_root / "val").rglob("*.jpg"))
+    Image.new("1", (1, 60_000)).save(paths[0], "PNG")
+    Image.new("RGB", (9, 9)).save(paths[1], "EPS")
+    paths[2].unlink()
+    os.mkfifo(paths[2])
+    monkeypatch.setattr(decode, "_MAX_RESIZED", 10**6)
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 6
+    lines = (tmp_path / "bad_files.txt").read_text().splitlines()
+    expected = ["too thin", "not an image in JPEG", "It is a folder, a pipe or a device"]
+    for path, line, reason in zip(paths, lines, expected, strict=False):
+        assert line.startswith(f"{path}: {reason}")
+
+
+def test_an_image_too_large_for_the_memory_is_named(image_root, monkeypatch):
+    def full(*_, **__):
+        raise MemoryError
+
+    data = folder(image_root)
+    monkeypatch.setattr(crops, "eval_image", full)
+    with pytest.raises(ValueError, match=r"00\.jpg cannot be read: too large for the memory"):
+        list(data.val_dataloader())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_the_first_bad_file_stops_and_is_named(image_root, write_jpeg, workers):
     data = folder(image_root, num_workers=workers)
     (bad,) = spoil(image_root, write_jpeg)[:1]
@@ -150,6 +179,20 @@ def test_a_training_batch_of_bad_files_only_stops(image_root):
         path.write_text("hello")
     with pytest.raises(ValueError, match="None of the 5 files of a batch can be read"):
         list(data.train_dataloader())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_split_of_bad_files_only_is_refused(image_root, tmp_path, monkeypatch, workers):
+    monkeypatch.chdir(tmp_path)
+    data = folder(image_root, on_error="skip", num_workers=workers)
+    *others, last = sorted((image_root / "val").rglob("*.jpg"))
+    for path in others:
+        path.write_text("hello")
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 1
+    last.write_text("hello")
+    with pytest.raises(ValueError, match=r"None of the 9 files .* bad_files\.txt"):
+        list(data.val_dataloader())
+    assert len((tmp_path / "bad_files.txt").read_text().splitlines()) == 9
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,10 @@ def test_the_end_of_a_thumbnail_is_not_taken_for_the_end_of_the_image(window):
     ("content", "reason"),
     [
         (b"", "^empty file$"),
-        (b"hello, this is no image", r"^not an image \(it starts with b'hello, this '\)$"),
+        (
+            b"hello, this is no image",
+            r"^not an image in JPEG, .*\(it starts with b'hello, this '\)$",
+        ),
         (b"<html><body>404", "^not an image"),
         (JPEG[:200], "truncated JPEG"),
         (JPEG[:2], "truncated JPEG"),
@@ -207,6 +210,30 @@ def test_non_images_are_refused_with_the_reason(content, reason):
         train_image(content, 16, whole)
     with pytest.raises(BadImage, match=reason):
         eval_image(content, 16, 16)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "PCX", "TGA", "SGI", "ICNS", "JPEG2000"])
+def test_formats_that_data_sets_do_not_use_are_refused_unread(kind, monkeypatch):
+    content = encoded(picture(128, 128), kind)
+    monkeypatch.setattr("subprocess.Popen", None)  # Pillow would start Ghostscript for EPS
+    for read in (lambda: train_image(content, 16, whole), lambda: eval_image(content, 32, 16)):
+        with pytest.raises(BadImage, match=r"^not an image in JPEG, PNG, .*it starts with"):
+            read()
+
+
+def test_a_picture_of_several_from_a_phone_is_a_jpeg():
+    content = encoded(picture(200, 170), "MPO", save_all=True, append_images=[picture()])
+    assert Image.open(io.BytesIO(content)).format == "MPO"
+    assert close(content, pil_rgb(content))
+
+
+@pytest.mark.parametrize("side", [(1, 300_000), (300_000, 1)])
+def test_a_thin_image_is_refused_before_it_fills_the_memory(side, monkeypatch):
+    content = encoded(Image.new("1", side), "PNG")
+    assert train_image(content, 32, lambda h, w: (0, 0, 1, 1)).shape == (3, 32, 32)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(BadImage, match=r"too thin: its \d+x\d+ pixels would be resized to \d+x"):
+        eval_image(content, 256, 224)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])

@@ -1,4 +1,6 @@
 import gzip
+import struct
+import tracemalloc
 
 import pytest
 
@@ -18,7 +20,7 @@ def test_a_file_written_by_hand(tmp_path, pack):
     ("content", "what"),
     [
         (HEADER + bytes(5), "truncated: 5 bytes for a shape of"),
-        (HEADER + bytes(7), "too long: 7 bytes"),
+        (HEADER + bytes(7), "too long: more than 6 bytes"),
         (HEADER[:9], "truncated in its header"),
         (b"", "not an IDX file"),
         (b"<html>not found</html>", "not an IDX file of 2-dimensional bytes"),
@@ -44,3 +46,20 @@ def test_the_largest_header_does_not_allocate(tmp_path):
     path.write_bytes(bytes([0, 0, 8, 2]) + b"\xff" * 8 + bytes(6))
     with pytest.raises(ValueError, match="truncated"):
         read_idx(path, 2)
+
+
+@pytest.mark.parametrize("promised", [6, 2**31 + 1])
+def test_a_gzip_bomb_is_unpacked_only_as_far_as_its_header_promises(tmp_path, promised):
+    path = tmp_path / "file"
+    header = HEADER[:4] + struct.pack(">II", 1, promised)
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(header)
+        for _ in range(64):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    message = "too long: more than 6 bytes" if promised == 6 else "too large: 2,147,483,649 bytes"
+    with pytest.raises(ValueError, match=message):
+        read_idx(path, 2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**21

@@ -119,3 +119,10 @@ def test_curves_have_distinct_colors_that_contrast_with_the_background(gates, st
         background = to_rgba(matplotlib.rcParams["axes.facecolor"])
     assert len(set(drawn)) == 25
     assert min(np.abs(np.subtract(each, background)[:3]).max() for each in drawn) > 0.3
+
+
+@pytest.mark.parametrize("name", ["$x{$", r"$\\frac{$", "a_b^{c"])
+def test_names_of_classes_are_no_formulas(gates, name):
+    figure = draw_curves(summary_of(gates), {7: name, 2: "other"})
+    figure.canvas.draw()
+    assert figure.legends[0].get_texts()[1].get_text() == name

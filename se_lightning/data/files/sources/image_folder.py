@@ -1,6 +1,7 @@
 """Image folders with one folder per class, already split or to be split here; or shards."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,35 @@ from se_lightning.data.files.sources.source import Source
 
 __all__ = ["folder_sources"]
 
+log = logging.getLogger(__name__)
+
+Indices = dict[str, np.ndarray]
+
 
 def folder_sources(
-    root: Path, *, val_fraction: float, test_fraction: float, split_seed: int
+    root: Path,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    split_seed: int,
+    split_by: str = "path",
 ) -> tuple[dict[str, Source], tuple[str, ...]]:
     """Find the images of a folder; return its "train", "val" and "test", and the class names.
 
     The folder contains shards; or ``root/train/<class>/*``, ``root/val/<class>/*`` and optionally
-    ``root/test/<class>/*``; or ``root/<class>/*``, which is split here, class by class. Without a
-    test set, the validation set is used.
+    ``root/test/<class>/*``; or ``root/<class>/*``, which is split here. Without a test set, the
+    validation set is used.
+
+    The split of an image is a function of its path below ``root`` and of ``split_seed``, whatever
+    other images there are. So the fractions are met on average, not exactly.
 
     Args:
         root: The folder.
-        val_fraction: Fraction of each class for validation, if split here.
-        test_fraction: Fraction of each class for the test, if split here.
+        val_fraction: Probability that an image is used for validation, if split here.
+        test_fraction: The same for the test.
         split_seed: Seed of that split.
+        split_by: ``"path"``; or ``"position"``, the split of version 0.1.0, which changes with the
+            number of images.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -51,7 +66,7 @@ def folder_sources(
                 "classes into root/train and root/val (and root/test), or all into root."
             )
         else:
-            sources, classes = _cut(root, val_fraction, test_fraction, split_seed)
+            sources, classes = _cut(root, val_fraction, test_fraction, split_seed, _CUTS[split_by])
     sources.setdefault("test", sources["val"])
     return sources, classes
 
@@ -71,7 +86,11 @@ def _in_splits(root: Path, splits: Sequence[str]) -> tuple[dict[str, Source], tu
 
 
 def _cut(
-    root: Path, val_fraction: float, test_fraction: float, split_seed: int
+    root: Path,
+    val_fraction: float,
+    test_fraction: float,
+    split_seed: int,
+    cut: Callable[..., Indices],
 ) -> tuple[dict[str, Source], tuple[str, ...]]:
     if not (val_fraction > 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
         raise ValueError(
@@ -79,20 +98,58 @@ def _cut(
             f"(={test_fraction}) at least 0, and their sum below 1."
         )
     source, classes = class_folders(root)
+    if cut is _by_position:
+        log.warning(
+            "%s is split as in version 0.1.0, whose checkpoints have no record of their images. If "
+            "images were added or removed since, the tests include some that were trained on.",
+            root,
+        )
+    indices = cut(source, val_fraction, test_fraction, split_seed)
+    if not test_fraction:
+        del indices["test"]
+    for split, some in indices.items():
+        present = np.bincount(source.labels[some], minlength=len(classes)) > 0
+        lacking = [name for name, there in zip(classes, present, strict=True) if not there]
+        if lacking:
+            _lacks(root, split, lacking, empty=not len(some))
+    return {split: source.subset(some) for split, some in indices.items()}, classes
+
+
+def _lacks(root: Path, split: str, classes: Sequence[str], *, empty: bool) -> None:
+    """Refuse a split without images, and classes without training images; else warn."""
+    names = ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if classes[5:] else "")
+    if empty or split == "train":
+        raise ValueError(
+            f"The split of {root} leaves no {split} images{'' if empty else f' of {names}'}. Add "
+            "images, change data.val_fraction, data.test_fraction or data.split_seed, or put the "
+            "images into root/train, root/val and root/test."
+        )
+    log.warning("The split of %s leaves no %s images of %s.", root, split, names)
+
+
+def _by_path(source: Source, val_fraction: float, test_fraction: float, split_seed: int) -> Indices:
+    hashes = source.path_hashes(split_seed)
+    assert hashes is not None  # they are files
+    places = (hashes >> np.uint64(11)) * 2.0**-53  # in [0, 1)
+    ends = [val_fraction, val_fraction + test_fraction]
+    splits = np.searchsorted(ends, places, side="right")
+    return {name: np.flatnonzero(splits == i) for i, name in enumerate(("val", "test", "train"))}
+
+
+def _by_position(
+    source: Source, val_fraction: float, test_fraction: float, split_seed: int
+) -> Indices:
+    """Split as version 0.1.0 did, for its checkpoints."""
     parts: dict[str, list[np.ndarray]] = {"train": [], "val": [], "test": []}
     ends = np.cumsum(np.bincount(source.labels))  # images are sorted by class
     for label, images in enumerate(np.split(np.arange(len(source)), ends[:-1])):
-        # One generator per class: more images in one class do not change the split of others.
         order = np.random.default_rng((split_seed, label)).permutation(images)
         val = max(1, round(val_fraction * len(images)))
         test = max(1, round(test_fraction * len(images))) if test_fraction else 0
-        if val + test >= len(images):
-            raise ValueError(
-                f"The class {classes[label]} in {root} has {len(images)} image(s), too few "
-                f"to validate on {val}, test on {test} and train. Add images, or remove the folder."
-            )
         parts["val"].append(order[:val])
         parts["test"].append(order[val : val + test])
         parts["train"].append(order[val + test :])
-    indices = {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
-    return {split: source.subset(some) for split, some in indices.items() if len(some)}, classes
+    return {split: np.sort(np.concatenate(part)) for split, part in parts.items()}
+
+
+_CUTS: dict[str, Callable[..., Indices]] = {"path": _by_path, "position": _by_position}

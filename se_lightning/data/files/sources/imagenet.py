@@ -23,6 +23,7 @@ _TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 _DEVKIT = "ILSVRC2012_devkit_t12"
 _META = f"{_DEVKIT}/data/meta.mat"
 _TRUTH = f"{_DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
+_MAX_DEVKIT = 10_000_000  # bytes of one of its files, which have 0.5 MB
 _VAL_NAME = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 _LAYOUTS = {
     "train": f"train/n01440764/*.JPEG, or {_TARS['train']}, or shards train-*.tar",
@@ -197,7 +198,7 @@ def _ground_truth(root: Path, images: Path) -> tuple[np.ndarray, Path]:
     try:
         if packed.is_file():
             with tarfile.open(packed) as tar:
-                parts = [tar.extractfile(name).read() for name in (_META, _TRUTH)]  # type: ignore[union-attr]
+                parts = [_extracted(tar, name) for name in (_META, _TRUTH)]
             return _devkit(*parts), packed
         if (root / _META).is_file() and (root / _TRUTH).is_file():
             return _devkit((root / _META).read_bytes(), (root / _TRUTH).read_bytes()), root / _TRUTH
@@ -213,6 +214,13 @@ def _ground_truth(root: Path, images: Path) -> tuple[np.ndarray, Path]:
         f"{packed.name} there (from image-net.org, like the images), or Caffe's val.txt "
         "(ILSVRC2012_val_00000001.JPEG 65), or sort the images into val/n01440764 ..."
     )
+
+
+def _extracted(tar: tarfile.TarFile, name: str) -> bytes:
+    size = tar.getmember(name).size
+    if size > _MAX_DEVKIT:
+        raise ValueError(f"{name} has {size:,} bytes, too many")
+    return tar.extractfile(name).read()  # type: ignore[union-attr]
 
 
 def _devkit(meta: bytes, truth: bytes) -> np.ndarray:

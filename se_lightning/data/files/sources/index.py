@@ -1,10 +1,12 @@
 """Indexes of many files: numpy arrays, cached on disk."""
 
 import hashlib
+import itertools
 import os
 import stat
 import time
 import warnings
+import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,12 +15,13 @@ import numpy as np
 
 from se_lightning.atomic import atomic_path
 
-__all__ = ["Arrays", "Stamps", "Strings", "cached_index", "stamp"]
+__all__ = ["MAX_CLASSES", "Arrays", "Stamps", "Strings", "cached_index", "stamp"]
 
 Arrays = dict[str, np.ndarray]
-Stamps = dict[str, tuple[int, int]]
+Stamps = dict[str, tuple[int, int, int]]
 
-_FORMAT = 1  # of the cache files
+MAX_CLASSES = 1_000_000  # all classes up to the largest label get a name and weights
+_FORMAT = 2  # of the cache files
 
 
 class Strings:
@@ -64,6 +67,22 @@ class Strings:
         """Return the two arrays, named for an .npz file."""
         return {name: self.blob, f"{name}_offsets": self.offsets}
 
+    def hashes(self, seed: int) -> np.ndarray:
+        """Return a 64-bit hash (N,) of each string, which is different for each seed.
+
+        Takes 2 seconds for the 1.3 million names of ImageNet.
+        """
+        blob, ends = self.blob.tobytes(), self.offsets.tolist()
+        start = hashlib.blake2b(str(seed).encode() + b"/", digest_size=8)
+
+        def one(string: bytes) -> bytes:
+            found = start.copy()
+            found.update(string)
+            return found.digest()
+
+        joined = b"".join(one(blob[a:b]) for a, b in itertools.pairwise(ends))
+        return np.frombuffer(joined, "<u8")
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -76,10 +95,15 @@ class Strings:
         return os.fsdecode(self.blob[start:end].tobytes())
 
 
-def stamp(path: str) -> tuple[int, int]:
-    """Return mtime (ns) and size (bytes; -1 for a folder) of a path."""
+def stamp(path: str) -> tuple[int, int, int]:
+    """Return mtime (ns), size (bytes; -1 for a folder) and ctime (ns) of a path.
+
+    Programs set mtime, and so a file can be replaced by one with the same mtime and size. They
+    cannot set ctime, which changes with the content.
+    """
     found = os.stat(path)
-    return found.st_mtime_ns, -1 if stat.S_ISDIR(found.st_mode) else found.st_size
+    size = -1 if stat.S_ISDIR(found.st_mode) else found.st_size
+    return found.st_mtime_ns, size, found.st_ctime_ns
 
 
 def cached_index(root: Path, kind: str, scan: Callable[[], tuple[Arrays, Stamps]]) -> Arrays:
@@ -108,7 +132,7 @@ def cached_index(root: Path, kind: str, scan: Callable[[], tuple[Arrays, Stamps]
 
 def _is_too_fresh(stamps: Stamps, began: int) -> bool:
     """Return whether a later change could have the same mtime as the scanned state."""
-    times = np.array([time for time, _ in stamps.values()], np.int64)
+    times = np.array([times[0] for times in stamps.values()], np.int64)
     # Timestamps have a resolution of milliseconds, or of seconds on old file systems and FAT.
     tick = 2_000_000_000 if (times % 1_000_000_000 == 0).all() else 100_000_000
     # A time in the future was set by hand, or by a clock that is permanently wrong.
@@ -123,12 +147,20 @@ def _cache_folder() -> Path:
 
 
 def _load(path: Path) -> Arrays | None:
+    if not path.is_file():  # a pipe would block
+        return None
     try:
         # Opened here, because np.load does not close a file that is not a zip.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            index = dict(arrays)
+        with open(path, "rb") as file, zipfile.ZipFile(file) as parts:
+            sizes = sum(part.file_size for part in parts.infolist())
+            if sizes > os.fstat(file.fileno()).st_size:  # np.savez does not compress
+                return None
+            with np.load(file, allow_pickle=False) as arrays:
+                index = dict(arrays)
         paths, stamps = Strings.of(index, "stamp_paths"), index.pop("stamps")
-        valid = all(stamp(path) == tuple(then) for path, then in zip(paths, stamps, strict=True))
+        valid = _is_whole(index) and all(
+            stamp(path) == tuple(then) for path, then in zip(paths, stamps, strict=True)
+        )
     except Exception:  # missing file or folder, or damage, which can raise anything
         return None
     for name in ("stamp_paths", "stamp_paths_offsets"):
@@ -136,9 +168,31 @@ def _load(path: Path) -> Arrays | None:
     return index if valid else None
 
 
+def _is_whole(index: Arrays) -> bool:
+    """Return whether the arrays have the types and shapes that a scan gives them."""
+    for name in [name for name in index if name.endswith("_offsets")]:
+        offsets, blob = index[name], index[name.removesuffix("_offsets")]
+        kinds = (blob.dtype, blob.ndim, offsets.dtype, offsets.ndim)
+        if kinds != (np.uint8, 1, np.int64, 1) or not len(offsets):
+            return False
+        if offsets[0] != 0 or offsets[-1] != len(blob) or (np.diff(offsets) < 0).any():
+            return False
+    if "labels" not in index:
+        return True
+    count, labels = len(index["names_offsets"]) - 1, index["labels"]
+    classes = len(index["classes_offsets"]) - 1 if "classes_offsets" in index else MAX_CLASSES
+    members = index.get("members", np.zeros((count, 3), np.int64))
+    return (
+        (labels.dtype, labels.shape) == (np.int64, (count,))
+        and (members.dtype, members.shape) == (np.int64, (count, 3))
+        and bool(((labels >= -1) & (labels < classes)).all())
+        and bool((members >= 0).all())
+    )
+
+
 def _save(path: Path, index: Arrays, stamps: Stamps) -> None:
     arrays = {**index, **Strings.pack(stamps).arrays("stamp_paths")}
-    arrays["stamps"] = np.array(list(stamps.values()), np.int64).reshape(-1, 2)
+    arrays["stamps"] = np.array(list(stamps.values()), np.int64).reshape(-1, 3)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, temporary.open("wb") as file:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from se_lightning.data.files.sources.folders import is_image
-from se_lightning.data.files.sources.index import Arrays, Stamps, cached_index, stamp
+from se_lightning.data.files.sources.index import MAX_CLASSES, Arrays, Stamps, cached_index, stamp
 from se_lightning.data.files.sources.progress import progress
 from se_lightning.data.files.sources.source import Source
 from se_lightning.data.files.sources.tars import Member, OpenTar, pack_members, tar_source
@@ -156,13 +156,7 @@ def _samples(shard: Path) -> Iterator[tuple[Member, int]]:
             match = _MEMBER.fullmatch(member.name)
             key, extension = match.groups() if match else (member.name, "")
             if extension == ".cls":
-                content = tar.read(member)
-                if not content.strip().isdigit():
-                    raise ValueError(
-                        f"{shard}: {member.name} must be a label in digits, but it is "
-                        f"{content[:20]!r}."
-                    )
-                labels[key] = int(content)
+                labels[key] = _label(shard, tar, member)
             elif is_image(extension):
                 if key in images:
                     raise ValueError(f"{shard} has two images with the key {key!r}.")
@@ -171,3 +165,13 @@ def _samples(shard: Path) -> Iterator[tuple[Member, int]]:
         has, lacks = ("image", "class (.cls)") if lone[0] in images else ("class (.cls)", "image")
         raise ValueError(f"{shard} has {len(lone)} {has} without {lacks}, such as {lone[0]!r}.")
     return ((images[key], labels[key]) for key in images)
+
+
+def _label(shard: Path, tar: OpenTar, member: Member) -> int:
+    content = tar.read(member._replace(size=min(member.size, 20)))
+    if member.size > 20 or not content.strip().isdigit() or int(content) >= MAX_CLASSES:
+        raise ValueError(
+            f"{shard}: {member.name} must be a label in digits below {MAX_CLASSES:,}, but it is "
+            f"{content!r}{' ...' if member.size > 20 else ''}."
+        )
+    return int(content)

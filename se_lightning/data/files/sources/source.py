@@ -1,6 +1,8 @@
 """Encoded images with labels, by index, from folders or tar archives."""
 
+import errno
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +11,22 @@ import numpy as np
 
 from se_lightning.data.files.sources.index import Strings
 
-__all__ = ["FolderSource", "Source", "TarSource"]
+__all__ = ["FolderSource", "Source", "TarSource", "open_regular"]
 
 _MAX_OPEN = 256  # archives kept open per process; Linux allows 1024 files by default
+_MAX_BYTES = 2**30  # of an image
+
+
+def open_regular(path: str | Path) -> int:
+    """Open a file for reading, and return its descriptor.
+
+    Raises:
+        OSError: If it is not a regular file. A pipe would block until another process writes to
+            it, and opening a device may have effects.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "It is a folder, a pipe or a device, not a file", str(path))
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
 class Source(ABC):
@@ -44,6 +59,17 @@ class Source(ABC):
     def name(self, index: int) -> str:
         """Return the name of an image for messages: its path, or "archive.tar: member"."""
 
+    def path_hashes(self, seed: int = 0) -> np.ndarray | None:
+        """Return a hash of each image's path relative to its folder.
+
+        It does not depend on the other images. None if the images have no such path: the names in
+        shards are numbers.
+
+        Shape:
+            (N,) uint64
+        """
+        return None
+
     def subset(self, indices: np.ndarray) -> "Source":
         """Return the images of ``indices``, in that order."""
         return _Subset(self, indices)
@@ -60,6 +86,10 @@ class _Subset(Source):
 
     def name(self, index: int) -> str:
         return self.source.name(self.indices[index])
+
+    def path_hashes(self, seed: int = 0) -> np.ndarray | None:
+        hashes = self.source.path_hashes(seed)
+        return None if hashes is None else hashes[self.indices]
 
 
 class FolderSource(Source):
@@ -83,13 +113,17 @@ class FolderSource(Source):
     def read(self, index: int) -> bytes:  # noqa: D102
         path = self.name(index)
         try:
-            with open(path, "rb", buffering=0) as file:
+            with open(open_regular(path), "rb", buffering=0) as file:
+                _check_size(os.fstat(file.fileno()).st_size)
                 return file.read()
         except OSError as error:  # an error in read() does not name the file
             raise OSError(f"{path} cannot be read: {error.strerror or error}.") from error
 
     def name(self, index: int) -> str:  # noqa: D102
         return os.path.join(self.root, self.names[index])
+
+    def path_hashes(self, seed: int = 0) -> np.ndarray:  # noqa: D102
+        return self.names.hashes(seed)
 
 
 class TarSource(Source):
@@ -122,6 +156,7 @@ class TarSource(Source):
     def read(self, index: int) -> bytes:  # noqa: D102
         number, offset, size = self.members[index].tolist()
         try:
+            _check_size(size)
             content = self._pread(number, size, offset)
         except OSError as error:
             reason = error.strerror or error
@@ -142,7 +177,7 @@ class TarSource(Source):
         file = self._open.get(number)
         if file is not None:
             return os.pread(file, size, offset)
-        file = os.open(self.archives[number], os.O_RDONLY | os.O_CLOEXEC)
+        file = open_regular(self.archives[number])
         # Archives are never closed early, because another thread may be reading.
         kept = len(self._open) < _MAX_OPEN and self._open.setdefault(number, file) == file
         try:
@@ -157,6 +192,11 @@ class TarSource(Source):
     def __del__(self) -> None:
         for file in getattr(self, "_open", {}).values():
             os.close(file)
+
+
+def _check_size(size: int) -> None:
+    if size > _MAX_BYTES:
+        raise OSError(errno.EFBIG, f"Its {size:,} bytes are too many for an image")
 
 
 def _check(names: Strings, labels: np.ndarray) -> None:

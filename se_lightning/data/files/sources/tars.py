@@ -10,11 +10,15 @@ from typing import NamedTuple
 import numpy as np
 
 from se_lightning.data.files.sources.index import Arrays, Strings
-from se_lightning.data.files.sources.source import TarSource
+from se_lightning.data.files.sources.source import TarSource, open_regular
 
 __all__ = ["Member", "OpenTar", "pack_members", "tar_source"]
 
 _BLOCK = 512
+
+
+class _LinkError(ValueError):
+    """A member without its own, complete bytes."""
 
 
 class Member(NamedTuple):
@@ -36,7 +40,7 @@ class OpenTar:
         self.path = path
 
     def __enter__(self) -> "OpenTar":
-        self.file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        self.file = open_regular(self.path)
         self.size = os.fstat(self.file).st_size
         return self
 
@@ -47,17 +51,25 @@ class OpenTar:
         """Yield the files in the archive, or in a member that is an archive itself.
 
         Raises:
-            ValueError: If the archive is truncated, damaged, or not a tar archive.
+            ValueError: If the archive is truncated, damaged, or not a tar archive; or if it has a
+                link or a sparse file, whose bytes are elsewhere or incomplete.
         """
         name = f"{within.name} in {self.path}" if within else str(self.path)
         window = _Window(self.file, *(within[1:] if within else (0, self.size)))
         try:
             with tarfile.open(fileobj=window, mode="r:") as tar:  # type: ignore[call-overload]
                 while info := tar.next():
+                    if info.islnk() or info.issym() or info.issparse():
+                        raise _LinkError(
+                            f"{name}: {info.name} is a link or a sparse file. Write the archive "
+                            "again with tar --dereference --hard-dereference, without --sparse."
+                        )
                     if info.isreg():
                         yield Member(info.name, window.start + info.offset_data, info.size)
                     tar.members.clear()  # tarfile would keep all of them
                 end = tar.offset
+        except _LinkError:
+            raise
         except (tarfile.TarError, OSError, ValueError) as error:
             raise ValueError(_damaged(name, str(error))) from error
         window.seek(end)

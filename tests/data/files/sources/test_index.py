@@ -106,6 +106,16 @@ def test_an_image_that_is_overwritten_needs_no_new_scan(root, scans):
     assert len(scans) == 1
 
 
+def test_a_folder_with_a_restored_mtime_is_scanned(root, scans):
+    before = listed(root)
+    times = [(folder, folder.stat().st_mtime_ns) for folder in (root, root / "cat")]
+    (root / "cat" / "1.jpg").rename(root / "cat" / "9.jpg")
+    for folder, then in times:
+        os.utime(folder, ns=(then, then))
+    assert listed(root) == oracle(root) != before
+    assert len(scans) == 2
+
+
 def test_recent_changes_are_not_cached(root, scans, cache):
     (root / "cat" / "0.jpg").touch()
     listed(root)
@@ -153,6 +163,48 @@ def test_every_flipped_byte_of_a_cache_file_is_noticed_or_harmless(root, cache):
         changed[position] ^= 0x55
         path.write_bytes(changed)
         assert listed(root) == first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda index: index.update(labels=index["labels"][:-1]),
+        lambda index: index.update(labels=index["labels"].astype(float)),
+        lambda index: index.update(labels=index["labels"] + 1),
+        lambda index: index.update(labels=index["labels"] + 10**9),
+        lambda index: index.update(names=index["names"][:-1]),
+        lambda index: index.update(names_offsets=index["names_offsets"][::-1]),
+        lambda index: index.update(names_offsets=index["names_offsets"][:0]),
+        lambda index: index.update(names=index["names"].astype(object)),
+        lambda index: index.pop("names"),
+        lambda index: index.pop("classes"),
+        lambda index: index.update(stamps=index["stamps"][:, :2]),
+    ],
+)
+def test_a_cache_file_of_another_program_is_rebuilt(root, scans, cache, change):
+    first = listed(root)
+    (path,) = cache.iterdir()
+    with np.load(path) as file:
+        index = dict(file)
+    change(index)
+    np.savez(path, **index)
+    assert listed(root) == first
+    assert len(scans) == 2
+    assert listed(root) == first
+    assert len(scans) == 2
+
+
+def test_a_compressed_cache_file_and_a_pipe_are_not_read(root, scans, cache):
+    first = listed(root)
+    (path,) = cache.iterdir()
+    with np.load(path) as file:
+        index = dict(file)
+    np.savez_compressed(path, **index | {"bomb": np.zeros(10**6)})
+    assert listed(root) == first
+    path.unlink()
+    os.mkfifo(path)
+    assert listed(root) == first
+    assert len(scans) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_one_warning(root, tmp_path, monkeypatch):

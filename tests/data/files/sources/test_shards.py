@@ -335,6 +335,8 @@ def test_shards_of_other_tools_are_scanned(tmp_path):
         ({"1.jpg": b"", "1.png": b"", "1.cls": b"0"}, "two images with the key '1'"),
         ({"1.jpg": b"", "1.cls": b"cat"}, r"1\.cls must be a label.*b'cat'"),
         ({"1.jpg": b"", "1.cls": b"-1"}, r"1\.cls must be a label.*b'-1'"),
+        ({"1.jpg": b"", "1.cls": b"1000000"}, r"1\.cls must be .* below 1,000,000, .*b'1000000'"),
+        ({"1.jpg": b"", "1.cls": b"9" * 5000}, r"1\.cls must be .*b'9{20}' \.\.\.\.$"),
     ],
 )
 def test_shards_of_another_format_are_named(tmp_path, members, message):
@@ -379,3 +381,28 @@ def test_shards_are_scanned_once_until_one_is_added_or_changed(tmp_path, monkeyp
     write_tar(tmp_path / "out" / "train-0.tar", {"1.jpg": b"b", "1.cls": b"1"})
     assert images(shard_sources(tmp_path / "out")[0]["train"]) == [(b"b", 1), (b"a", 0)]
     assert len(seen) == 3
+
+
+def test_a_shard_replaced_by_one_of_the_same_size_and_time_is_indexed(tmp_path):
+    members = {"1.jpg": b"one", "1.cls": b"0", "2.jpg": b"two", "2.cls": b"1"}
+    path = write_tar(tmp_path / "s" / "train-0.tar", members)
+    for each in (path, path.parent):
+        os.utime(each, ns=(10**18, 10**18))
+    assert images(shard_sources(path.parent)[0]["train"]) == [(b"one", 0), (b"two", 1)]
+    write_tar(path, members | {"1.cls": b"1", "2.cls": b"0"})
+    for each in (path, path.parent):
+        os.utime(each, ns=(10**18, 10**18))
+    assert images(shard_sources(path.parent)[0]["train"]) == [(b"one", 1), (b"two", 0)]
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE])
+def test_links_and_sparse_files_in_a_shard_are_refused_by_name(tmp_path, kind):
+    path = write_tar(tmp_path / "train-0.tar", {"1.jpg": b"one", "1.cls": b"0", "2.cls": b"0"})
+    with tarfile.open(path, "a") as tar:
+        member = tarfile.TarInfo("2.jpg")
+        member.type, member.linkname = kind, "1.jpg"
+        tar.addfile(member)
+    with pytest.raises(
+        ValueError, match=r"train-0\.tar: 2\.jpg is a link or a sparse file\. Write"
+    ):
+        shard_sources(tmp_path)

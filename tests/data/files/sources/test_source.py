@@ -1,6 +1,6 @@
 import gc
+import hashlib
 import io
-import itertools
 import multiprocessing
 import os
 import pickle
@@ -21,6 +21,11 @@ from se_lightning.data.files.sources.source import FolderSource, TarSource
 from se_lightning.data.files.sources.tars import OpenTar, pack_members, tar_source
 
 CUT = {"val_fraction": 0.2, "test_fraction": 0.1, "split_seed": 0}
+# The split of 10, 20 and 3 images, printed by version 0.1.0.
+OLD = {
+    "val": ["a/4", "a/6", "b/0", "b/18", "b/3", "b/5", "c/2"],
+    "test": ["a/2", "b/12", "b/17", "c/1"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +113,38 @@ def test_a_file_that_is_gone_is_named(tmp_path):
     source, _ = class_folders(put_classes(tmp_path, {"a": 2}))
     (tmp_path / "a" / "1.jpg").unlink()
     with pytest.raises(OSError, match=r"a/1\.jpg cannot be read: No such file"):
+        source.read(1)
+
+
+def test_pipes_devices_and_links_to_them_are_refused_unopened(tmp_path, monkeypatch):
+    source, _ = class_folders(put_classes(tmp_path / "root", {"a": 4}))
+    paths = [tmp_path / "root" / "a" / f"{i}.jpg" for i in range(4)]
+    for path in paths:
+        path.unlink()
+    os.mkfifo(paths[0])
+    paths[1].symlink_to(paths[0])
+    paths[2].symlink_to("/dev/zero")
+    paths[3].mkdir()
+    opened = []
+    monkeypatch.setattr(os, "open", lambda path, *_: opened.append(path))
+    for index, path in enumerate(paths):
+        with pytest.raises(OSError, match=rf"{path} cannot be read: .*not a file"):
+            source.read(index)
+    with pytest.raises(OSError, match="not a file"):
+        open_tar(paths[0])
+    assert opened == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+def test_a_file_too_large_for_an_image_is_refused_unread(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(sources_module, "_MAX_BYTES", 100)
+    contents = {"a/0.jpg": bytes(100), "a/1.jpg": bytes(101)}
+    for name, content in contents.items():
+        put(tmp_path / "root" / name, content)
+    source, _ = class_folders(tmp_path / "root")
+    source = open_tar(write_tar(tmp_path / "a.tar", contents)) if kind == "tar" else source
+    assert source.read(0) == bytes(100)
+    with pytest.raises(OSError, match=r"1\.jpg cannot be read: Its 101 bytes are too many"):
         source.read(1)
 
 
@@ -291,10 +328,10 @@ def test_without_test_images_val_is_used(tmp_path):
         put_classes(tmp_path / split, {"cat": 1})
     sources, _ = folder_sources(tmp_path, **CUT)
     assert sources["test"] is sources["val"]
-    plain = put_classes(tmp_path / "plain", {"cat": 5})
+    plain = put_classes(tmp_path / "plain", {"cat": 50})
     sources, _ = folder_sources(plain, val_fraction=0.2, test_fraction=0, split_seed=0)
     assert sources["test"] is sources["val"]
-    assert len(sources["train"]) == 4
+    assert len(sources["train"]) == 50 - len(sources["val"])
 
 
 def test_classes_that_differ_between_splits_are_named(tmp_path):
@@ -316,32 +353,46 @@ def test_a_class_called_train_is_one(tmp_path):
     assert folder_sources(root, **CUT)[1] == ("plane", "train")
 
 
-def test_the_split_is_by_class_and_has_a_separate_seed(tmp_path):
+def cut(root, **options):
+    sources, _ = folder_sources(root, **{**CUT, **options})
+    return {split: {s.name(i) for i in range(len(s))} for split, s in sources.items()}
+
+
+def test_the_split_is_a_function_of_path_and_seed(tmp_path):
+    root = put_classes(tmp_path / "root", {"a": 100, "b": 200})
+    for seed in (0, 1):
+        expected = {"train": set(), "val": set(), "test": set()}
+        for path, _ in ImageFolder(root).samples:
+            text = f"{seed}/{Path(path).relative_to(root)}".encode()
+            place = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") / 2**64
+            split = "val" if place < 0.2 else "test" if place < 0.2 + 0.1 else "train"
+            expected[split].add(path)
+        assert cut(root, split_seed=seed) == expected
+    # 4 standard deviations of a binomial distribution
+    for split, share in (("train", 0.7), ("val", 0.2), ("test", 0.1)):
+        assert abs(len(expected[split]) - 300 * share) < 4 * (300 * share * (1 - share)) ** 0.5
+
+
+def test_growth_and_shrinkage_move_no_image(tmp_path):
+    root = put_classes(tmp_path / "root", {"a": 60, "b": 60})
+    before = cut(root)
+    put_classes(root, {"a": 90, "c": 60})
+    put(root / "a" / "0_new.jpg")
+    for path in (root / "b").glob("1*.jpg"):
+        path.unlink()
+    after = cut(root)
+    there = set().union(*after.values())
+    for split, images in before.items():
+        assert images & there == images & after[split]
+
+
+def test_the_old_split_is_that_of_version_0_1_0(tmp_path, caplog):
     root = put_classes(tmp_path / "root", {"a": 10, "b": 20, "c": 3})
-
-    def cut(**options):
-        sources, _ = folder_sources(root, **{**CUT, **options})
-        return {split: [s.name(i) for i in range(len(s))] for split, s in sources.items()}
-
-    np.random.seed(1)  # noqa: NPY002
-    one = cut()
-    np.random.seed(2)  # noqa: NPY002
-    assert cut() == one
-    assert cut(split_seed=1) != one
-    assert sorted(itertools.chain(*one.values())) == [path for path, _ in ImageFolder(root).samples]
-    sources, _ = folder_sources(root, **CUT)
-    assert {split: np.bincount(s.labels).tolist() for split, s in sources.items()} == {
-        "train": [7, 14, 1],
-        "val": [2, 4, 1],
-        "test": [1, 2, 1],
-    }
-
-
-def test_more_images_in_one_class_do_not_change_the_split_of_another(tmp_path):
-    root = put_classes(tmp_path / "root", {"a": 10, "b": 20})
-    before = [source.name(0) for source in folder_sources(root, **CUT)[0].values()]
-    put_classes(root, {"b": 40})
-    assert [source.name(0) for source in folder_sources(root, **CUT)[0].values()] == before
+    found = cut(root, split_by="position")
+    for split, expected in OLD.items():
+        assert sorted(each[len(str(root)) + 1 : -4] for each in found[split]) == expected
+    assert len(set().union(*found.values())) == 33
+    assert "0.1.0" in caplog.text
 
 
 @pytest.mark.parametrize(("val", "test"), [(0, 0.1), (0.5, 0.5), (0.1, -0.1), (1.5, 0)])
@@ -351,10 +402,22 @@ def test_fractions_that_leave_nothing_are_refused(tmp_path, val, test):
         folder_sources(root, val_fraction=val, test_fraction=test, split_seed=0)
 
 
-def test_a_class_too_small_to_cut_is_named(tmp_path):
-    root = put_classes(tmp_path / "root", {"a": 10, "lone": 2})
-    with pytest.raises(ValueError, match=r"class lone .* 2 image\(s\), too few"):
-        folder_sources(root, **CUT)
+@pytest.mark.parametrize("split_by", ["path", "position"])
+def test_a_class_without_training_images_is_refused_by_name(tmp_path, split_by):
+    root = put_classes(tmp_path / "root", {"a": 60, "lone": 1})
+    seed = 3  # the first that puts the image into another split
+    with pytest.raises(ValueError, match=r"leaves no train images of lone\. .*data\.split_seed"):
+        folder_sources(root, **{**CUT, "split_seed": seed}, split_by=split_by)
+
+
+def test_an_empty_split_is_refused_and_a_class_without_one_is_a_warning(tmp_path, caplog):
+    root = put_classes(tmp_path / "root", {"a": 60, "few": 3})
+    options = {"test_fraction": 0, "split_seed": 1}
+    sources, _ = folder_sources(root, val_fraction=0.2, **options)
+    assert set(sources["val"].labels) == {0}
+    assert caplog.messages == [f"The split of {root} leaves no val images of few."]
+    with pytest.raises(ValueError, match=r"leaves no val images\. Add images"):
+        folder_sources(root, val_fraction=1e-6, **options)
 
 
 def test_a_missing_folder_is_reported_with_both_ways_out(tmp_path):

@@ -1,0 +1,106 @@
+"""What a config that was not typed on this command line may run; see docs/security.md.
+
+A `_target_` is a function that Hydra calls, and some of Hydra's own settings are too. The directory
+of a run that is resumed, or a folder of configs, may come from somebody else.
+"""
+
+import inspect
+from collections.abc import Iterator
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig
+
+from se_lightning.cli.command import Command, key_of
+
+__all__ = ["refuse_untrusted", "refuse_untrusted_settings"]
+
+# Where the functions and classes are defined that a target may be.
+_MODULES = ("se_lightning.", "pytorch_lightning.", "torch.optim.", "torchvision.models.")
+# Parts of the above that start processes or read files of any kind.
+_NOT_MODULES = ("se_lightning.cli.", "pytorch_lightning.cli", "pytorch_lightning.utilities.")
+_HYDRA_KEYS = (
+    "hydra.run",
+    "hydra.sweep",
+    "hydra.job.name",
+    "hydra.job.num",
+    "hydra.mode",
+    "hydra.output_subdir",
+    "hydra.verbose",
+    "hydra.launcher",
+    "hydra.sweeper",
+    "hydra/launcher",
+    "hydra/sweeper",
+)
+
+
+def refuse_untrusted(cfg: DictConfig) -> None:
+    """Refuse targets other than parts of a training, if the config came from a folder.
+
+    Allowed are this package, Lightning, optimizers and networks of torch and torchvision, and
+    classes of any module that are callbacks, loggers, modules, datamodules and the like.
+
+    Raises:
+        ValueError: If a target is refused.
+    """
+    if cfg.trust is None:
+        sources = HydraConfig.get().runtime.config_sources
+        checked = any(source.provider == "command-line" for source in sources)
+    else:
+        checked = not cfg.trust
+    if not checked:
+        return
+    for key, target in _targets(cfg):
+        if not _is_known(target):
+            raise ValueError(
+                f"`{key}` (={target!r}) comes from a folder of configs or a resumed run, and is no "
+                "part of a training that is known. If you trust that folder, pass trust=true."
+            )
+
+
+def refuse_untrusted_settings(recorded: Command) -> None:
+    """Refuse settings of Hydra in the recorded command of a run that could run code.
+
+    Raises:
+        ValueError: If a setting is refused.
+    """
+    for override in recorded.overrides:
+        key = key_of(override)
+        is_hydras = key.partition(".")[0].partition("/")[0] == "hydra"
+        known = any(key == name or key.startswith(f"{name}.") for name in _HYDRA_KEYS)
+        if is_hydras and (not known or "_target_" in override):
+            raise ValueError(
+                f"The recorded command sets {override}, which could run code. If you trust its "
+                "folder, pass trust=true."
+            )
+
+
+def _targets(node: DictConfig, name: str = "") -> Iterator[tuple[str, str]]:
+    for key in map(str, node):
+        value = node._get_node(key)
+        path = f"{name}.{key}".lstrip(".")
+        if isinstance(value, DictConfig) and not value._is_none() and not value._is_missing():
+            if not value._is_interpolation():
+                yield from _targets(value, path)
+        elif key == "_target_":
+            yield path, str(node[key])
+
+
+def _is_known(target: str) -> bool:
+    try:
+        found = get_object(target)
+    except Exception:  # Hydra reports it
+        return True
+    # Not by the name of the target: `se_lightning.data.base.os.system` is a function of os.
+    module = f"{getattr(found, '__module__', '')}."
+    if module.startswith(_MODULES) and not module.startswith(_NOT_MODULES):
+        return True
+    # Imported only here, since the command line answers before torch is imported.
+    import pytorch_lightning as pl
+    from pytorch_lightning import loggers, plugins, profilers, strategies
+    from torch import nn, optim
+
+    kinds: tuple[type, ...] = (pl.Callback, nn.Module, pl.LightningDataModule, loggers.Logger)
+    kinds += (plugins.CheckpointIO, plugins.Precision, profilers.Profiler, strategies.Strategy)
+    kinds += (optim.Optimizer, optim.lr_scheduler.LRScheduler)
+    return inspect.isclass(found) and issubclass(found, kinds)
