@@ -1,6 +1,8 @@
 """Strategies for several ranks: synchronized batch norm and FSDP."""
 
 import copy
+import csv
+import json
 import subprocess
 import sys
 
@@ -86,3 +88,16 @@ def test_fsdp_trains_and_its_checkpoint_is_a_single_file_that_loads(cli, short, 
     best = tmp_path / "run" / "checkpoints" / "best.ckpt"
     assert best.is_file()
     cli("task=test", f"ckpt_path={best}", "trainer.accelerator=cpu", "logger=csv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_a_strategy_that_starts_processes_for_the_fit_also_tests(strategy, cli, short, tmp_path):
+    """The fit's processes write metrics.csv, and this one the test's row."""
+    options = (f"trainer.strategy={strategy}", "trainer.devices=2", "lr_scheduler=constant")
+    cli(*short, *options, "logger=csv", "hydra.run.dir=run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert any(row["val/loss"] for row in rows)
+    assert float(rows[-1]["test/loss"]) == pytest.approx(result["metrics"]["test/loss"])

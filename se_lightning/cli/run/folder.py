@@ -6,19 +6,17 @@ Nothing here imports torch, since folders are checked before Hydra composes the 
 import atexit
 import contextlib
 import csv
-import fcntl
 import os
-import re
 import shutil
-import socket
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO, cast
+from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
 from se_lightning.atomic import write_text
+from se_lightning.cli.run.lock import claim, claimed, is_ours
 from se_lightning.cli.run.result import RunResult, as_json, from_json
 
 __all__ = ["MULTIRUN", "RESULT", "RunFolder", "jobs_in", "temporary_folder"]
@@ -36,20 +34,6 @@ _TRAINING = {_METRICS, "nonfinite.json", "wandb_id", "wandb", _CHECKPOINTS, "exc
 _TRAINING |= {"bad_files.txt"}
 # Files that a restart in the same folder writes again.
 _REWRITTEN = ("hparams.yaml", RESULT, _METRICS, "nonfinite.json", "wandb_id")
-
-_HOLDER = re.compile(r"process \d+ on .*")  # the content of a lock file
-
-
-@dataclass
-class _Claim:
-    """A folder that this process has locked, and what was in it before."""
-
-    lock: TextIO
-    created: bool
-    before: frozenset[str]
-
-
-_claims: dict[Path, _Claim] = {}
 
 
 class RunFolder:
@@ -143,49 +127,33 @@ class RunFolder:
 
     def refuse_foreign(self, job_name: str) -> None:
         """Raise a ValueError if a run here would overwrite files of another program."""
-        if self._is_of_this_package():
-            return
-        names = sorted(name.format(job=job_name) for name in (_SETUP | _TRAINING) - {_LOCK})
-        foreign = [name for name in names if os.path.lexists(self.path / name)]
-        if foreign:
-            raise ValueError(
-                f"{self.path} holds {foreign[0]}, which no run of se_lightning has written and "
-                "which a run would overwrite. Choose another folder with hydra.run.dir=DIR."
-            )
+        names = {name.format(job=job_name) for name in (_SETUP | _TRAINING) - {_LOCK}}
+        if not _is_of_this_package(self.path / _HYDRA / "hydra.yaml") and not is_ours(
+            self.path / _LOCK
+        ):
+            self._refuse(names, "hydra.run.dir")
 
-    def _is_of_this_package(self) -> bool:
-        """Return whether a run has been here, or this process before it was replaced."""
-        with contextlib.suppress(Exception):  # a damaged or foreign file can raise anything
-            sources = self.hydra().runtime.config_sources
-            if any(source.path == "se_lightning.conf" for source in sources):
-                return True
-        with contextlib.suppress(OSError, ValueError):
-            return (self.path / _LOCK).read_text() == _holder()
-        return False
-
-    def claim(self, key: str = "hydra.run.dir", *, composed: bool = False) -> None:
-        """Lock the folder until this process ends.
+    def refuse_foreign_multirun(self, names: Iterable[str]) -> None:
+        """Raise a ValueError if a multirun here would overwrite files of another program.
 
         Args:
-            key: Config key of the folder.
-            composed: Whether what is in the folder was written by this process already.
-
-        Raises:
-            ValueError: If another process holds the lock, or another program's file is there.
+            names: Files that a multirun writes, besides the folders of its jobs.
         """
-        folder = self.path.resolve()
-        if folder in _claims:
-            return
-        there = set(os.listdir(folder)) if folder.exists() and not composed else set()
-        created = composed or not folder.exists() or there == {_LOCK}  # of a killed run
-        folder.mkdir(parents=True, exist_ok=True)
-        file = _locked(folder, key)
-        file.seek(0)
-        file.truncate()
-        file.write(_holder())
-        file.flush()
-        _claims[folder] = _Claim(file, created, frozenset(there))
-        atexit.register(_release, folder)
+        if not _is_of_this_package(self.path / MULTIRUN):
+            jobs = {path.name for path in self.path.glob("[0-9]*") if path.name.isdigit()}
+            self._refuse({MULTIRUN, *names, *jobs}, "hydra.sweep.dir")
+
+    def _refuse(self, names: Iterable[str], key: str) -> None:
+        foreign = [name for name in sorted(names) if os.path.lexists(self.path / name)]
+        if foreign:
+            raise ValueError(
+                f"{self.path} holds {foreign[0]}, which se_lightning has not written and would "
+                f"overwrite. Choose another folder with {key}=DIR."
+            )
+
+    def claim(self, key: str = "hydra.run.dir", *, composed: bool = False) -> None:
+        """Lock the folder until this process ends; see :func:`se_lightning.cli.run.lock.claim`."""
+        claim(self.path / _LOCK, key, composed=composed)
 
     def discard_unused(self, job_name: str) -> None:
         """Remove the folder of a run that stopped before its training started.
@@ -194,14 +162,14 @@ class RunFolder:
         """
         if any((self.path / name).exists() for name in _TRAINING):
             return
-        claim = _claims.get(self.path.resolve())
+        before = claimed(self.path)
         names = {name.format(job=job_name) for name in _SETUP}
-        for name in names - (claim.before if claim else frozenset()):
+        for name in names - (before.names if before else frozenset()):
             if name == _HYDRA:
                 shutil.rmtree(self.path / name, ignore_errors=True)
             else:
                 (self.path / name).unlink(missing_ok=True)
-        if claim is None or claim.created:
+        if before is None or before.created:
             with contextlib.suppress(OSError):  # not empty
                 self.path.rmdir()
 
@@ -222,61 +190,16 @@ def jobs_in(sweep_dir: Path) -> list[RunFolder]:
     return [RunFolder(path.parent) for path in sorted(sweep_dir.glob(f"*/{RESULT}"))]
 
 
+def _is_of_this_package(recorded: Path) -> bool:
+    """Return whether Hydra has recorded a command of this package in a file."""
+    with contextlib.suppress(Exception):  # a missing, damaged or foreign file can raise anything
+        sources = OmegaConf.load(recorded).hydra.runtime.config_sources
+        return any(source.path == "se_lightning.conf" for source in sources)
+    return False
+
+
 def temporary_folder() -> Path:
     """Return a new folder that is removed when this process ends."""
     folder = tempfile.mkdtemp(prefix="se_lightning-rank-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
-
-
-def _holder() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}\n"
-
-
-def _locked(folder: Path, key: str) -> TextIO:
-    """Return the open lock file of a folder, locked."""
-    path = folder / _LOCK
-    while True:
-        file = _opened(path, key)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "just starting"
-            file.close()
-            raise ValueError(
-                f"{folder} is in use by another run ({holder}). Wait until it ends, or choose "
-                f"another folder with {key}=DIR."
-            ) from None
-        except OSError:
-            return file  # a file system without locks
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
-                return file
-        file.close()  # the lock of a run that has just ended and removed the file
-
-
-def _opened(path: Path, key: str) -> TextIO:
-    """Open a lock file; another program's file of this name is not touched."""
-    ours = not path.is_symlink() and (not path.exists() or path.is_file())
-    if ours:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+")
-        content = file.read(200)
-        if not content or _HOLDER.match(content):
-            return file
-        file.close()
-    raise ValueError(
-        f"{path} is not the lock of a run, and is left alone. Choose another folder with "
-        f"{key}=DIR, or remove the file."
-    )
-
-
-def _release(folder: Path) -> None:
-    claim = _claims.pop(folder, None)
-    if claim is None:
-        return
-    (folder / _LOCK).unlink(missing_ok=True)
-    claim.lock.close()
-    if claim.created:
-        with contextlib.suppress(OSError):  # not empty: it holds a run
-            folder.rmdir()

@@ -63,7 +63,7 @@ def _command(folder: RunFolder, changes: Command) -> Command:
     if Path(str(hydra.runtime.get("cwd"))).is_dir():
         os.chdir(hydra.runtime.cwd)  # for relative paths in the overrides
     return run.with_(
-        *changes.overrides,
+        *changes.without("trust").overrides,
         f"trust={trusts}",
         f"resume={quoted(folder.path)}",
         f"hydra.run.dir={quoted(folder.path)}",

@@ -9,9 +9,11 @@ from omegaconf import OmegaConf
 
 from se_lightning.cli.command import Command, quoted
 from se_lightning.cli.console import say
-from se_lightning.cli.run.folder import MULTIRUN, jobs_in
+from se_lightning.cli.run.folder import MULTIRUN, RunFolder, jobs_in
 from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.sweep.pool import Job
+from se_lightning.cli.sweep.study import JOURNAL
+from se_lightning.cli.sweep.summary import SUMMARY, TABLE
 from se_lightning.cli.trust import refuse_untrusted_settings
 
 __all__ = ["discard_damaged", "refuse_used", "remaining", "resumed"]
@@ -46,7 +48,7 @@ def resumed(command: Command) -> Command:
     if trusts != "true":
         refuse_untrusted_settings(started)
     command = Command(("-m", *started.flags), started.overrides)
-    return command.with_(*changes.overrides, f"trust={trusts}", place)
+    return command.with_(*changes.without("trust").overrides, f"trust={trusts}", place)
 
 
 def _recorded(folder: Path) -> tuple[Command, Path]:
@@ -106,9 +108,10 @@ def remaining(job: Job) -> Job | None:
 
 
 def refuse_used(sweep_dir: Path) -> None:
-    """Raise a ValueError if a folder holds jobs."""
+    """Raise a ValueError if a folder holds jobs, or files of another program."""
     for job in jobs_in(sweep_dir):
         raise ValueError(
             f"{job.path} already holds a run. Choose another folder with hydra.sweep.dir=DIR, or "
             f"continue the multirun with -m jobs.resume={shlex.quote(str(sweep_dir))}."
         )
+    RunFolder(sweep_dir).refuse_foreign_multirun((SUMMARY, TABLE, JOURNAL))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import optuna
     from optuna.distributions import BaseDistribution
 
-__all__ = ["open_study", "propose"]
+__all__ = ["JOURNAL", "open_study", "propose"]
 
 JOURNAL = "study.journal"
 # Operations in optuna's journal.

@@ -10,9 +10,10 @@ from se_lightning.cli.run.folder import jobs_in
 from se_lightning.cli.run.result import RunResult
 from se_lightning.tables import csv_table
 
-__all__ = ["SUMMARY", "read_results", "write_summary"]
+__all__ = ["SUMMARY", "TABLE", "read_results", "write_summary"]
 
 SUMMARY = "summary.md"
+TABLE = "summary.csv"
 
 
 def write_summary(sweep_dir: Path) -> None:
@@ -24,7 +25,7 @@ def write_summary(sweep_dir: Path) -> None:
     columns = head + [column for column in found if column not in head + tail] + tail
 
     table = csv_table(columns, ([row.get(column) for column in columns] for row in rows))
-    write_text(sweep_dir / "summary.csv", table)
+    write_text(sweep_dir / TABLE, table)
     write_text(sweep_dir / SUMMARY, _markdown(rows, columns))
 
 

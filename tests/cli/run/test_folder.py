@@ -7,6 +7,7 @@ import pytest
 
 from se_lightning.cli.run import folder as folders
 from se_lightning.cli.run.folder import RunFolder
+from se_lightning.cli.run.lock import release
 
 CODE = "import sys; from se_lightning.cli.run.folder import RunFolder; "
 CODE += "RunFolder(sys.argv[1]).claim(); print('mine', flush=True); sys.stdin.read()"
@@ -34,7 +35,7 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
     assert (folder.path / ".lock").exists()
     folder.claim()
     folder.claim()  # a second claim by the same process changes nothing
-    folders._release(folder.path)
+    release(folder.path)
     assert not folder.path.exists()
 
 
@@ -128,7 +129,7 @@ def test_an_empty_folder_of_the_user_outlives_a_mistake(run_main, tmp_path):
     code, err = run_main("hydra.run.dir=mine", "model.ratio=0")
     assert code == 1
     assert "ratio" in err
-    folders._release((tmp_path / "mine").resolve())  # at exit
+    release(tmp_path / "mine")  # at exit
     assert list((tmp_path / "mine").iterdir()) == []
 
 
@@ -136,7 +137,7 @@ def test_other_files_of_the_user_outlive_a_mistake(run_main, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("read me")
     assert run_main("hydra.run.dir=mine", "model.ratio=0")[0] == 1
-    folders._release((tmp_path / "mine").resolve())
+    release(tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
@@ -164,7 +165,7 @@ def test_all_ways_to_a_folder_are_one_folder(tmp_path):
         RunFolder(tmp_path / way).claim()  # would be refused if it were another folder
         assert RunFolder(tmp_path / way).relative(tmp_path / "run" / "x" / "y") == "x/y"
     assert (tmp_path / "run" / ".lock").read_text().startswith("process ")
-    folders._release((tmp_path / "run").resolve())
+    release(tmp_path / "run")
 
 
 def test_a_path_outside_stays_as_it_is(tmp_path):

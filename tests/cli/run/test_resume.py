@@ -46,7 +46,8 @@ def test_resume_repeats_the_command_that_started_the_run(run_dir):
     assert arguments(f"resume='{run_dir}'", "trainer.max_epochs=9") == [
         "--config-name", "train", "--config-dir", "/mine", "model.ratio=8",
         "data.root=${nowhere}/a b",
-        "hydra.verbose=true", "hydra.job.num=3", "trainer.max_epochs=9", f"resume={name}",
+        "hydra.verbose=true", "hydra.job.num=3", "trainer.max_epochs=9", "trust=false",
+        f"resume={name}",
         f"hydra.run.dir={name}", "hydra.output_subdir=null",
     ]  # fmt: skip
 

@@ -50,7 +50,7 @@ def test_the_command_of_a_multirun_is_rebuilt(tmp_path, monkeypatch):
     assert command.argv() == [
         "-m", "--config-name", "mine", "--config-dir", "/b",
         "model.ratio=4,8", "jobs.allow_equal=true", f"hydra.sweep.subdir={NUMBER}",
-        "jobs.parallel=2", f'hydra.sweep.dir="{tmp_path}/s"',
+        "jobs.parallel=2", "trust=false", f'hydra.sweep.dir="{tmp_path}/s"',
     ]  # fmt: skip
     assert os.getcwd() == str(tmp_path / "started here")
     assert resumed(command) is command
@@ -245,3 +245,22 @@ def test_a_moved_or_copied_multirun_resumes_in_the_new_place(sweep, tmp_path, or
         assert [(row["job"], row["status"]) for row in csv.DictReader(file)] == [
             (number, "completed") for number in "012"
         ]
+
+
+@pytest.mark.parametrize("name", ["multirun.yaml", "summary.csv", "summary.md", "0/notes.txt"])
+def test_files_of_another_program_are_not_overwritten(tmp_path, name):
+    (tmp_path / "notes.txt").touch()
+    refuse_used(tmp_path)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("of another program")
+    with pytest.raises(ValueError, match=f"holds {name.partition('/')[0]}, which se_lightning has"):
+        refuse_used(tmp_path)
+
+
+def test_the_folder_of_a_multirun_without_results_is_used_again(tmp_path):
+    source = {"provider": "main", "path": "se_lightning.conf"}
+    recorded = {"hydra": {"runtime": {"config_sources": [source]}}}
+    OmegaConf.save(OmegaConf.create(recorded), tmp_path / "multirun.yaml")
+    (tmp_path / "0").mkdir()
+    refuse_used(tmp_path)
