@@ -1,12 +1,15 @@
 """Files that are written completely or not at all, even if the process is killed."""
 
 import contextlib
+import json
+import math
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_path", "write_text"]
+__all__ = ["atomic_path", "write_json", "write_text"]
 
 
 @contextlib.contextmanager
@@ -54,6 +57,22 @@ def write_text(path: Path, text: str, *, durable: bool = False, keep: bool = Fal
     """Write a text file in one step; see :func:`atomic_path` for the options and errors."""
     with atomic_path(path, durable=durable, keep=keep) as temporary:
         temporary.write_text(text)
+
+
+def write_json(path: Path, content: Any, *, keep: bool = False) -> None:
+    """Write a JSON file in one step; see :func:`atomic_path` for the options and errors.
+
+    Numbers that are not finite, which JSON cannot express, become ``null``.
+    """
+    write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n", keep=keep)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _flush(path: Path) -> None:

@@ -1,9 +1,11 @@
 import errno
+import json
+import math
 import threading
 
 import pytest
 
-from se_lightning.atomic import atomic_path, write_text
+from se_lightning.atomic import atomic_path, write_json, write_text
 
 
 def test_a_reader_never_sees_half_a_file(tmp_path):
@@ -50,3 +52,13 @@ def test_only_a_sole_writer_removes_the_temporary_files_of_others(tmp_path):
     with atomic_path(path, sole_writer=True) as temporary:
         temporary.write_text("text")
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_strict(tmp_path):
+    write_json(tmp_path / "x.json", {"a": [math.nan, (1.5, -math.inf)], "b": {"c": "NaN"}})
+
+    def refuse(name):
+        raise AssertionError(name)
+
+    read = json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)
+    assert read == {"a": [None, [1.5, None]], "b": {"c": "NaN"}}

@@ -1,6 +1,5 @@
 """Throughput of the input pipeline, compared with torchvision and a DataLoader."""
 
-import json
 import logging
 import os
 import platform
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets, transforms
 from torchvision.transforms import v2
 
+from se_lightning.atomic import write_json
 from se_lightning.data import FakeDataModule, ImageFolderDataModule
 from se_lightning.data.base import ImageDataModule, cores
 
@@ -82,7 +82,7 @@ def benchmark_data(
             log.info("%s", _line(results[-1]))
     content = {"machine": machine(), "results": [asdict(result) for result in results]}
     path = Path(folder) / "benchmark_data.json"
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(path, content)
     log.info("%s", path)
     return {f"ratio/{result.case}": result.ratio for result in results}
 

@@ -1,6 +1,5 @@
 """Cost of the excitation callbacks: validation batches with and without them, alternating."""
 
-import json
 import logging
 import statistics
 import time
@@ -13,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from se_lightning.arguments import positive_integer
+from se_lightning.atomic import write_json
 from se_lightning.callbacks import (
     ClassSelectivity,
     ExcitationCurves,
@@ -157,5 +157,5 @@ def benchmark_excitation(
         result,
     )
     path = Path(folder) / "benchmark_excitation.json"
-    path.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n")
+    write_json(path, {"machine": machine(), **result})
     return {key: result[key] for key in ("ratio", "epoch_end_s", "state_mb")}

@@ -1,7 +1,6 @@
 """Removal of gates that never vary."""
 
 import copy
-import json
 import logging
 import statistics
 import time
@@ -15,6 +14,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
 
 from se_lightning.arguments import one_of
+from se_lightning.atomic import write_json
 from se_lightning.checkpoint import read_checkpoint
 from se_lightning.excitation.folding.fold import FoldReport, fold_gates
 from se_lightning.excitation.taps import require_gates
@@ -88,7 +88,7 @@ def fold(
     torch.save(_checkpoint(ckpt_path, without), out / "folded.ckpt")
     facts: dict[str, Any] = {"ckpt_path": str(ckpt_path), "split": split, "test_split": test_split}
     facts |= {"batch_size": len(images), "device": str(device), **metrics}
-    (out / "fold.json").write_text(json.dumps(facts | asdict(report), indent=2) + "\n")
+    write_json(out / "fold.json", facts | asdict(report))
     text = _summary(report, metrics, split, test_split, len(images))
     (out / "fold.md").write_text(text + "\n" + _table(report))
     log.info("%s", text)

@@ -15,9 +15,9 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from se_lightning.atomic import write_text
+from se_lightning.atomic import write_json
 from se_lightning.cli.run.lock import claim, claimed, is_ours
-from se_lightning.cli.run.result import RunResult, as_json, from_json
+from se_lightning.cli.run.result import RunResult, from_json
 
 __all__ = ["MULTIRUN", "RESULT", "RunFolder", "jobs_in", "temporary_folder"]
 
@@ -102,7 +102,7 @@ class RunFolder:
 
     def write_result(self, result: RunResult, *, keep: bool = False) -> None:
         """Write the result; ``keep`` leaves an existing one as it is."""
-        write_text(self.path / RESULT, as_json(result), keep=keep)
+        write_json(self.path / RESULT, result, keep=keep)
 
     def epochs_logged(self) -> int:
         """Return the last epoch, from 0, in ``metrics.csv``; 0 without the file."""

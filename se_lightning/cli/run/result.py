@@ -1,7 +1,6 @@
 """``result.json``: the result of a run, for programs to read."""
 
 import json
-import math
 from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints
@@ -12,7 +11,7 @@ from omegaconf import OmegaConf
 from se_lightning.cli.command import Command
 from se_lightning.cli.errors import Kind
 
-__all__ = ["RunResult", "as_json", "from_json", "identity"]
+__all__ = ["RunResult", "from_json", "identity"]
 
 
 class RunResult(TypedDict, total=False):
@@ -56,11 +55,6 @@ def identity() -> RunResult:
     }
 
 
-def as_json(result: RunResult) -> str:
-    """Return the text of ``result.json``; numbers that are not finite become ``null``."""
-    return json.dumps(_finite(result), indent=2, allow_nan=False) + "\n"
-
-
 def from_json(text: str | bytes) -> RunResult:
     """Read the text of ``result.json``; unknown keys are kept.
 
@@ -90,12 +84,3 @@ def _is_a(value: Any, kind: Any) -> bool:
     if origin is Literal:
         return isinstance(value, str)  # other versions may have other kinds
     return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _finite(value: Any) -> Any:
-    """Replace numbers that JSON cannot express by None."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
