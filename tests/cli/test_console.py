@@ -50,6 +50,7 @@ def test_noise_is_hidden_and_the_rest_takes_one_line_each(console):
         ("\x1b", r"\x1b"), ("\r", r"\r"), ("\b", r"\x08"), ("\0", r"\x00"), ("\x9b", r"\x9b"),
         ("\x7f", r"\x7f"), ("\u2028", r"\u2028"), ("\u202e", r"\u202e"), ("\udcff", r"\udcff"),
     ],
+    ids=ascii,  # xdist cannot send a name that is not UTF-8
 )  # fmt: skip
 def test_control_characters_in_names_are_shown_as_escapes(console, capsys, character, shown):
     logging.getLogger("x").warning("the class %s", f"a{character}b")
