@@ -15,7 +15,8 @@ def relocate(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
     """Point the states of ModelCheckpoints in a loaded checkpoint to where their files are now.
 
     Lightning saves absolute paths. In a folder that was moved it forgets which epoch was best, and
-    from a copy it would test the original's file.
+    from a copy it would test the original's file. A new run that starts from the checkpoint of
+    another one has no best epoch yet.
 
     Args:
         trainer: The trainer; its callbacks have the new folders.
@@ -25,11 +26,15 @@ def relocate(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         MisconfigurationException: If training continues and the best checkpoint is missing.
     """
     states = checkpoint.get("callbacks", {})
+    loaded = Path(trainer.ckpt_path or "").parent.resolve()
     for callback in trainer.checkpoint_callbacks:
         state = states.get(callback.state_key)
         if not isinstance(callback, ModelCheckpoint) or not state or not state.get("dirpath"):
             continue
         folder = Path(callback.dirpath or state["dirpath"])
+        if state["dirpath"] != str(folder) and loaded != folder.resolve():
+            _forget(state, callback)
+            continue
         _rewrite(state, Path(state["dirpath"]), folder)
         best = Path(state["best_model_path"] or ".")
         fitting = trainer.state.fn == TrainerFn.FITTING
@@ -38,6 +43,11 @@ def relocate(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
                 f"{best} is missing, the best checkpoint of the run so far. Copy it back, or start "
                 "a new run from the last weights: model.weights=.../last.ckpt"
             )
+
+
+def _forget(state: dict[str, Any], callback: ModelCheckpoint) -> None:
+    """Replace a state by that of a callback that has saved nothing."""
+    state.update(callback.state_dict())
 
 
 def _rewrite(state: dict[str, Any], old: Path, new: Path) -> None:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def fit(folder, *, cut=None, resume=False, data=None, every=2, ema=False, more=(
     )  # fmt: skip
     model = network()
     images = FakeDataModule(size=54, image_size=12, batch_size=8, flip=True, **data or {})
-    last = saving.path(trainer)
+    last = resume if isinstance(resume, Path) else saving.path(trainer)
     try:
         trainer.fit(
             model, images, ckpt_path=str(last) if resume and last.exists() else None,
@@ -190,6 +191,19 @@ def test_a_run_in_another_folder_resumes_as_if_it_had_stayed(tmp_path, how):
     paths = [*fitted[0].checkpoint_callback.best_k_models, fitted[0].checkpoint_callback.dirpath]
     assert all(path.startswith(f"{second}/") for path in paths)
     assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+
+
+def test_a_new_run_from_the_checkpoint_of_another_has_its_own_best(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    fit(first)
+    (second / "checkpoints").mkdir(parents=True)
+    trainer, _ = fit(second, resume=first / "checkpoints" / "last.ckpt", max_epochs=5)
+    best = trainer.checkpoint_callback
+    assert [os.path.dirname(path) for path in best.best_k_models] == [
+        str(second / "checkpoints")
+    ] * 2
+    assert os.path.dirname(best.best_model_path) == str(second / "checkpoints")
+    assert len(list(first.rglob("epoch*.ckpt"))) == 2
 
 
 def test_a_run_whose_best_checkpoint_is_missing_does_not_forget_it(tmp_path):
