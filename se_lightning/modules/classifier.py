@@ -231,10 +231,12 @@ class ImageClassifier(LightningModule):
         self._evaluate(batch, self.test_metrics)
 
     def on_validation_epoch_end(self) -> None:  # noqa: D102
-        require_samples(self.trainer, self.val_metrics)
+        if type(self).validation_step is ImageClassifier.validation_step:
+            require_samples(self.trainer, self.val_metrics)
 
     def on_test_epoch_end(self) -> None:  # noqa: D102
-        require_samples(self.trainer, self.test_metrics)
+        if type(self).test_step is ImageClassifier.test_step:
+            require_samples(self.trainer, self.test_metrics)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the class probabilities, (N, K)."""

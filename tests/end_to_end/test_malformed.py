@@ -347,7 +347,10 @@ ENTRIES = {
         "callbacks garbage": (put("callbacks", {"x": 3}), "`callbacks`"),
         "no epoch": (drop("epoch"), "`epoch`"),
         "no version": (drop("pytorch-lightning_version"), "`pytorch-lightning_version`"),
-        "an invalid version": (put("pytorch-lightning_version", "abc"), "abc"),
+        "an invalid version": (
+            put("pytorch-lightning_version", "abc"),
+            "`pytorch-lightning_version`",
+        ),
     },
     "test": {
         "module as number": (put("se_lightning", "module", 3), "`module`"),
