@@ -13,8 +13,9 @@ from se_lightning.ranks import is_further_rank
 
 __all__ = ["Formatter", "printable", "quiet", "say"]
 
-# Lightning and its dependencies log these in every run, and no user has to act on them.
-_NOISE = re.compile(
+# Lightning and its dependencies log these in every run, and no user has to act on them. Compiled
+# only when it is used, since commands such as --help do not log.
+_NOISE = (
     r"^.{0,4}Tip:"
     r"|TPU available"
     r"|`Trainer\.fit` stopped"
@@ -60,7 +61,7 @@ class Formatter(logging.Formatter):
 
 
 def _is_not_noise(record: logging.LogRecord) -> bool:
-    return not _NOISE.search(record.getMessage())
+    return not re.search(_NOISE, record.getMessage())
 
 
 def quiet() -> None:

@@ -31,7 +31,6 @@ from se_lightning.cli.sweep.duplicates import refuse_equal_networks
 from se_lightning.cli.sweep.multirun import Multirun
 from se_lightning.cli.sweep.resume import resumed as resumed_multirun
 from se_lightning.cli.sweep.summary import write_summary
-from se_lightning.cli.trust import refuse_untrusted
 
 __all__ = ["main"]
 
@@ -133,6 +132,8 @@ def _run(cfg: DictConfig) -> float | None:
         else:
             folder.discard_result()
     try:
+        from se_lightning.cli.trust import refuse_untrusted
+
         refuse_untrusted(cfg)
         refuse_unknown_keys(cfg)
         from se_lightning.cli.run.run import run

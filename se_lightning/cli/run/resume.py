@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 
 from se_lightning.cli.command import Command, key_of, quoted
 from se_lightning.cli.run.folder import RESULT, RunFolder
-from se_lightning.cli.trust import refuse_untrusted_settings
 from se_lightning.ranks import CHILD, is_launched
 
 __all__ = ["epochs_done", "resumed"]
@@ -57,6 +56,8 @@ def _command(folder: RunFolder, changes: Command) -> Command:
     run = Command.recorded(hydra).of_run().without("trust")
     trusts = changes.value("trust") or "false"
     if trusts != "true":
+        from se_lightning.cli.trust import refuse_untrusted_settings
+
         refuse_untrusted_settings(run)
     if "num" in hydra.job:  # set only in a multirun
         run = run.with_(f"hydra.job.num={hydra.job.num}")

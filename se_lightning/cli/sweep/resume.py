@@ -12,9 +12,7 @@ from se_lightning.cli.console import say
 from se_lightning.cli.run.folder import MULTIRUN, RunFolder, jobs_in
 from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.sweep.pool import Job
-from se_lightning.cli.sweep.study import JOURNAL
 from se_lightning.cli.sweep.summary import SUMMARY, TABLE
-from se_lightning.cli.trust import refuse_untrusted_settings
 
 __all__ = ["discard_damaged", "refuse_used", "remaining", "resumed"]
 
@@ -46,6 +44,8 @@ def resumed(command: Command) -> Command:
         os.chdir(cwd)  # for relative paths in the overrides
     trusts = changes.value("trust") or "false"
     if trusts != "true":
+        from se_lightning.cli.trust import refuse_untrusted_settings
+
         refuse_untrusted_settings(started)
     command = Command(("-m", *started.flags), started.overrides)
     return command.with_(*changes.without("trust").overrides, f"trust={trusts}", place)
@@ -114,4 +114,6 @@ def refuse_used(sweep_dir: Path) -> None:
             f"{job.path} already holds a run. Choose another folder with hydra.sweep.dir=DIR, or "
             f"continue the multirun with -m jobs.resume={shlex.quote(str(sweep_dir))}."
         )
+    from se_lightning.cli.sweep.study import JOURNAL
+
     RunFolder(sweep_dir).refuse_foreign_multirun((SUMMARY, TABLE, JOURNAL))
