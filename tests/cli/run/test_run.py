@@ -215,11 +215,11 @@ def test_top_k_keeps_further_epochs_beside_the_best(run_main, short, tmp_path):
     code, err = run_main(*short, *options, "trainer.max_epochs=3", "checkpoint.top_k=2")
     assert code == 0, err
     files = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
-    kept = {f"epoch_{epoch:03}.ckpt" for epoch in range(3)} & files
+    kept = {f"epoch={epoch:03}.ckpt" for epoch in range(3)} & files
     assert len(kept) == 2
     assert files - kept == {"best.ckpt", "last.ckpt"}
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["epoch"]
-    assert f"epoch_{best:03}.ckpt" in kept
+    assert f"epoch={best:03}.ckpt" in kept
 
 
 def test_several_checkpoints_with_the_same_name_are_refused(run_main, short):
