@@ -76,9 +76,9 @@ def refuse_untrusted_settings(recorded: Command) -> None:
 
 
 def _targets(node: DictConfig, name: str = "") -> Iterator[tuple[str, str]]:
-    for key in map(str, node):
+    for key in node:
         value = node._get_node(key)
-        path = f"{name}.{key}".lstrip(".")
+        path = f"{name}.{key!s}".lstrip(".")
         if isinstance(value, DictConfig) and not value._is_none() and not value._is_missing():
             if not value._is_interpolation():
                 yield from _targets(value, path)

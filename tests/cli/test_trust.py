@@ -3,9 +3,10 @@
 import re
 
 import pytest
+from omegaconf import OmegaConf
 
 from se_lightning.cli.command import Command
-from se_lightning.cli.trust import _is_known, refuse_untrusted_settings
+from se_lightning.cli.trust import _is_known, _targets, refuse_untrusted_settings
 
 MINE = """
 import pytorch_lightning as pl
@@ -72,6 +73,12 @@ def test_ones_own_callbacks_resume_and_functions_need_trust(run_main, tmp_path, 
     assert code == 1
     assert "pass trust=true" in error
     assert run_main("resume=run", "trust=true", more=())[0] == 0
+
+
+def test_keys_that_are_numbers_are_accepted():
+    schedule = {"_target_": "pytorch_lightning.callbacks.GradientAccumulationScheduler"}
+    node = OmegaConf.create({"callbacks": {"x": {**schedule, "scheduling": {0: 1, 4: 2}}}})
+    assert list(_targets(node)) == [("callbacks.x._target_", schedule["_target_"])]
 
 
 def test_a_folder_of_configs_calls_only_parts_of_a_training(run_main, tmp_path, short):

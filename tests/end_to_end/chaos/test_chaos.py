@@ -45,7 +45,10 @@ MOVED = {
     "top k": "checkpoint.top_k=2",
     "adamw": "optimizer=adamw lr_scheduler=multi_step",
     "image folder": "data=image_folder data.root={images} data.image_size=16 data.eval_resize=16",
-    "observed": "callbacks.gate_doctor.patience=1 callbacks.class_selectivity.classes=all",
+    "observed": (
+        "+callbacks.doctor._target_=se_lightning.GateDoctor "
+        "+callbacks.selectivity._target_=se_lightning.ClassSelectivity"
+    ),
     "2 ranks, averaged": "trainer.devices=2 callbacks=ema",
     "steps": "trainer.max_epochs=-1 trainer.max_steps=37 model.dropout=0.3",
     "validated every other epoch": "trainer.check_val_every_n_epoch=2 trainer.max_epochs=4",
