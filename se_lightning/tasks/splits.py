@@ -24,6 +24,8 @@ def split_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images and labels of a split, in order and without augmentation.
 
+    Batches of which no image can be read are left out.
+
     Args:
         datamodule: Datamodule; one from outside se_lightning has ``val`` and ``test`` only.
         split: ``"train"``, ``"val"`` or ``"test"``.
@@ -45,7 +47,8 @@ def split_batches(
     for batch in loader:
         moved = datamodule.transfer_batch_to_device(batch, device, 0)
         images, labels = datamodule.on_after_batch_transfer(moved, 0)
-        yield images, labels
+        if len(labels):
+            yield images, labels
 
 
 def class_names(datamodule: LightningDataModule, num_classes: int) -> list[str]:
