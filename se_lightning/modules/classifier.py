@@ -35,7 +35,6 @@ from se_lightning.modules.optim import (
 
 __all__ = ["TRAINING_OPTIONS", "ImageClassifier"]
 
-
 # Arguments that a checkpoint makes unnecessary or cannot contain.
 NOT_SAVED = ("backbone", "optimizer", "lr_scheduler", "weights", "use_ema")
 # Weight of an auxiliary classifier's loss, as in torchvision's training reference.
@@ -121,10 +120,7 @@ class ImageClassifier(LightningModule):
         if grad_checkpointing:
             _checkpoint_gradients(backbone)
         if sliced := slice_strided(backbone):
-            rank_zero_info(
-                f"{len(sliced)} strided 1x1 convolutions of fewer than 16 channels slice their "
-                f"input, which avoids an error of oneDNN: {', '.join(sliced)}"
-            )
+            rank_zero_info("Convolutions that slice their input: %s", ", ".join(sliced))
         # This includes the constructor arguments of subclasses.
         self.save_hyperparameters(ignore=NOT_SAVED)
         self.backbone = (
@@ -268,10 +264,9 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record class names and structure, so that the file suffices to rebuild model and data."""
-        # Only arguments of the constructor; a callback may have added others to `hparams`.
-        if found := checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY):
-            own = {name: value for name, value in found.items() if name in self.hparams_initial}
-            checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = own
+        saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        for name in saved.keys() - self.hparams_initial.keys():  # added by a callback
+            del saved[name]
         data = getattr(self.trainer, "datamodule", None)
         checkpoint["se_lightning"] = {
             "module": type(self).__name__,
