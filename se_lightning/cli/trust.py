@@ -6,19 +6,21 @@ of a run that is resumed, or a folder of configs, may come from somebody else.
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from se_lightning.cli.command import Command, key_of
 
-__all__ = ["refuse_untrusted", "refuse_untrusted_settings"]
+__all__ = ["carried_trust", "refuse_untrusted"]
 
 # Where the functions and classes are defined that a target may be.
 _MODULES = ("se_lightning.", "pytorch_lightning.", "torch.optim.", "torchvision.models.")
 # Parts of the above that start processes or read files of any kind.
-_NOT_MODULES = ("se_lightning.cli.", "pytorch_lightning.cli", "pytorch_lightning.utilities.")
+_NOT_MODULES = ("se_lightning.cli.", "se_lightning.atomic.")
+_NOT_MODULES += ("pytorch_lightning.cli.", "pytorch_lightning.utilities.")
 _HYDRA_KEYS = (
     "hydra.run",
     "hydra.sweep",
@@ -58,12 +60,20 @@ def refuse_untrusted(cfg: DictConfig) -> None:
             )
 
 
-def refuse_untrusted_settings(recorded: Command) -> None:
-    """Refuse settings of Hydra in the recorded command of a run that could run code.
+def carried_trust(recorded: Command, changes: Command) -> str:
+    """Return the override of `trust` for a recorded command that is resumed with changes.
 
     Raises:
-        ValueError: If a setting is refused.
+        ValueError: If the command sets something of Hydra's that could run code, and the changes
+            do not trust it.
     """
+    trust = changes.value("trust") or "false"
+    if trust != "true":
+        _refuse_settings(recorded)
+    return f"trust={trust}"
+
+
+def _refuse_settings(recorded: Command) -> None:
     for override in recorded.overrides:
         key = key_of(override)
         is_hydras = key.partition(".")[0].partition("/")[0] == "hydra"
@@ -75,12 +85,14 @@ def refuse_untrusted_settings(recorded: Command) -> None:
             )
 
 
-def _targets(node: DictConfig, name: str = "") -> Iterator[tuple[str, str]]:
-    for key in node:
+def _targets(node: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the key and the value of each target, also in lists, which Hydra instantiates too."""
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
         value = node._get_node(key)
         path = f"{name}.{key!s}".lstrip(".")
-        if isinstance(value, DictConfig) and not value._is_none() and not value._is_missing():
-            if not value._is_interpolation():
+        if isinstance(value, DictConfig | ListConfig):
+            # The node behind an interpolation is checked in its own place.
+            if not (value._is_none() or value._is_missing() or value._is_interpolation()):
                 yield from _targets(value, path)
         elif key == "_target_":
             yield path, str(node[key])

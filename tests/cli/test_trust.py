@@ -6,7 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from se_lightning.cli.command import Command
-from se_lightning.cli.trust import _is_known, _targets, refuse_untrusted_settings
+from se_lightning.cli.trust import _is_known, _targets, carried_trust
 
 MINE = """
 import pytorch_lightning as pl
@@ -34,6 +34,7 @@ def make():
         ("torch.load", False),
         ("se_lightning.cli.process.os.system", False),
         ("se_lightning.data.base.os.system", False),
+        ("se_lightning.atomic.write_text", False),
         ("pytorch_lightning.callbacks.timer.time.sleep", False),
     ],
 )
@@ -81,6 +82,15 @@ def test_keys_that_are_numbers_are_accepted():
     assert list(_targets(node)) == [("callbacks.x._target_", schedule["_target_"])]
 
 
+def test_targets_in_lists_are_found():
+    plugins = [None, {"_target_": "a.b", "inner": [[{"_target_": "c.d"}]]}]
+    node = OmegaConf.create({"trainer": {"plugins": plugins}, "same": "${trainer}"})
+    assert dict(_targets(node)) == {
+        "trainer.plugins.1._target_": "a.b",
+        "trainer.plugins.1.inner.0.0._target_": "c.d",
+    }
+
+
 def test_a_folder_of_configs_calls_only_parts_of_a_training(run_main, tmp_path, short):
     (tmp_path / "configs" / "callbacks").mkdir(parents=True)
     target = f"x:\n  _target_: os.mkdir\n  path: {tmp_path}/ran\n"
@@ -106,9 +116,11 @@ def test_a_folder_of_configs_calls_only_parts_of_a_training(run_main, tmp_path, 
 )
 def test_settings_of_hydra_that_run_code_are_refused(override):
     with pytest.raises(ValueError, match="which could run code"):
-        refuse_untrusted_settings(Command((), ("model.ratio=4", override)))
+        carried_trust(Command((), ("model.ratio=4", override)), Command())
 
 
 def test_harmless_settings_of_hydra_are_accepted():
     settings = ("hydra.run.dir=x", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    refuse_untrusted_settings(Command((), (*settings, "hydra.verbose=true")))
+    recorded = Command((), (*settings, "hydra.verbose=true"))
+    assert carried_trust(recorded, Command()) == "trust=false"
+    assert carried_trust(recorded, Command((), ("trust=true",))) == "trust=true"

@@ -33,7 +33,7 @@ def relocate(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
             continue
         folder = Path(callback.dirpath or state["dirpath"])
         if state["dirpath"] != str(folder) and loaded != folder.resolve():
-            _forget(state, callback)
+            state.update(callback.state_dict())  # that of a callback which has saved nothing
             continue
         _rewrite(state, Path(state["dirpath"]), folder)
         best = Path(state["best_model_path"] or ".")
@@ -43,11 +43,6 @@ def relocate(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
                 f"{best} is missing, the best checkpoint of the run so far. Copy it back, or start "
                 "a new run from the last weights: model.weights=.../last.ckpt"
             )
-
-
-def _forget(state: dict[str, Any], callback: ModelCheckpoint) -> None:
-    """Replace a state by that of a callback that has saved nothing."""
-    state.update(callback.state_dict())
 
 
 def _rewrite(state: dict[str, Any], old: Path, new: Path) -> None:

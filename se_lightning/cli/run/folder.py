@@ -147,8 +147,8 @@ class RunFolder:
         foreign = [name for name in sorted(names) if os.path.lexists(self.path / name)]
         if foreign:
             raise ValueError(
-                f"{self.path} holds {foreign[0]}, which se_lightning has not written and would "
-                f"overwrite. Choose another folder with {key}=DIR."
+                f"{self.path} contains {foreign[0]} from another program, which would be "
+                f"overwritten. Choose another folder with {key}=DIR."
             )
 
     def claim(self, key: str = "hydra.run.dir", *, composed: bool = False) -> None:

@@ -49,23 +49,21 @@ def resumed(command: Command) -> Command:
 
 def _command(folder: RunFolder, changes: Command) -> Command:
     """Return the command that started the run, with the permitted changes added."""
+    from se_lightning.cli.trust import carried_trust  # only resuming needs it
+
     hydra, status = _recorded(folder)
     _refuse_changes(changes)
     if status == "completed" and not changes.task_overrides:
         raise ValueError(f"{folder.path} is complete; trainer.max_epochs=N extends it.")
     run = Command.recorded(hydra).of_run().without("trust")
-    trusts = changes.value("trust") or "false"
-    if trusts != "true":
-        from se_lightning.cli.trust import refuse_untrusted_settings
-
-        refuse_untrusted_settings(run)
+    trust = carried_trust(run, changes)
     if "num" in hydra.job:  # set only in a multirun
         run = run.with_(f"hydra.job.num={hydra.job.num}")
     if Path(str(hydra.runtime.get("cwd"))).is_dir():
         os.chdir(hydra.runtime.cwd)  # for relative paths in the overrides
     return run.with_(
         *changes.without("trust").overrides,
-        f"trust={trusts}",
+        trust,
         f"resume={quoted(folder.path)}",
         f"hydra.run.dir={quoted(folder.path)}",
         "hydra.output_subdir=null",  # .hydra keeps the original config

@@ -38,17 +38,15 @@ def resumed(command: Command) -> Command:
             f"jobs.resume={folder} continues a multirun with its own settings; leave out "
             f"{refused[0]}."
         )
+    from se_lightning.cli.trust import carried_trust  # only resuming needs it
+
     started, cwd = _recorded(folder)
     place = f"hydra.sweep.dir={quoted(folder)}"  # before the change of directory
     if cwd.is_dir():
         os.chdir(cwd)  # for relative paths in the overrides
-    trusts = changes.value("trust") or "false"
-    if trusts != "true":
-        from se_lightning.cli.trust import refuse_untrusted_settings
-
-        refuse_untrusted_settings(started)
+    trust = carried_trust(started, changes)
     command = Command(("-m", *started.flags), started.overrides)
-    return command.with_(*changes.without("trust").overrides, f"trust={trusts}", place)
+    return command.with_(*changes.without("trust").overrides, trust, place)
 
 
 def _recorded(folder: Path) -> tuple[Command, Path]:

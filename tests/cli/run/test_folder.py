@@ -120,7 +120,7 @@ def test_files_of_another_program_are_neither_removed_nor_replaced(
     code, err = run_main("hydra.run.dir='${oc.env:PROJECT}'", *short, *more,
                          more=("logger=csv", "hydra.output_subdir=null"))  # fmt: skip
     assert code == 1
-    assert f"holds {name}" in err
+    assert f"contains {name} from another program" in err
     assert listing(theirs) == before
 
 

@@ -254,7 +254,7 @@ def test_files_of_another_program_are_not_overwritten(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("of another program")
-    with pytest.raises(ValueError, match=f"holds {name.partition('/')[0]}, which se_lightning has"):
+    with pytest.raises(ValueError, match=f"contains {name.partition('/')[0]} from another"):
         refuse_used(tmp_path)
 
 
