@@ -19,8 +19,12 @@ __all__ = ["carried_trust", "refuse_untrusted"]
 # Where the functions and classes are defined that a target may be.
 _MODULES = ("se_lightning.", "pytorch_lightning.", "torch.optim.", "torchvision.models.")
 # Parts of the above that start processes or read files of any kind.
-_NOT_MODULES = ("se_lightning.cli.", "se_lightning.atomic.")
-_NOT_MODULES += ("pytorch_lightning.cli.", "pytorch_lightning.utilities.")
+_NOT_MODULES = (
+    "se_lightning.atomic.",
+    "se_lightning.cli.",
+    "pytorch_lightning.cli.",
+    "pytorch_lightning.utilities.",
+)
 _HYDRA_KEYS = (
     "hydra.run",
     "hydra.sweep",
