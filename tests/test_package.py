@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -134,8 +133,8 @@ def test_the_modules_train_in_a_bare_trainer(installed, cli):
 
 # Runs the package of the current folder as if no copy were installed.
 NOT_INSTALLED = """
-import pathlib, runpy, sys
-sys.path = [each for each in sys.path if not each or not pathlib.Path(each, "se_lightning").exists()]
+import os, runpy, sys
+sys.path = [each for each in sys.path if not (each and os.path.exists(each + "/se_lightning"))]
 runpy.run_module("se_lightning", run_name="__main__")
 """
 
