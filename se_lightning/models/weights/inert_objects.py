@@ -105,7 +105,7 @@ def load_inert(path: Path) -> Any:
     """
     named = foreign_names(path)
     unknown = [name for name in named if name not in _HARMLESS]
-    allowed = [(kind, name) for name, kind in _HARMLESS.items()]
+    allowed: list[Any] = [(kind, name) for name, kind in _HARMLESS.items()]
     allowed += [(_stand_in(name), name) for name in unknown]
     try:
         with torch.serialization.safe_globals(allowed):

@@ -88,7 +88,8 @@ def unwrapped(state: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Ten
         network in a wrapper, such as a loss.
     """
     state.pop("n_averaged", None)  # of torch's AveragedModel
-    children, beside = set(dict(model.named_children())), set()
+    children = {name for name, _ in model.named_children()}
+    beside: set[str] = set()
     while True:
         first = {key.partition(".")[0] if "." in key else "" for key in state.keys() - beside}
         if len(first) > 1:  # what a wrapper has beside the network has no convolutions
