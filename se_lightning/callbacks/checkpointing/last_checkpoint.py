@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, StochasticWeightAveraging
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from se_lightning.arguments import positive_integer
+from se_lightning.lightning import (
+    Checkpoint,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    check_trainer,
+    is_lightnings,
+)
 from se_lightning.ranks import Interrupted
 
 __all__ = ["LastCheckpoint"]
@@ -84,10 +89,11 @@ class LastCheckpoint(Checkpoint):
         before the values of that batch or epoch are logged, ``on_train_batch_start`` after the next
         one is counted.
         """
+        check_trainer(self, trainer)
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        if any(is_lightnings(callback, "StochasticWeightAveraging") for callback in callbacks):
             raise MisconfigurationException(
                 "A run with StochasticWeightAveraging cannot resume exactly: its checkpoints lack "
                 "the progress of the average. Use se_lightning.EMA (callbacks=ema), or train "
