@@ -14,10 +14,10 @@ import sys
 from typing import TYPE_CHECKING, Literal
 
 __all__ = [
+    "IN_COMMAND",
     "PACKAGE",
     "CSVLogger",
     "Callback",
-    "Checkpoint",
     "ExperimentWriter",
     "LightningDataModule",
     "LightningModule",
@@ -39,18 +39,15 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+IN_COMMAND = "se_lightning.cli.main" in sys.modules  # whose Trainer is known
 PACKAGE: Literal["pytorch_lightning", "lightning.pytorch"] = "pytorch_lightning"
-if (
-    "lightning.pytorch" in sys.modules
-    and "pytorch_lightning" not in sys.modules
-    and "se_lightning.cli.main" not in sys.modules  # whose Trainer is known
-):
+if "lightning.pytorch" in sys.modules and "pytorch_lightning" not in sys.modules and not IN_COMMAND:
     PACKAGE = "lightning.pytorch"
 
 if TYPE_CHECKING or PACKAGE == "pytorch_lightning":
     from lightning_fabric.plugins.io import TorchCheckpointIO
     from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-    from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
+    from pytorch_lightning.callbacks import ModelCheckpoint, WeightAveraging
     from pytorch_lightning.loggers import CSVLogger, WandbLogger
     from pytorch_lightning.loggers.csv_logs import ExperimentWriter
     from pytorch_lightning.loggers.logger import rank_zero_experiment
@@ -61,7 +58,7 @@ if TYPE_CHECKING or PACKAGE == "pytorch_lightning":
 else:
     from lightning.fabric.plugins.io import TorchCheckpointIO
     from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-    from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, WeightAveraging
+    from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
     from lightning.pytorch.loggers import CSVLogger, WandbLogger
     from lightning.pytorch.loggers.csv_logs import ExperimentWriter
     from lightning.pytorch.loggers.logger import rank_zero_experiment
