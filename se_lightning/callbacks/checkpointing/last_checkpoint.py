@@ -69,7 +69,7 @@ class LastCheckpoint(ModelCheckpoint):
             positive_integer("every_n_steps", every_n_steps)
         if every_minutes is not None and not every_minutes > 0:
             raise ValueError(f"`every_minutes` (={every_minutes!r}) must be above 0.")
-        super().__init__(save_top_k=0)  # saves nothing in Lightning's hooks
+        super().__init__(save_top_k=0)
         self._given = dirpath
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
@@ -80,6 +80,11 @@ class LastCheckpoint(ModelCheckpoint):
         self._signalled = math.inf  # time of the signal
         self._handlers: dict[int, Any] = {}
         self._group: Any = None
+
+    def _nothing(self, *_: Any) -> None:
+        """Replace the hooks in which ModelCheckpoint saves, while something is pending."""
+
+    on_train_batch_end = on_train_epoch_end = on_validation_end = on_train_end = _nothing  # type: ignore[assignment]
 
     def path(self, trainer: Trainer) -> Path:
         """Return the path of ``last.ckpt``."""
