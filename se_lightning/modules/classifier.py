@@ -1,8 +1,8 @@
 """Training logic for image classification with any backbone."""
 
 import inspect
-import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -19,13 +19,13 @@ from se_lightning.lightning import (
     rank_zero_info,
     warn_of_both,
 )
-from se_lightning.models import load_weights
 from se_lightning.models.layers.strided import slice_strided
 from se_lightning.models.surgery.folded import folded, repeat_folds
 from se_lightning.models.surgery.insert import restore_hooks
 from se_lightning.models.weights.structure import classifier_path, structure
 from se_lightning.modules import freezing
 from se_lightning.modules.check_data import check_data
+from se_lightning.modules.initial_weights import load_initial_weights, warn_of_other_normalization
 from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation, require_samples
 from se_lightning.modules.optim import (
     OptimizerFactory,
@@ -35,6 +35,7 @@ from se_lightning.modules.optim import (
     scale_rates,
     scheduled,
 )
+from se_lightning.modules.reloading import explain_mismatch, with_own_classifier
 
 __all__ = ["TRAINING_OPTIONS", "ImageClassifier"]
 
@@ -42,6 +43,8 @@ __all__ = ["TRAINING_OPTIONS", "ImageClassifier"]
 NOT_SAVED = ("backbone", "optimizer", "lr_scheduler", "weights", "use_ema")
 # Weight of an auxiliary classifier's loss, as in torchvision's training reference.
 AUXILIARY_WEIGHT = 0.4
+# Arguments of Lightning's load_from_checkpoint.
+LOADING_OPTIONS = ("map_location", "hparams_file", "strict", "weights_only")
 
 
 class ImageClassifier(LightningModule):
@@ -108,15 +111,9 @@ class ImageClassifier(LightningModule):
             raise ValueError(f"`num_classes` (={num_classes!r}) must be a whole number above 1.")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"`label_smoothing` (={label_smoothing!r}) must be in [0, 1).")
+        self._initial = None  # report of the weights from which training starts
         if weights is not None:
-            report = load_weights(backbone, weights, use_ema=use_ema)
-            rank_zero_info(str(report))
-            if freeze == "all_but_gates" and classifier_path(backbone) in report.fresh:
-                warnings.warn(
-                    "The classifier is random, because the one in the weights does not fit, and "
-                    "freeze=all_but_gates never trains it.",
-                    stacklevel=2,
-                )
+            self._initial = load_initial_weights(backbone, weights, use_ema=use_ema, freeze=freeze)
         if freeze is not None:
             freezing.freeze(backbone, freeze)
         if layer_decay is not None:
@@ -159,6 +156,9 @@ class ImageClassifier(LightningModule):
         """Check that the network fits the data, if the datamodule describes it."""
         data = getattr(self.trainer, "datamodule", None)
         check_data(self.backbone, self.num_classes, data, trains=stage == "fit")
+        if self._initial is not None:
+            warn_of_other_normalization(self._initial, data)
+            self._initial = None  # training adapts the network to its data
 
     def on_train_start(self) -> None:
         """Restore the hooks that Lightning's setup removes, and the mode of frozen batch norms.
@@ -229,6 +229,38 @@ class ImageClassifier(LightningModule):
         if self.lr_scheduler is None:
             return optimizer
         return scheduled(optimizer, self.lr_scheduler, self.trainer)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *arguments: Any, **options: Any) -> Self:
+        """Rebuild the module with a checkpoint's options and weights.
+
+        Args:
+            checkpoint_path: The file.
+            *arguments: As in Lightning, like ``map_location``, ``strict`` and ``weights_only``.
+            **options: The same, and options of the module that replace the checkpoint's. With
+                ``strict=False``, a classifier of another size is left out.
+
+        Raises:
+            ValueError: If the weights do not fit these options.
+        """
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *arguments, **options)
+        except (RuntimeError, TypeError, ValueError) as error:
+            changed = {k: v for k, v in options.items() if k not in LOADING_OPTIONS}
+            is_file = isinstance(checkpoint_path, str | Path) and Path(checkpoint_path).is_file()
+            words = is_file and explain_mismatch(error, cls, Path(checkpoint_path), changed)
+            if words:
+                raise words from error
+            raise
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights; if not strict, without a classifier of another size."""
+        if not strict:
+            head = f"backbone.{classifier_path(self.backbone)}"
+            state_dict = with_own_classifier(state_dict, self, head)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record class names and structure, so that the file suffices to rebuild model and data."""

@@ -63,7 +63,9 @@ def test_gates_statistics_diagnosis_and_replacements_are_those_of_the_same_netwo
     reports = [reported(model, images, labels) for model in (theirs, ours)]
     assert [renamed(layer) for layer in reports[0]] == list(reports[1])
     assert list(reports[0].values()) == list(reports[1].values())
-    rows = [what_if(m, lambda: [(images, labels)], 10, ["one", "mean"]) for m in (theirs, ours)]
+    rows = [
+        what_if(m, lambda: [(images, labels)], 10, ["one", "data_mean"]) for m in (theirs, ours)
+    ]
     assert [(renamed(r.block), r.replacement, r.accuracy) for r in rows[0]] == [
         (r.block, r.replacement, r.accuracy) for r in rows[1]
     ]
