@@ -42,7 +42,13 @@ class GateOptions(TypedDict, total=False):
 
 
 class StagedGateOptions(GateOptions, total=False):
-    """Options of a family with stages: also one ratio per stage, and a selection of stages."""
+    """Options of a family with stages: also one ratio per stage, and a selection of stages.
+
+    Args:
+        ratio: Reduction ratio r, at least 1, or a list with that of each stage; the hidden width is
+            ``max(1, C // r)``.
+        stages: Numbers of the stages with gates, counted from 1; None for all stages.
+    """
 
     stages: Sequence[int] | None
 
