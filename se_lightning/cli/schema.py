@@ -76,7 +76,7 @@ def check_values(cfg: DictConfig) -> None:
         )
     if not _fits(_plain(cfg.get("ckpt_path")), str | list[str] | None):
         raise ValueError(f"`ckpt_path` (={cfg.ckpt_path!r}) must be the path of a checkpoint.")
-    if not _fits(_plain(cfg.get("tags", [])), list[str]):
+    if not _fits(_plain(cfg.get("tags")), list[str] | None):
         raise ValueError(f"`tags` (={cfg.tags!r}) must be a list of words: tags=[first,second].")
     if not _fits(cfg.get("trust"), bool | None):
         raise ValueError(f"`trust` (={cfg.trust!r}) must be true, false or null.")

@@ -50,7 +50,7 @@ def run(cfg: DictConfig) -> float | None:
         finish_wandb(failed=True)
         raise
     result["status"] = "completed"
-    result["tags"] = list(cfg.get("tags", []))
+    result["tags"] = list(cfg.get("tags") or [])
     result.update(identity())
     result["wall_time_s"] = round(time.time() - start, 2)
     result["versions"] = {package: version(package) for package in _PACKAGES}
