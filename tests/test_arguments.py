@@ -41,3 +41,29 @@ def test_lists_and_mappings_of_omegaconf_become_plain():
 @pytest.mark.parametrize("value", [(1, 2), "text", {1}, OrderedDict(a=1), None, 3.0])
 def test_other_values_stay_as_they_are(value):
     assert plain(value) is value
+
+
+def test_the_arguments_of_several_docstrings_become_those_of_one():
+    def first():
+        """Do.
+
+        Args:
+            a: One.
+                Two.
+
+        Raises:
+            ValueError: No.
+        """
+
+    def second():
+        """Do not."""
+
+    def third():
+        """Do.
+
+        Args:
+            b: Three.
+        """
+
+    expected = "The options.\n\nArgs:\n    a: One.\n        Two.\n    b: Three."
+    assert argument_docs(first, second, third) == expected

@@ -12,7 +12,7 @@ from torch import nn
 from se_lightning import models
 from se_lightning.arguments import argument_docs, plain
 from se_lightning.models.layers.gates import GATES
-from se_lightning.models.layers.options import StagedGateOptions, own_options
+from se_lightning.models.layers.options import HeadOptions, StagedGateOptions, own_options
 from se_lightning.modules.classifier import TRAINING_OPTIONS, ImageClassifier
 
 __all__ = [
@@ -145,7 +145,7 @@ def _docs(network: Callable[..., nn.Module]) -> str:
     """Return the documentation of the arguments of a network and its gates."""
     gates = [gate for gate in GATES.values() if isinstance(gate, type)]
     classes = reversed(network.__mro__) if isinstance(network, type) else [network]
-    return argument_docs(*gates, models.Excitation, StagedGateOptions, *classes)
+    return argument_docs(*gates, models.Excitation, HeadOptions, StagedGateOptions, *classes)
 
 
 class SEResNetModule(FamilyModule):

@@ -43,7 +43,12 @@ class GateOptions(TypedDict, total=False):
 
 
 class HeadOptions(TypedDict, total=False):
-    """Options of the last layers, see :class:`se_lightning.models.ImageNetwork`."""
+    """Options of the last layers, see :class:`se_lightning.models.ImageNetwork`.
+
+    Args:
+        global_pool: Pool before the classifier: ``"avg"``, ``"max"``, or another one that the
+            network's ``pools`` lists.
+    """
 
     global_pool: str
 
