@@ -39,7 +39,7 @@ class _NoOptions(TypedDict):
 
 
 _GATES = {field.name: field.default for field in fields(models.Excitation)} | {"stages": None}
-_HEAD = {"global_pool": "avg"}
+_HEAD = {"global_pool": "avg", "init": "fan_out"}
 
 
 class FamilyModule(ImageClassifier):
