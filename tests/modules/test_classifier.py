@@ -192,7 +192,7 @@ lbfgs = partial(torch.optim.LBFGS, max_iter=2)
     "make",
     [
         lambda: SEResNetModule(20, ratio=4, in_channels=1, optimizer=lbfgs),
-        lambda: SEMobileNetModule(in_channels=1, alpha=0.25, optimizer=lbfgs),
+        lambda: SEMobileNetModule(in_channels=1, alpha=0.25, ratio=4, optimizer=lbfgs),
         lambda: ImageClassifier(
             nn.Sequential(
                 nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)

@@ -56,7 +56,9 @@ def test_the_summary_has_sizes_and_flops():
     assert summary.total_flops == pytest.approx(2 * 40.6e6, rel=0.02)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
 def test_the_shape_is_that_of_the_data(tmp_path):
     module = SEResNetModule(18, ratio=4)
     logger = TensorBoardLogger(tmp_path, log_graph=True)
