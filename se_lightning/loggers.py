@@ -9,11 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger, WandbLogger
-from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from pytorch_lightning.loggers.logger import rank_zero_experiment
-
 from se_lightning.atomic import write_text
+from se_lightning.lightning import CSVLogger, ExperimentWriter, WandbLogger, rank_zero_experiment
 
 __all__ = ["ContinuedCSVLogger", "GracefulWandbLogger", "finish_wandb"]
 

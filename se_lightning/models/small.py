@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar, Unpack
 
-import torch
 from torch import Tensor, nn
 
 from se_lightning.arguments import boolean, positive_integer
+from se_lightning.models.layers.gate_base import add_input
 from se_lightning.models.layers.network import ImageNetwork
 from se_lightning.models.layers.options import Excitation, GateOptions, StagedGateOptions
 from se_lightning.models.layers.residual import tail, unchanged
@@ -37,6 +37,7 @@ class SESimple(ImageNetwork):
     """
 
     family = "se_simple"
+    pools = ("pixels", "")  # the classifier reads each pixel
     gate_defaults: ClassVar[GateOptions] = {"ratio": 2, "se_bias": False}
 
     def __init__(
@@ -57,24 +58,21 @@ class SESimple(ImageNetwork):
         self.conv1 = nn.Conv2d(in_channels, 32, 3, padding=1)
         self.act = nn.ReLU(inplace=True)
         self.se = excitation.build(32)
+        if residual:
+            self.se.register_forward_hook(add_input)
         self.conv2 = nn.Conv2d(32, 1, 1)
         self.act2 = nn.ReLU(inplace=True)
         self._step("conv1", "act", channels=32, reduction=1)
-        self._step("_gated", "conv2", "act2", channels=1, reduction=1)
-        self.fc: nn.Module = nn.Linear(self.head_hidden_size, num_classes)
+        self._step("se", "conv2", "act2", channels=1, reduction=1)
+        self.global_pool, self.fc = self._head(num_classes, gates)
         self._finish()
 
     @property
     def head_hidden_size(self) -> int:  # noqa: D102
         return self.pixels
 
-    def _gated(self, x: Tensor) -> Tensor:
-        return tail(x, se=self.se, shortcut=x if self.residual else None)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits (N, K), or the pixels of the map (N, image_size ** 2)."""
-        x = torch.flatten(x, 1)
-        return x if pre_logits else self.fc(x)
+    def _pool(self, kind: str) -> nn.Module:
+        return nn.Flatten() if kind else nn.Identity()
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"residual={self.residual}"
@@ -245,7 +243,7 @@ class SENested(ImageNetwork):
         for number in (1, 2, 3):
             reduction = 2 ** (number - 1)
             self._step(f"layer{number}", channels=16 * reduction, reduction=reduction)
-        self.fc: nn.Module = nn.Linear(self.num_features, num_classes)
+        self.global_pool, self.fc = self._head(num_classes, gates)
         self._finish()
 
 

@@ -1,7 +1,6 @@
 """Training, followed by a test."""
 
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-
+from se_lightning.lightning import LightningDataModule, LightningModule, Trainer
 from se_lightning.tasks.test import test
 
 __all__ = ["fit"]
