@@ -100,17 +100,19 @@ def products(trainer: pl.Trainer, folder: RunFolder) -> RunResult:
     score = getattr(best, "best_model_score", None)
     path = getattr(best, "best_model_path", "")
     if score is not None:
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                # The score of the whole run, also if it was resumed.
-                logger.experiment.summary[f"best/{getattr(best, 'monitor', 'score')}"] = float(
-                    score
-                )
+        _summarize(trainer, {f"best/{getattr(best, 'monitor', 'score')}": float(score)})
     return {
         "checkpoint": folder.relative(path) if path else None,
         "score": None if score is None else float(score),
         "picture": next((folder.relative(path) for path in pictures if path), None),
     }
+
+
+@rank_zero_only
+def _summarize(trainer: pl.Trainer, values: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(values)
 
 
 @rank_zero_only
