@@ -68,7 +68,7 @@ def start_loggers(cfg: DictConfig, trainer: pl.Trainer, result: RunResult) -> No
     for logger in trainer.loggers:
         if isinstance(logger, GracefulWandbLogger):
             logger.default_name = run_name(result, Command.recorded(HydraConfig.get()))
-        logger.log_hyperparams({**options, "run": facts})  # type: ignore[dict-item, arg-type]
+        logger.log_hyperparams({**options, "run": facts})  # type: ignore[dict-item]
 
 
 def run_name(result: RunResult, command: Command) -> str:
