@@ -67,7 +67,7 @@ def what_if(
     rows = measure(model, batches, classes, replacements, device=device_of(model))
     out = Path(folder)
     _save(rows, out)
-    (out / "what_if.md").write_text(_table(rows, split))
+    write_text(out / "what_if.md", _table(rows, split))
     draw_what_if(rows, split).savefig(out / "what_if.png", dpi=120)
     log.info("%s", _words(rows, split))
     log.info("what if        %s", out / "what_if.png")
