@@ -22,7 +22,6 @@ def draw_what_if(rows: Sequence[WhatIfRow], split: str) -> Figure:
         split: Name of the split, for the title.
     """
     drops = drops_by_block(rows)
-    names = {block: legible(name) for block, name in names.items()}
     several = {row.block for row in rows[1:] if row.gates > 1} | {ALL_BLOCKS}
     single = {block: each for block, each in drops.items() if block not in several}
     together = {block: each for block, each in drops.items() if block in several}
@@ -56,7 +55,12 @@ def _bars(axes: Axes, drops: Mapping[str, Mapping[str, float]]) -> None:
         axes.bar(places, values, bar, color=colors[index % len(colors)], label=kind)
     step = -(-len(drops) // 60)
     size = 8 if len(drops) <= 25 else 6
-    axes.set_xticks(range(0, len(drops), step), list(drops)[::step], rotation=90, fontsize=size)
+    axes.set_xticks(
+        range(0, len(drops), step),
+        [legible(block) for block in drops][::step],
+        rotation=90,
+        fontsize=size,
+    )
     axes.set_xlim(-0.6, len(drops) - 0.4)
     axes.axhline(0, color=matplotlib.rcParams["axes.edgecolor"], linewidth=0.8)
     axes.grid(axis="y", alpha=0.3)
