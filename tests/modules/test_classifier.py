@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from se_lightning import (
     DigitsDataModule,
     ImageClassifier,
-    SEMobileNetModule,
+    SEPreActResNetModule,
     SEResNetModule,
     SEResNeXtModule,
 )
@@ -192,7 +192,7 @@ lbfgs = partial(torch.optim.LBFGS, max_iter=2)
     "make",
     [
         lambda: SEResNetModule(20, ratio=4, in_channels=1, optimizer=lbfgs),
-        lambda: SEMobileNetModule(in_channels=1, alpha=0.25, ratio=4, optimizer=lbfgs),
+        lambda: SEPreActResNetModule(20, ratio=4, in_channels=1, optimizer=lbfgs),
         lambda: ImageClassifier(
             nn.Sequential(
                 nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
@@ -201,7 +201,7 @@ lbfgs = partial(torch.optim.LBFGS, max_iter=2)
             optimizer=lbfgs,
         ),
     ],
-    ids=["resnet", "mobilenet", "own"],
+    ids=["resnet", "preact", "own"],
 )
 def test_parameters_can_be_flattened(tmp_path, make):
     module = make()
