@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 from torchmetrics import Metric
 
 from se_lightning.callbacks.checkpointing.relocation import relocate
-from se_lightning.data.base import next_batch
+from se_lightning.data.position import next_batch
 from se_lightning.data.transforms.sample_rng import sample_seeds
 
 __all__ = ["ExactState"]
