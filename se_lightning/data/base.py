@@ -1,33 +1,40 @@
 """The base class of all datamodules: sample order, ranks, and augmentation options."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
-import numpy as np
-from pytorch_lightning import LightningDataModule, Trainer
-from pytorch_lightning.trainer.states import TrainerFn, TrainerStatus
 from torch.utils.data import DataLoader, Dataset
 
-from se_lightning.arguments import boolean, positive_integer
+from se_lightning.arguments import boolean, plain, positive_integer
 from se_lightning.data.cores import cores
 from se_lightning.data.dataset import ImageDataset, Loader, batches_of
-from se_lightning.data.identity import Identity, digest
-from se_lightning.data.options import ImageOptions
-from se_lightning.data.position import next_batch, require_same_shares
+from se_lightning.data.identity import IdentifiedData
+from se_lightning.data.options import ImageOptions, constructor_of
+from se_lightning.data.position import is_running, next_batch, require_same_shares
 from se_lightning.data.samplers import EpochCounter, EvalSampler, OneEpoch, TrainSampler
 from se_lightning.data.transforms.color import ColorJitter
 from se_lightning.data.transforms.on_device import Erasing, Finish, Mixing
 from se_lightning.data.transforms.per_image import SampleTransforms
+from se_lightning.lightning import (
+    LightningDataModule,
+    MisconfigurationException,
+    Trainer,
+    TrainerFn,
+    check_trainer,
+    not_a_loader,
+)
 
 __all__ = ["ImageDataModule", "ImageOptions"]
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(IdentifiedData, LightningDataModule):
     """Base class of the datamodules, with an order that depends on (seed, epoch) alone.
 
     The augmentation of a sample depends on (seed, epoch, sample) alone. A subclass sets the class
-    attributes below and implements :meth:`dataset` and :meth:`labels`. Loaders yield
+    attributes below and implements :meth:`dataset` and :meth:`labels`. With ``defaults``, the
+    defaults of the options that its constructor passes on, ``help()`` and Lightning's command line
+    list these options. Loaders yield
     :class:`se_lightning.data.transforms.on_device.ImageBatch`, which unpacks to images and labels.
 
     Args:
@@ -58,6 +65,12 @@ class ImageDataModule(LightningDataModule):
     mean: float | Sequence[float]
     std: float | Sequence[float]
     class_names: Sequence[str]
+    defaults: ClassVar[ImageOptions]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "defaults" in vars(cls):
+            cls.__new__ = constructor_of(cls, cls.defaults)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -86,6 +99,8 @@ class ImageDataModule(LightningDataModule):
             boolean("pin_memory", pin_memory)
         # One call serves the subclasses too: it collects the arguments of all constructors.
         self.save_hyperparameters()
+        for name, value in self.hparams.items():
+            self.hparams[name] = plain(value)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -96,7 +111,6 @@ class ImageDataModule(LightningDataModule):
         self._counter = EpochCounter()
         self._begin = (0, 0)
         self._resumed: Trainer | None = None  # the trainer that loaded a checkpoint
-        self._identity: Identity | None = None  # of a checkpoint's data
         self._fingerprints: dict[str, dict[str, Any]] = {}
         self.transforms = SampleTransforms(
             seed=seed,
@@ -109,6 +123,14 @@ class ImageDataModule(LightningDataModule):
         self.erasing = Erasing(random_erasing=random_erasing, cutout=cutout, seed=seed)
         self.mixing = Mixing(mixup=mixup, cutmix=cutmix, seed=seed)
 
+    def __setattr__(self, name: str, value: Any) -> None:  # a Trainer attaches itself at once
+        if name == "trainer":
+            check_trainer(self, value)
+        super().__setattr__(name, value)
+
+    def __iter__(self) -> Iterator[Any]:  # another package's Trainer takes it for a loader
+        raise MisconfigurationException(not_a_loader(self))
+
     @property
     def num_classes(self) -> int:
         """Number of classes, K."""
@@ -117,48 +139,6 @@ class ImageDataModule(LightningDataModule):
     def dataset(self, split: str, *, augmented: bool) -> Dataset:
         """Return the split ``train``, ``val`` or ``test``; its item at (epoch, keys) is a batch."""
         raise TypeError(f"{type(self).__name__} must define `dataset`.")
-
-    def labels(self, split: str) -> np.ndarray:
-        """Return the labels (N,) of ``train``, ``val`` or ``test``."""
-        raise TypeError(f"{type(self).__name__} must define `labels`.")
-
-    def fingerprint(self, split: str) -> dict[str, Any]:
-        """Return the number of images of a split, and digests to compare where both have them."""
-        labels = self.labels(split)
-        return {"images": len(labels), "labels": digest(labels.astype("<i8"))}
-
-    def expect(self, state: Mapping[str, Any], *, strict: bool, remedy: str = "") -> None:
-        """Compare the data with those of a checkpoint, now and when more splits are found.
-
-        Args:
-            state: The datamodule's state in the checkpoint.
-            strict: Whether other images are an error or a warning; other classes are an error.
-            remedy: What to do about other images, for the message.
-
-        Raises:
-            ValueError: If the state is damaged.
-            MisconfigurationException: If the data differ.
-        """
-        if "data" in state:  # missing in checkpoints of version 0.1.0
-            self._identity = Identity(state["data"], strict=strict, remedy=remedy)
-            self._compare(self._splits_found())
-
-    def _compare(self, splits: Iterable[str]) -> None:
-        """Compare splits, which have been found, with those of the checkpoint."""
-        if self._identity is None:
-            return
-        for split in splits:
-            self._identity.check_classes(self.class_names)
-            self._identity.check_split(split, self._fingerprint(split))
-
-    def _fingerprint(self, split: str) -> dict[str, Any]:
-        if split not in self._fingerprints:
-            self._fingerprints[split] = self.fingerprint(split)
-        return self._fingerprints[split]
-
-    def _splits_found(self) -> Sequence[str]:
-        """Return the splits whose labels are known already."""
-        return ()
 
     @staticmethod
     def splits_of(stage: str | None) -> tuple[str, ...]:
@@ -202,7 +182,7 @@ class ImageDataModule(LightningDataModule):
             **self._ranks(),
         )
         trainer = self.trainer
-        if epoch is None and trainer is not None and trainer.state.status == TrainerStatus.RUNNING:
+        if epoch is None and trainer is not None and is_running(trainer):
             epoch = trainer.current_epoch
             # Lightning also asks before it has restored its epoch, for the schedule's length.
             if self._resumed is trainer and self._begin[0] >= epoch:

@@ -23,8 +23,8 @@ class ImageDataset(Dataset):
     within the batches that a DataLoader requests. ``self[epoch, keys]`` is a whole batch.
 
     The augmentation of ``self[i]`` is that of a random late epoch, from torch's generator, which
-    differs between workers and epochs. After :meth:`set_epoch` it depends on (seed, epoch, sample) alone, and is the one of
-    the datamodule's loaders.
+    differs between workers and epochs. After :meth:`set_epoch` it depends on (seed, epoch, sample)
+    alone, and is the one of the datamodule's loaders.
 
     Args:
         augmented: Whether the images are augmented.

@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pytorch_lightning import Trainer
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from se_lightning.lightning import MisconfigurationException, Trainer
 
-__all__ = ["next_batch", "require_same_shares"]
+__all__ = ["is_running", "next_batch", "require_same_shares"]
+
+
+def is_running(trainer: Trainer) -> bool:
+    """Return whether a trainer is at work, and not finished."""
+    return trainer.state.status == "running"
 
 
 def next_batch(trainer: Trainer) -> tuple[int, int]:
