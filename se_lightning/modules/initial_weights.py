@@ -19,15 +19,17 @@ _SHIFT, _SCALE = 0.05, 1.25
 
 def load_initial_weights(
     network: nn.Module,
-    weights: str | Mapping[str, Tensor],
+    weights: str | Mapping[str, Tensor] | None,
     *,
     use_ema: bool = True,
     freeze: str | None = None,
-) -> LoadReport:
-    """Load weights into a network and report what was loaded.
+) -> LoadReport | None:
+    """Load weights, if any, into a network and report what was loaded.
 
     Warns if ``freeze`` leaves a random classifier untrained.
     """
+    if weights is None:
+        return None
     report = load_weights(network, weights, use_ema=use_ema)
     rank_zero_info(str(report))
     if freeze == "all_but_gates" and classifier_path(network) in report.fresh:
@@ -39,15 +41,15 @@ def load_initial_weights(
     return report
 
 
-def warn_of_other_normalization(report: LoadReport, data: Any) -> None:
+def warn_of_other_normalization(report: LoadReport | None, data: Any) -> None:
     """Warn if the weights expect other pixels than those of the data, if both are known.
 
     Args:
-        report: Report of the weights.
+        report: Report of the weights; None without weights.
         data: A datamodule, perhaps with ``mean`` and ``std``, for pixels in [0, 1].
     """
     mean, std = getattr(data, "mean", None), getattr(data, "std", None)
-    if report.normalization is None or mean is None or std is None:
+    if report is None or report.normalization is None or mean is None or std is None:
         return
     wanted = report.normalization
     here = [_mean(values) for values in (mean, std)]

@@ -1,31 +1,34 @@
 """Messages about checkpoints that do not fit the options with which they are loaded."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from se_lightning.models.weights.safe_files import read_file
-from se_lightning.models.weights.structure import within
+from se_lightning.models.weights.structure import classifier_path, within
+from se_lightning.modules.compiled import plain
 
-__all__ = ["explain_mismatch", "with_own_classifier"]
+__all__ = ["explain_mismatch", "explained", "with_own_classifier"]
+
+# Arguments of Lightning's load_from_checkpoint.
+_LIGHTNINGS = ("map_location", "hparams_file", "strict", "weights_only")
 
 # Options with which `weights=` loads all but what they change.
 _CONVERTIBLE = {"num_classes", "in_channels"}
 
 
-def with_own_classifier(
-    state: Mapping[str, Tensor], module: nn.Module, head: str
-) -> dict[str, Tensor]:
+def with_own_classifier(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """Return a state dict with the module's own classifier if the shapes differ.
 
     Args:
         state: State dict of the module.
-        module: The module.
-        head: Path of the classifier in it.
+        module: A module with a ``backbone``.
     """
+    head = f"backbone.{classifier_path(plain(module.backbone))}"  # type: ignore[arg-type]
     own = module.state_dict()
     other = [
         key
@@ -40,6 +43,20 @@ def with_own_classifier(
             stacklevel=3,
         )
     return {key: own[key] if key in other else tensor for key, tensor in state.items()}
+
+
+@contextmanager
+def explained(kind: type, path: Any, options: Mapping[str, Any]) -> Iterator[None]:
+    """Explain errors while a checkpoint is loaded; see :func:`explain_mismatch`."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        changed = {k: v for k, v in options.items() if k not in _LIGHTNINGS}
+        is_file = isinstance(path, str | Path) and Path(path).is_file()
+        words = explain_mismatch(error, kind, Path(path), changed) if is_file else None
+        if words is None:
+            raise
+        raise words from error
 
 
 def explain_mismatch(
