@@ -184,10 +184,10 @@ class ImageClassifier(LightningModule):
         rename(state)
         return state
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load a state, compiled or not; unless strict, without a classifier of another size."""
         state_dict = state_dict if strict else with_own_classifier(state_dict, self)
-        return super().load_state_dict(keys_of(super().state_dict(), state_dict), strict, **kwargs)
+        return super().load_state_dict(keys_of(super().state_dict(), state_dict), strict, assign)
 
     def on_train_start(self) -> None:
         """Restore the hooks that Lightning's setup removes, and the mode of frozen batch norms.
