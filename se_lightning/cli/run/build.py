@@ -19,7 +19,8 @@ from se_lightning.cli.command import Command, key_of
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.schema import make
-from se_lightning.data.base import ImageDataModule, cores
+from se_lightning.data.base import ImageDataModule
+from se_lightning.data.cores import cores
 from se_lightning.ranks import external_rank, is_further_rank
 
 __all__ = ["build", "checkpoint_paths", "given_keys", "rebuild"]
