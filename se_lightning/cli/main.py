@@ -11,19 +11,24 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from se_lightning import ranks
 from se_lightning.cli import process
 from se_lightning.cli.command import Command, quoted
+from se_lightning.cli.console import say
 from se_lightning.cli.errors import Failure, RankError, is_user_error
 from se_lightning.cli.run import rank_failures
 from se_lightning.cli.run.folder import RunFolder, jobs_in, temporary_folder
+from se_lightning.cli.run.interrupts import ended_by_signals
+from se_lightning.cli.run.paths import settle_paths
 from se_lightning.cli.run.resume import resumed as resumed_run
 from se_lightning.cli.schema import refuse_unknown_keys
 from se_lightning.cli.sweep import sweep as sweeps
@@ -48,22 +53,26 @@ def main() -> None:
     command.install()
     try:
         given = command
+        if not ranks.is_launched():
+            given.refuse_empty()
         command = resumed_run(resumed_multirun(given))
         if ranks.external_rank():
             command = _writing_nowhere(command)
         _refuse_missing_configs()
-        if not given.value("jobs.resume"):
-            _refuse_used_folders(command)
         sweeps.refuse_missing_launchers(command)
         multirun = None if ranks.is_further_rank() else Multirun.composed(command)
+        command = multirun.command if multirun else _in_home(command)
+        if not given.value("jobs.resume"):
+            _refuse_used_folders(command, several=multirun is not None)
         refuse_equal_networks(multirun)
-        (multirun.command if multirun else command).install()
+        command.install()
         _start(multirun, resumes=given.value("jobs.resume") is not None)
     except ranks.Interrupted as end:
-        print(f"se_lightning: {end.message}", file=sys.stderr)
+        if not ranks.is_launched():  # rank 0 reports it
+            say(f"se_lightning: {end.message}", error=True)
         raise
     except KeyboardInterrupt:
-        print("se_lightning: interrupted", file=sys.stderr)
+        say("se_lightning: interrupted", error=True)
         sys.exit(130)
     except Exception as error:
         from se_lightning.cli.hints import hint, reworded
@@ -118,7 +127,8 @@ def _app(cfg: DictConfig) -> float | None:
             return _run(cfg)
         finally:
             if several and ranks.external_rank() == 0:
-                write_summary(Path(HydraConfig.get().sweep.dir))
+                hydra_node = HydraConfig.get()
+                write_summary(Path(hydra_node.runtime.cwd, hydra_node.sweep.dir))
 
 
 def _run(cfg: DictConfig) -> float | None:
@@ -132,15 +142,17 @@ def _run(cfg: DictConfig) -> float | None:
         else:
             folder.discard_result()
     try:
-        from se_lightning.cli.trust import refuse_untrusted
+        with ended_by_signals(folder):
+            from se_lightning.cli.trust import refuse_untrusted
 
-        refuse_untrusted(cfg)
-        refuse_unknown_keys(cfg)
-        from se_lightning.cli.run.run import run
+            refuse_untrusted(cfg)
+            refuse_unknown_keys(cfg)
+            from se_lightning.cli.run.run import run
 
-        rank_failures.watch_ranks()
-        _progress = "running"
-        return run(cfg)
+            settle_paths(cfg)
+            rank_failures.watch_ranks()
+            _progress = "running"
+            return run(cfg)
     except ranks.Interrupted as end:
         if not ranks.is_further_rank():
             rank_failures.record(folder, Failure.of(end))
@@ -179,7 +191,7 @@ def _refuse_missing_configs() -> None:
         )
 
 
-def _refuse_used_folders(command: Command) -> None:
+def _refuse_used_folders(command: Command, *, several: bool) -> None:
     """Refuse a folder that holds a run, before Hydra writes into it."""
     if ranks.is_further_rank() or ranks.CHILD in os.environ:
         return
@@ -188,15 +200,26 @@ def _refuse_used_folders(command: Command) -> None:
         if path is None or "${now:" in path:  # a new folder
             continue
         if "${" in path:
-            path = str(OmegaConf.select(command.compose(hydra_node=True), key))
+            path = str(OmegaConf.select(command.config, key))
         folder = RunFolder(path)
         if not command.value("resume"):
             for used in (folder, *jobs_in(folder.path)):
                 used.refuse_used()
-        if key == "hydra.run.dir" and not command.is_multirun:
+        if key == "hydra.run.dir" and not several:
             if not command.value("resume"):
                 folder.refuse_foreign(command.value("hydra.job.name") or "se_lightning")
             folder.claim()
+
+
+def _in_home(command: Command) -> Command:
+    """Expand ``~`` in a config's ``hydra.run.dir``, which Hydra takes for the name of a folder."""
+    if command.value("hydra.run.dir") is not None:
+        return command
+    with contextlib.suppress(HydraException, OmegaConfBaseException):  # Hydra reports it
+        node: Any = OmegaConf.to_container(command.config.hydra.run)
+        if str(node["dir"]).startswith("~"):
+            return command.with_(f"hydra.run.dir={quoted(Path(node['dir']).expanduser())}")
+    return command
 
 
 def _writing_nowhere(command: Command) -> Command:

@@ -87,6 +87,31 @@ def test_a_mistake_gets_one_message_and_leaves_nothing(run_main, tmp_path, argum
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize(
+    "given", [["resume="], ["task=test", "ckpt_path="], ["-m", "model=", "seed=1,2"], ["resume=''"]]
+)
+def test_an_empty_variable_of_the_shell_starts_nothing(run_main, tmp_path, given):
+    code, error = run_main(*given)
+    assert code == 1
+    assert "has no value: is a variable of your shell unset?" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_at_home_in_a_config(run_main, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    for kind, flag in (("run", []), ("sweep", ["-m"])):
+        (tmp_path / "conf").mkdir(exist_ok=True)
+        text = f"defaults: [train, _self_]\nhydra: {{{kind}: {{dir: ~/{kind}}}}}\n"
+        (tmp_path / "conf" / f"{kind}.yaml").write_text(text)
+        kept = tmp_path / "me" / kind / ("0" if kind == "sweep" else "") / "result.json"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text("{}")
+        code, error = run_main(*flag, "--config-dir", "conf", "--config-name", kind)
+        assert code == 1
+        assert f"{kept.parent} already holds a run" in error
+    assert not (tmp_path / "~").exists()
+
+
 @pytest.mark.parametrize("task", ["fit", "test"])
 @pytest.mark.parametrize("kind", ["code", "html"])
 def test_a_bad_checkpoint_is_refused_and_not_executed(run_main, tmp_path, task, kind):

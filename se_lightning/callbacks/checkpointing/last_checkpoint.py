@@ -75,7 +75,8 @@ class LastCheckpoint(Checkpoint):
 
     def path(self, trainer: Trainer) -> Path:
         """Return the path of ``last.ckpt``."""
-        return Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        return folder.expanduser() / "last.ckpt"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wrap the ends of both loops, where everything of a batch or an epoch is done.
