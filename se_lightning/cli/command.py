@@ -213,18 +213,21 @@ class Command:
             del config["hydra"]
         return config
 
-    def _load(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
-        """Compose as Hydra does when it runs the command, without its global state."""
+    def loader(self) -> ConfigLoaderImpl:
+        """Return Hydra's loader of the configs that this command can choose from."""
         version.setbase("1.3")
         main = self.options.config_path or f"pkg://{_CONFIGS}"
         search = create_automatic_config_search_path(None, _APP, main)
         if self.options.config_dir:
             folder = f"file://{Path(self.options.config_dir).absolute()}"
             search.prepend("command-line", folder, SearchPathQuery(provider="schema"))
+        return ConfigLoaderImpl(search)
+
+    def _load(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
+        """Compose as Hydra does when it runs the command, without its global state."""
         name = self.options.config_name or "train"
-        return Hydra(
-            task_name="se_lightning", config_loader=ConfigLoaderImpl(search)
-        ).compose_config(name, list(overrides), mode, from_shell=False)
+        hydra = Hydra(task_name="se_lightning", config_loader=self.loader())
+        return hydra.compose_config(name, list(overrides), mode, from_shell=False)
 
     def argv(self) -> list[str]:
         """Return the arguments after the program's name: flags first, since callers append."""

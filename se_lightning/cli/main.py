@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,7 @@ from se_lightning.cli.errors import Failure, RankError, is_user_error
 from se_lightning.cli.run import rank_failures
 from se_lightning.cli.run.folder import RunFolder, jobs_in, temporary_folder
 from se_lightning.cli.run.interrupts import ended_by_signals
-from se_lightning.cli.run.paths import settle_paths
+from se_lightning.cli.run.paths import refuse_missing_checkpoint, settle_paths
 from se_lightning.cli.run.resume import resumed as resumed_run
 from se_lightning.cli.schema import refuse_unknown_keys
 from se_lightning.cli.sweep import sweep as sweeps
@@ -48,10 +49,17 @@ def main() -> None:
     """Run the command line; a user error prints one message and exits with code 1."""
     global _progress
     _progress = "composing"
+    if "--version" in sys.argv[1:]:
+        from se_lightning.cli.help import version_text
+
+        say(version_text())
+        return
     process.die_with_parent()
     command = Command.parse(sys.argv[1:])
     command.install()
     try:
+        if _only_tells(command):
+            return
         given = command
         if not ranks.is_launched():
             given.refuse_empty()
@@ -86,6 +94,18 @@ def main() -> None:
     rank_failures.disconnect()
 
 
+def _only_tells(command: Command) -> bool:
+    """Print the help or the version if the command asks for it."""
+    options = command.options
+    if options.help or options.hydra_help or options.cfg or options.info:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, without a stack trace
+    if options.help:
+        from se_lightning.cli.help import help_text
+
+        say(help_text(command))
+    return bool(options.help)
+
+
 def _start(multirun: Multirun | None, *, resumes: bool) -> None:
     with sweeps.lead(multirun, resumed=resumes) as sweep:
         if sweep is not None and sweep.searches:
@@ -94,7 +114,7 @@ def _start(multirun: Multirun | None, *, resumes: bool) -> None:
             search(sweep)
         else:
             with _hydra_raises("1"):
-                _app()
+                _run_app()
 
 
 @contextlib.contextmanager
@@ -114,6 +134,23 @@ def _hydra_raises(value: str | None) -> Iterator[None]:
 _users_full_error = os.environ.get(_FULL_ERROR)
 
 
+def _run_app() -> None:
+    failed = None
+    try:
+        _app()
+    except _Ended as end:
+        failed = end.error
+    if failed is not None:
+        raise failed  # here, so that it keeps its cause
+
+
+class _Ended(BaseException):
+    """A failed run, on its way through Hydra; not an Exception, which Hydra would print as well."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 @hydra.main(version_base="1.3", config_path="pkg://se_lightning.conf", config_name="train")
 def _app(cfg: DictConfig) -> float | None:
     """Run Hydra's current job: in a separate process if there are several."""
@@ -125,6 +162,10 @@ def _app(cfg: DictConfig) -> float | None:
             return sweeps.run_job(cfg)
         try:
             return _run(cfg)
+        except Exception as error:
+            if several:
+                raise
+            raise _Ended(error) from error
         finally:
             if several and ranks.external_rank() == 0:
                 hydra_node = HydraConfig.get()
@@ -147,9 +188,10 @@ def _run(cfg: DictConfig) -> float | None:
 
             refuse_untrusted(cfg)
             refuse_unknown_keys(cfg)
+            settle_paths(cfg)
+            refuse_missing_checkpoint(cfg)
             from se_lightning.cli.run.run import run
 
-            settle_paths(cfg)
             rank_failures.watch_ranks()
             _progress = "running"
             return run(cfg)

@@ -11,7 +11,15 @@ import torch
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["python -m se_lightning", "se_resnext50_32x4d", "trainer.devices=8"]),
+        (["--help"], ["python -m se_lightning", "se_resnet{18,20,", "trainer.devices=1"]),
+        (["--version"], ["se_lightning 0."]),
+        (["task=test"], ["This task needs a checkpoint: ckpt_path="]),
+        (["task=compare", "data=cifar10"], ["This task needs a checkpoint: ckpt_path="]),
+        (["task=what_if", "ckpt_path=null"], ["This task needs a checkpoint: ckpt_path="]),
+        (["task=test", "ckpt_path=nowhere"], ["`ckpt_path` (=nowhere) is not a file"]),
+        (["task=compare", "ckpt_path=[a,b]"], ["`ckpt_path` (=a) is not a file"]),
+        (["ckpt_path=~/nowhere"], ["/nowhere) is not a file"]),
+        (["lr=0.1"], ["Did you mean `optimizer.lr`?"]),
         (["--cfg", "job"], ["_target_: se_lightning.SEResNetModule", "depth: 20"]),
         (["model=nope"], ["Could not find 'model/nope'", "se_resnet50"]),
         (["data=nope"], ["Could not find 'data/nope'", "fashion_mnist"]),
@@ -81,6 +89,7 @@ MISTAKES = [
 def test_a_mistake_gets_one_message_and_leaves_nothing(run_main, tmp_path, arguments, message):
     code, error = run_main(*arguments)
     assert code == 1
+    assert error.startswith("se_lightning: error: ")  # the only line about the error
     last = error.rstrip().rpartition("se_lightning: error: ")[2]
     assert message in last
     assert "Traceback" not in error
