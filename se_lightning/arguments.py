@@ -1,18 +1,33 @@
-"""Checks of single arguments.
+"""Checks of single arguments, their types and their documentation.
 
-Each raises a ValueError with the name, the value and the valid values of the argument.
+Each check raises a ValueError with the name, the value and the valid values of the argument.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["boolean", "fraction", "one_of", "positive_integer"]
+__all__ = [
+    "argument_docs",
+    "boolean",
+    "fraction",
+    "natural_number",
+    "one_of",
+    "plain",
+    "positive_integer",
+]
 
 
 def positive_integer(name: str, value: object) -> None:
     """Check that an argument is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"`{name}` (={value!r}) must be a whole number of at least 1.")
+
+
+def natural_number(name: str, value: object) -> None:
+    """Check that an argument is an integer of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"`{name}` (={value!r}) must be a whole number of at least 0.")
 
 
 def boolean(name: str, value: object) -> None:
@@ -30,4 +45,47 @@ def fraction(name: str, value: object) -> None:
 def one_of(name: str, value: object, known: Sequence[str] | Mapping[str, Any]) -> None:
     """Check that an argument is one of a few names."""
     if value not in known:
-        raise ValueError(f"`{name}` (={value!r}) must be one of {', '.join(known)}.")
+        names = ", ".join(name or "''" for name in known)
+        raise ValueError(f"`{name}` (={value!r}) must be one of {names}.")
+
+
+def plain(value: Any) -> Any:
+    """Return a list or mapping of OmegaConf as Python's own, which every checkpoint can hold.
+
+    Hydra passes them to constructors unless ``_convert_`` says otherwise.
+
+    Example:
+        >>> plain([8, 16]), plain("avg")
+        ([8, 16], 'avg')
+    """
+    if type(value).__module__.partition(".")[0] != "omegaconf":
+        return value
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, Sequence) else value
+
+
+def argument_docs(*sources: Any) -> str:
+    """Return a docstring with the ``Args`` sections of several others.
+
+    Command-line parsers such as Lightning's read the help of an option from it, and use the last
+    entry of a name.
+
+    Args:
+        *sources: Classes and functions; one without such a section adds nothing.
+
+    Example:
+        >>> print(argument_docs(positive_integer, argument_docs))
+        The options.
+        <BLANKLINE>
+        Args:
+            *sources: Classes and functions; one without such a section adds nothing.
+    """
+    lines = ["The options.", "", "Args:"]
+    for source in sources:
+        section = inspect.cleandoc(source.__doc__ or "").partition("\nArgs:\n")[2]
+        for line in section.splitlines():
+            if not line.startswith(" "):
+                break
+            lines.append(line)
+    return "\n".join(lines)

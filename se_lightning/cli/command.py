@@ -35,12 +35,10 @@ GROUPS = (
     "logger",
     "task",
     "experiment",
+    "debug",
 )
 _CONFIGS = "se_lightning.conf"
 _APP = "se_lightning.cli.main"  # the module of the function that Hydra runs
-# Paths, which may not be empty even in quotes: '' would be the current folder.
-_PATHS = ("ckpt_path", "resume", "jobs.resume", "data.root", "model.weights", "hydra.run.dir",
-          "hydra.sweep.dir", "task.folder", "task.output")  # fmt: skip
 # Makes a command one run, whatever its config says.
 ONE_RUN = "hydra.mode=RUN"
 # Keys of a multirun or of the folder of a job, which jobs do not inherit.
@@ -154,16 +152,6 @@ class Command:
         """Whether the command requests several jobs, which its config can do as well."""
         return self.options.multirun or self.config.hydra.mode == RunMode.MULTIRUN
 
-    def refuse_empty(self) -> None:
-        """Raise a ValueError if a value is empty, as an unset variable of a shell leaves it."""
-        for override in self.overrides:
-            key, equals, value = override.partition("=")
-            if equals and not value_of(override) and (not value or key_of(override) in _PATHS):
-                raise ValueError(
-                    f"`{override}` has no value: is a variable of your shell unset? Leave it "
-                    f"out, or write {key}=null for none."
-                )
-
     @property
     def task_overrides(self) -> list[str]:
         """The overrides that are not about Hydra itself."""
@@ -191,6 +179,14 @@ class Command:
         keys = {key_of(override) for override in overrides}
         kept = [o for o in self.overrides if key_of(o) not in keys or o.startswith("+")]
         return type(self)(self.flags, (*kept, *overrides))
+
+    def placed(self) -> Self:
+        """Return the command with ``output_dir=DIR`` as Hydra's key for that folder."""
+        given = self.given("output_dir")
+        if not given:
+            return self
+        key = "hydra.sweep.dir" if self.is_multirun else "hydra.run.dir"
+        return self.without("output_dir").with_(f"{key}={given[-1].partition('=')[2]}")
 
     def of_run(self) -> Self:
         """Return the command without the keys that only a multirun or its launcher reads."""

@@ -33,6 +33,7 @@ _MEANINGS = {
     "callbacks": "what is saved and shown",
     "logger": "where metrics go",
     "experiment": "recipes",
+    "debug": "short runs",
 }
 _KEYS = {
     "model.ratio": "channels of a layer per hidden unit of its gate",
@@ -45,7 +46,7 @@ _KEYS = {
     "trainer.devices": "number of GPUs or processes",
     "ckpt_path": "the checkpoint that a task reads or training continues",
     "seed": "of initial weights, order and augmentation",
-    "hydra.run.dir": "where a run writes; default: outputs/TIME",
+    "output_dir": "where a run writes; default: outputs/TIME",
 }
 _FOOT = """\
   --cfg job           prints every key of this command, with its value
@@ -55,7 +56,7 @@ _FOOT = """\
 All commands: docs/commands.md
 """
 _WIDTH = 80
-_LINES = {"model": 9}  # of the options of a group
+_LINES = {"model": 10}  # of the options of a group
 _FEW_LINES = 3
 
 
@@ -72,7 +73,7 @@ def help_text(command: Command) -> str:
             lines += _group(group, options, chosen.get(group))
     lines.append("\nkeys:")
     for key, meaning in _KEYS.items():
-        value = OmegaConf.select(config, key) if "hydra" not in key else None
+        value = None if key == "output_dir" else OmegaConf.select(config, key)  # it has a time
         lines.append(f"  {key if value is None else f'{key}={value}':24}{meaning}")
     return "\n".join([*lines, "", _FOOT.rstrip()])
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,6 +25,11 @@ _USUAL = {
 _SIMILAR = 0.6  # as in difflib
 _DEEPER = 0.85
 
+_SEARCH = (
+    "\nTo search with optuna, leave it out: "
+    'python -m se_lightning -m jobs.trials=20 "model.ratio=choice(4,8,16)"'
+)
+
 
 def reworded(error: Exception) -> Exception:
     """Replace an error that Hydra does not handle while composing with one about the config."""
@@ -39,12 +44,18 @@ def hint(error: Exception, command: Command) -> str:
     """Return a line of advice to append to an error message; empty if there is none."""
     if isinstance(error, OSError) and error.filename:
         return "\nRuns are written there: choose a folder with hydra.run.dir=DIR."
-    option = re.search(r"Could not find '([^'/]+)/([^']+)'", str(error))
-    if option:
-        near = _nearest(option[2], command.loader().get_group_options(option[1]))
-        return f"\nDid you mean `{option[1]}={near}`?" if near else ""
+    if isinstance(error, MissingConfigException):
+        return _nearest_option(str(error.missing_cfg_file), command)
     missing = re.match(r"Could not (?:override|delete from config\.) '([^'@]+)'", str(error))
     return _nearest_in(missing[1], command) if missing else ""
+
+
+def _nearest_option(missing: str, command: Command) -> str:
+    if missing.startswith("hydra/sweeper/"):
+        return _SEARCH
+    group, _, option = missing.rpartition("/")
+    near = _nearest(option, command.loader().get_group_options(group)) if group else None
+    return f"\nDid you mean `{group}={near}`?" if near else ""
 
 
 def _nearest_in(missing: str, command: Command) -> str:

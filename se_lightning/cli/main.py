@@ -12,13 +12,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from se_lightning import ranks
@@ -29,7 +29,7 @@ from se_lightning.cli.errors import Failure, RankError, is_user_error
 from se_lightning.cli.run import rank_failures
 from se_lightning.cli.run.folder import RunFolder, jobs_in, temporary_folder
 from se_lightning.cli.run.interrupts import ended_by_signals
-from se_lightning.cli.run.paths import refuse_missing_checkpoint, settle_paths
+from se_lightning.cli.run.paths import refuse_empty, refuse_missing_checkpoint, settle_paths
 from se_lightning.cli.run.resume import resumed as resumed_run
 from se_lightning.cli.schema import refuse_unknown_keys
 from se_lightning.cli.sweep import sweep as sweeps
@@ -62,8 +62,8 @@ def main() -> None:
             return
         given = command
         if not ranks.is_launched():
-            given.refuse_empty()
-        command = resumed_run(resumed_multirun(given))
+            refuse_empty(given)
+        command = resumed_run(resumed_multirun(given)).placed()
         if ranks.external_rank():
             command = _writing_nowhere(command)
         _refuse_missing_configs()
@@ -187,6 +187,8 @@ def _run(cfg: DictConfig) -> float | None:
             from se_lightning.cli.trust import refuse_untrusted
 
             refuse_untrusted(cfg)
+            with open_dict(cfg):  # a primary config of the user's may lack it
+                cfg.output_dir = str(folder.path)
             refuse_unknown_keys(cfg)
             settle_paths(cfg)
             refuse_missing_checkpoint(cfg)
@@ -258,9 +260,9 @@ def _in_home(command: Command) -> Command:
     if command.value("hydra.run.dir") is not None:
         return command
     with contextlib.suppress(HydraException, OmegaConfBaseException):  # Hydra reports it
-        node: Any = OmegaConf.to_container(command.config.hydra.run)
-        if str(node["dir"]).startswith("~"):
-            return command.with_(f"hydra.run.dir={quoted(Path(node['dir']).expanduser())}")
+        folder = str(command.config.hydra.run.dir)
+        if folder.startswith("~"):
+            return command.with_(f"hydra.run.dir={quoted(Path(folder).expanduser())}")
     return command
 
 

@@ -2,24 +2,30 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
-from pytorch_lightning import LightningDataModule, Trainer
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
-from se_lightning.arguments import positive_integer
+from se_lightning.arguments import plain, positive_integer
 from se_lightning.data.identity import Identity, digest
-from se_lightning.data.options import ImageOptions
+from se_lightning.data.options import ImageOptions, constructor_of
+from se_lightning.data.position import next_batch
 from se_lightning.data.samplers import EvalBatches, OneEpoch, TrainBatches
 from se_lightning.data.transforms.color import ColorJitter
 from se_lightning.data.transforms.on_device import Erasing, Finish, Mixing
 from se_lightning.data.transforms.per_image import SampleTransforms
+from se_lightning.lightning import (
+    LightningDataModule,
+    MisconfigurationException,
+    Trainer,
+    TrainerFn,
+    check_trainer,
+    not_a_loader,
+)
 
-__all__ = ["ImageDataModule", "ImageOptions", "cores", "next_batch"]
+__all__ = ["ImageDataModule", "ImageOptions", "cores"]
 
 
 def cores() -> int:
@@ -29,23 +35,13 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def next_batch(trainer: Trainer) -> tuple[int, int]:
-    """Return the epoch and the batch that a fit trains on next, both counted from 0."""
-    epochs: Any = trainer.fit_loop.epoch_progress.current
-    if epochs.ready == epochs.processed:  # between two epochs
-        return epochs.processed, 0
-    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    batch = batches.processed
-    if batch >= trainer.num_training_batches:
-        return epochs.processed + 1, 0
-    return epochs.processed, batch
-
-
 class ImageDataModule(LightningDataModule):
     """Base class of the datamodules, with an order that depends on (seed, epoch) alone.
 
     The augmentation of a sample depends on (seed, epoch, sample) alone. A subclass sets the class
-    attributes below and implements :meth:`dataset` and :meth:`labels`. Loaders yield
+    attributes below and implements :meth:`dataset` and :meth:`labels`. With ``defaults``, the
+    defaults of the options that its constructor passes on, ``help()`` and Lightning's command line
+    list these options. Loaders yield
     :class:`se_lightning.data.transforms.on_device.ImageBatch`, which unpacks to images and labels.
 
     Args:
@@ -73,6 +69,12 @@ class ImageDataModule(LightningDataModule):
     mean: float | Sequence[float]
     std: float | Sequence[float]
     class_names: Sequence[str]
+    defaults: ClassVar[ImageOptions]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "defaults" in vars(cls):
+            cls.__new__ = constructor_of(cls, cls.defaults)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -96,6 +98,8 @@ class ImageDataModule(LightningDataModule):
         positive_integer("repeats", repeats)
         # One call serves the subclasses too: it collects the arguments of all constructors.
         self.save_hyperparameters()
+        for name, value in self.hparams.items():
+            self.hparams[name] = plain(value)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -115,6 +119,14 @@ class ImageDataModule(LightningDataModule):
         self.color = ColorJitter(color_jitter, seed=seed)
         self.erasing = Erasing(random_erasing=random_erasing, cutout=cutout, seed=seed)
         self.mixing = Mixing(mixup=mixup, cutmix=cutmix, seed=seed)
+
+    def __setattr__(self, name: str, value: Any) -> None:  # a Trainer attaches itself at once
+        if name == "trainer":
+            check_trainer(self, value)
+        super().__setattr__(name, value)
+
+    def __iter__(self) -> Iterator[Any]:  # another package's Trainer takes it for a loader
+        raise MisconfigurationException(not_a_loader(self))
 
     @property
     def num_classes(self) -> int:

@@ -95,17 +95,6 @@ def test_a_config_folder_may_be_at_home(monkeypatch, flag):
 
 
 @pytest.mark.parametrize(
-    "given",
-    ["resume=", "ckpt_path=", "model=", "data.root=", "seed=", "+callbacks.x=", "hydra.run.dir=",
-     "jobs.resume=", "resume=''", 'ckpt_path=""', "hydra.sweep.dir=''"],
-)  # fmt: skip
-def test_an_empty_value_is_refused(given):
-    with pytest.raises(ValueError, match=r"has no value: is a variable of your shell unset\?"):
-        Command.parse([given]).refuse_empty()
-    Command.parse(["logger.wandb.notes=''", "resume=null", "~callbacks", "seed=1"]).refuse_empty()
-
-
-@pytest.mark.parametrize(
     ("override", "key", "value"),
     [
         ("model.ratio=4", "model.ratio", "4"),

@@ -1,4 +1,4 @@
-"""Paths in a config: relative to the folder where the command was given, and of files that exist.
+"""Paths of a command: not empty, relative to where it was given, and of files that exist.
 
 Nothing here imports torch, so that a missing checkpoint is reported at once.
 """
@@ -10,7 +10,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["NO_CHECKPOINT", "refuse_missing_checkpoint", "settle_paths"]
+from se_lightning.cli.command import Command, key_of, value_of
+
+__all__ = ["NO_CHECKPOINT", "refuse_empty", "refuse_missing_checkpoint", "settle_paths"]
 
 NO_CHECKPOINT = "This task needs a checkpoint: ckpt_path=RUN_DIR/checkpoints/best.ckpt."
 # Tasks of this package that read a checkpoint; others ask for it themselves.
@@ -18,6 +20,23 @@ _OF_CHECKPOINTS = ("analyze", "compare", "export", "fold", "test", "what_if")
 
 _READ = ("ckpt_path", "data.root", "model.weights")
 _WRITTEN = ("task.folder", "task.output")
+_FOLDERS = ("resume", "jobs.resume", "output_dir", "hydra.run.dir", "hydra.sweep.dir")
+
+
+def refuse_empty(command: Command) -> None:
+    """Refuse an empty value, as an unset variable of a shell leaves it.
+
+    Raises:
+        ValueError: If a value is missing, or a path is empty, which would be the current folder.
+    """
+    for override in command.overrides:
+        key = key_of(override)
+        is_path = key in (*_READ, *_WRITTEN, *_FOLDERS)
+        if "=" in override and not value_of(override) and (is_path or override[-1] == "="):
+            raise ValueError(
+                f"`{override}` has no value: is a variable of your shell unset? Leave it out, or "
+                f"write {key}=null for none."
+            )
 
 
 def settle_paths(cfg: DictConfig) -> None:

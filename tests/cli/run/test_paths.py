@@ -6,7 +6,8 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from se_lightning.cli.run.paths import settle_paths
+from se_lightning.cli.command import Command
+from se_lightning.cli.run.paths import refuse_empty, settle_paths
 
 
 @pytest.fixture
@@ -67,3 +68,14 @@ def test_a_run_in_its_own_folder_reads_trains_and_resumes(run_main, image_root, 
     assert code == 0, error
     assert json.loads((tmp_path / "out" / "result.json").read_text())["epochs"] == 2
     assert not (tmp_path / "out" / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["resume=", "ckpt_path=", "model=", "data.root=", "seed=", "+callbacks.x=", "hydra.run.dir=", "output_dir=''",
+     "jobs.resume=", "resume=''", 'ckpt_path=""', "hydra.sweep.dir=''"],
+)  # fmt: skip
+def test_an_empty_value_is_refused(given):
+    with pytest.raises(ValueError, match=r"has no value: is a variable of your shell unset\?"):
+        refuse_empty(Command.parse([given]))
+    refuse_empty(Command.parse(["logger.wandb.notes=''", "resume=null", "~callbacks", "seed=1"]))
