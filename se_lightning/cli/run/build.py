@@ -168,8 +168,8 @@ def _continue(cfg: DictConfig) -> None:
         )
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     last = RunFolder(run_dir).last_checkpoint
-    if saving[0].dirpath is not None:
-        last = Path(saving[0].dirpath, last.name).expanduser()
+    if (folder := saving[0].get("dirpath")) is not None:
+        last = Path(folder, last.name).expanduser()
     if last.is_relative_to(run_dir):  # further ranks of torchrun write elsewhere
         last = Path(cfg.resume) / last.relative_to(run_dir)
     if last.exists():

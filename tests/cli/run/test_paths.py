@@ -72,7 +72,8 @@ def test_a_run_in_its_own_folder_reads_trains_and_resumes(run_main, image_root, 
 
 @pytest.mark.parametrize(
     "given",
-    ["resume=", "ckpt_path=", "model=", "data.root=", "seed=", "+callbacks.x=", "hydra.run.dir=", "output_dir=''",
+    ["resume=", "ckpt_path=", "model=", "data.root=", "seed=", "+callbacks.x=", "hydra.run.dir=",
+     "output_dir=''",
      "jobs.resume=", "resume=''", 'ckpt_path=""', "hydra.sweep.dir=''"],
 )  # fmt: skip
 def test_an_empty_value_is_refused(given):
