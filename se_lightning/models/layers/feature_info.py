@@ -84,10 +84,10 @@ class FeatureInfo(list[FeatureMap]):
             ValueError: If an index is out of range.
         """
         count = len(self)
-        chosen = range(count) if indices is None else indices
-        if isinstance(chosen, int):
-            chosen = range(count - chosen, count)
-        if any(not -count <= index < count for index in chosen):
+        last = count if indices is None else indices
+        chosen = range(count - last, count) if isinstance(last, int) else last
+        lowest = 0 if isinstance(last, int) else -count
+        if not chosen or any(not lowest <= index < count for index in chosen):
             raise ValueError(f"`indices` (={indices!r}) must select from {count} feature maps.")
         return [index % count for index in chosen]
 

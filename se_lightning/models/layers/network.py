@@ -165,7 +165,7 @@ class ImageNetwork(nn.Module):
         chosen = self.feature_info.select(indices)
         check_images(x, self.in_channels, self.min_size, self.image_size)
         maps = []
-        for step in self.steps[: max(chosen, default=-1) + 1] if stop_early else self.steps:
+        for step in self.steps[: max(chosen) + 1] if stop_early else self.steps:
             x = self._advance(step, x)
             maps.append(x)
         selected = [maps[index] for index in chosen]
