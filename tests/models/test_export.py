@@ -83,7 +83,7 @@ def test_a_network_exports_with_a_dynamic_batch_size(name):
 
 
 # torch.jit.script is deprecated, but other tools still use it.
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:The TorchScript type")
 @pytest.mark.parametrize("name", EVERY)
 def test_a_network_can_be_scripted(name):
     model, x = built(name)
@@ -98,7 +98,7 @@ def test_a_network_can_be_scripted(name):
         scripted(x[:, :0])
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:The TorchScript type")
 @pytest.mark.parametrize("name", ["se_resnet20", "se_mobilenet", "se_shake_shake26_2x96d"])
 def test_a_scripted_network_follows_the_mode(name):
     options = {"depth": 8, "width": 8} if "shake" in name else {"dropout": 0.5}
@@ -113,7 +113,7 @@ def test_a_scripted_network_follows_the_mode(name):
             torch.testing.assert_close(scripted.train(train)(x), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:The TorchScript type")
 @pytest.mark.parametrize(
     "gate",
     [
