@@ -1,13 +1,23 @@
-"""Checks of single arguments.
+"""Checks of single arguments, their types and their documentation.
 
-Each raises a ValueError with the name, the value and the valid values of the argument.
+Each check raises a ValueError with the name, the value and the valid values of the argument.
 """
 
 import difflib
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["boolean", "fraction", "natural_number", "one_of", "positive_integer", "refuse_unknown"]
+__all__ = [
+    "argument_docs",
+    "boolean",
+    "fraction",
+    "natural_number",
+    "one_of",
+    "plain",
+    "positive_integer",
+    "refuse_unknown",
+]
 
 
 def positive_integer(name: str, value: object) -> None:
@@ -59,3 +69,45 @@ def refuse_unknown(what: str, options: Iterable[str], known: Iterable[str]) -> N
         near = difflib.get_close_matches(name, known, n=3)
         way_out = f"Nearest: {', '.join(near)}" if near else f"Its options: {', '.join(known)}"
         raise ValueError(f"{what} has no option `{name}`. {way_out}.")
+
+
+def plain(value: Any) -> Any:
+    """Return a list or mapping of OmegaConf as Python's own, which every checkpoint can hold.
+
+    Hydra passes them to constructors unless ``_convert_`` says otherwise.
+
+    Example:
+        >>> plain([8, 16]), plain("avg")
+        ([8, 16], 'avg')
+    """
+    if type(value).__module__.partition(".")[0] != "omegaconf":
+        return value
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, Sequence) else value
+
+
+def argument_docs(*sources: Any) -> str:
+    """Return a docstring with the ``Args`` sections of several others.
+
+    Command-line parsers such as Lightning's read the help of an option from it, and use the last
+    entry of a name.
+
+    Args:
+        *sources: Classes and functions; one without such a section adds nothing.
+
+    Example:
+        >>> print(argument_docs(positive_integer, argument_docs))
+        The options.
+        <BLANKLINE>
+        Args:
+            *sources: Classes and functions; one without such a section adds nothing.
+    """
+    lines = ["The options.", "", "Args:"]
+    for source in sources:
+        section = inspect.cleandoc(source.__doc__ or "").partition("\nArgs:\n")[2]
+        for line in section.splitlines():
+            if not line.startswith(" "):
+                break
+            lines.append(line)
+    return "\n".join(lines)

@@ -16,7 +16,7 @@ from typing import Literal
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from se_lightning import ranks
 from se_lightning.cli import process
@@ -48,7 +48,7 @@ def main() -> None:
     command.install()
     try:
         given = command
-        command = resumed_run(resumed_multirun(given))
+        command = resumed_run(resumed_multirun(given)).placed()
         if ranks.external_rank():
             command = _writing_nowhere(command)
         _refuse_missing_configs()
@@ -135,6 +135,8 @@ def _run(cfg: DictConfig) -> float | None:
         from se_lightning.cli.trust import refuse_untrusted
 
         refuse_untrusted(cfg)
+        with open_dict(cfg):  # a primary config of the user's may lack it
+            cfg.output_dir = str(folder.path)
         refuse_unknown_keys(cfg)
         from se_lightning.cli.run.run import run
 

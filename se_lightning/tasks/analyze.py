@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
 
+from se_lightning.atomic import write_text
 from se_lightning.excitation import (
     ExcitationStatistics,
     ExcitationSummary,
@@ -20,6 +20,7 @@ from se_lightning.excitation.curves import select_layers
 from se_lightning.excitation.doctor import GateReport, diagnose
 from se_lightning.excitation.recording import record
 from se_lightning.excitation.taps import require_gates
+from se_lightning.lightning import LightningDataModule
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.report.page import Section, draw_both, page, picture_html
 from se_lightning.tasks.report.sections import Drawing, cost, figures, health
@@ -85,7 +86,7 @@ def analyze(
     sections = [_picture(figure, out) for figure in figures(found.summary, chosen)]
     sections += [health(found.reports), cost(found.costs)]
     title = f"Gates of {type(model.backbone).__name__}"
-    (out / "report.html").write_text(page(title, facts, sections), encoding="utf-8")
+    write_text(out / "report.html", page(title, facts, sections))
     _save_arrays(found.summary, out / "statistics.npz")
     for report in found.reports:
         for finding in report.findings:
@@ -108,9 +109,9 @@ def _measure(
     chosen: Sequence[int],
     bins: int,
 ) -> _Found:
-    backbone, device = model.backbone, device_of(model)
-    require_gates(backbone)
-    with Taps(backbone, hidden=True) as taps:
+    device = device_of(model)
+    require_gates(model.backbone)
+    with Taps(model, hidden=True) as taps:
         kept = select_layers(taps.layers, layers)
         statistics = _statistics(taps, kept, model.num_classes, chosen, bins)
         statistics.on(device)
@@ -127,7 +128,7 @@ def _measure(
         }
     summary = statistics.summary()
     assert example is not None  # record() yields at least one batch
-    costs = [cost for cost in excitation_cost(backbone, example) if cost.layer in summary.layers]
+    costs = [cost for cost in excitation_cost(model, example) if cost.layer in summary.layers]
     return _Found(summary, costs, diagnose(summary, last), int(correct), images)
 
 

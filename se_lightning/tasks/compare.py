@@ -6,7 +6,6 @@ from itertools import tee
 from pathlib import Path
 
 import numpy as np
-from pytorch_lightning import LightningDataModule
 
 from se_lightning.atomic import write_text
 from se_lightning.excitation import ExcitationStatistics, Taps
@@ -15,6 +14,7 @@ from se_lightning.excitation.drift import Drift, ImageCosine, check_comparable, 
 from se_lightning.excitation.plots.drift import draw_drift
 from se_lightning.excitation.recording import record
 from se_lightning.excitation.taps import require_gates
+from se_lightning.lightning import LightningDataModule
 from se_lightning.modules import ImageClassifier
 from se_lightning.tables import csv_table
 from se_lightning.tasks.splits import device_of, split_batches
@@ -61,10 +61,11 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "compare.csv", csv_table(Drift._fields, drifts))
     accuracies = [
-        f"{name} (accuracy {hits / images:.4f})" for name, hits in zip(names, correct, strict=True)
+        f"{name} (accuracy {100 * hits / images:.2f} %)"
+        for name, hits in zip(names, correct, strict=True)
     ]
     heading = f"the gates of two networks on {images} images ({split})"
-    (out / "compare.md").write_text(_markdown(drifts, heading, accuracies))
+    write_text(out / "compare.md", _markdown(drifts, heading, accuracies))
     draw_drift(drifts, f"Similarity of {heading}").savefig(out / "compare.png", dpi=120)
     _log_table(drifts)
     log.info("table          %s", out / "compare.md")
@@ -85,7 +86,7 @@ def _measure(
     """Return the drift of each layer, the correct images of each model, and the image count."""
     device = device_of(models[0])
     require_gates(models[0].backbone)
-    with Taps(models[0].backbone) as first, Taps(models[1].backbone) as second:
+    with Taps(models[0]) as first, Taps(models[1]) as second:
         taps = (first, second)
         check_comparable(first, second, names)
         lows, highs = zip(*(each.ends for each in taps), strict=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
 
 from se_lightning.arguments import one_of
-from se_lightning.atomic import write_json
+from se_lightning.atomic import write_json, write_text
 from se_lightning.checkpoint import read_checkpoint
 from se_lightning.excitation.folding.fold import FoldReport, fold_gates
 from se_lightning.excitation.taps import require_gates
+from se_lightning.lightning import LightningDataModule, LightningModule
 from se_lightning.models.surgery.folded import folded
 from se_lightning.models.weights.structure import structure
 from se_lightning.modules import ImageClassifier
@@ -72,7 +72,7 @@ def fold(
     device = device_of(model)
     without = copy.deepcopy(model).eval()
     batches = (images for images, _ in split_batches(datamodule, split, device))
-    report = fold_gates(without.backbone, batches, tolerance)
+    report = fold_gates(without.backbone, batches, tolerance, prefix="backbone.")
     metrics = {"fold/gates": float(len(report.gates)), "fold/folded": float(len(report.folded))}
     if not report.folded:
         log.info("%s", _why_not(report, split))
@@ -90,7 +90,7 @@ def fold(
     facts |= {"batch_size": len(images), "device": str(device), **metrics}
     write_json(out / "fold.json", facts | asdict(report))
     text = _summary(report, metrics, split, test_split, len(images))
-    (out / "fold.md").write_text(text + "\n" + _table(report))
+    write_text(out / "fold.md", text + "\n" + _table(report))
     log.info("%s", text)
     log.info("checkpoint     %s", out / "folded.ckpt")
     return metrics

@@ -4,9 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.trainer.states import TrainerFn
-
 from se_lightning.arguments import positive_integer
 from se_lightning.callbacks import publish
 from se_lightning.callbacks.excitation.base import ExcitationCallback, Wanted
@@ -18,6 +15,7 @@ from se_lightning.excitation.doctor import (
     report_text,
 )
 from se_lightning.excitation.summary import ExcitationSummary
+from se_lightning.lightning import LightningModule, Trainer, TrainerFn
 from se_lightning.models import find_excitations
 
 __all__ = ["GateDoctor"]
@@ -101,10 +99,10 @@ class GateDoctor(ExcitationCallback):
         text = report_text(self.reports)
         log.info("Gates on the validation set:\n%s", text)
         with publish.output(trainer, "doctor.txt") as file:
-            file.write_text(text + "\n")
+            file.write_text(text + "\n", encoding="utf-8")
             self.path = Path(trainer.default_root_dir) / "excitation" / "doctor.txt"
         with publish.output(trainer, "doctor.csv") as file:
-            file.write_text(report_csv(self.reports))
+            file.write_text(report_csv(self.reports), encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of validations of each finding, and the findings already reported."""

@@ -9,7 +9,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -19,7 +19,8 @@ from se_lightning.cli.command import Command, key_of
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.schema import make
-from se_lightning.data.base import ImageDataModule, cores
+from se_lightning.data.base import ImageDataModule
+from se_lightning.data.cores import cores
 from se_lightning.ranks import external_rank, is_further_rank
 
 __all__ = ["build", "checkpoint_paths", "given_keys", "rebuild"]
@@ -41,14 +42,15 @@ def build(
         _continue(cfg)
     (path,) = checkpoint_paths(cfg, count=1)
     model, datamodule = _new(cfg, path) if trains else rebuild(cfg, path)
+    trains = trains and cfg.get("train", True)
     if not is_further_rank() and external_rank() is None:
         # Before loggers and ranks start, so that an error in the data is reported once.
         datamodule.prepare_data()
         datamodule.setup("fit" if trains else "test")
-    trainer = _trainer(cfg)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-    return trainer, model, datamodule
+    # The whole config is logged, which contains their options.
+    for part in (model, datamodule):
+        part._log_hyperparams = False
+    return _trainer(cfg), model, datamodule
 
 
 def checkpoint_paths(cfg: DictConfig, *, count: int) -> list[str | None]:
@@ -100,7 +102,7 @@ def _new(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.Ligh
     datamodule = make(cfg.data, "data", pl.LightningDataModule)
     read = None if path is None else checkpoint.read_checkpoint(path)
     if read is not None:
-        _expect(read, datamodule, strict=True)
+        _expect(read, datamodule, strict=cfg.get("train", True))
     for key in ("num_classes", "in_channels", "image_size"):
         if key in cfg.model and cfg.model[key] is None:
             cfg.model[key] = getattr(datamodule, key)
@@ -130,10 +132,17 @@ def _trainer(cfg: DictConfig) -> pl.Trainer:
         cfg.trainer.enable_checkpointing = any(
             isinstance(c, Checkpoint) for c in parts["callbacks"]
         )
+    if not parts["logger"]:
+        parts["callbacks"] = [c for c in parts["callbacks"] if not _needs_logger(c)]
     _check_names(parts["callbacks"])
     # None would be Lightning's default logger.
     parts["logger"] = parts["logger"] or False  # type: ignore[assignment]
     return make(cfg.trainer, "trainer", pl.Trainer, **parts)
+
+
+def _needs_logger(callback: pl.Callback) -> bool:
+    """Return whether Lightning refuses a callback in a trainer without loggers."""
+    return isinstance(callback, LearningRateMonitor)
 
 
 def _check_names(callbacks: list[pl.Callback]) -> None:
@@ -182,6 +191,8 @@ def _is_last_checkpoint(target: Any) -> bool:
 def _check_start(cfg: DictConfig) -> None:
     """Refuse two starting points, and warn about frozen random weights."""
     weights = cfg.model.get("weights")
+    if not (cfg.get("train", True) or cfg.ckpt_path or weights):
+        log.warning("train=false tests random weights: pass ckpt_path= or model.weights=.")
     if cfg.ckpt_path is not None and weights is not None:
         raise ValueError("`ckpt_path` and `model.weights` both set the initial weights; drop one.")
     if cfg.model.get("freeze") is not None and cfg.ckpt_path is None and weights is None:

@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from se_lightning.arguments import positive_integer
 from se_lightning.data.base import ImageDataModule, ImageOptions
+from se_lightning.data.dataset import ImageDataset, Loader
 from se_lightning.data.files.crops import CenterCrop, RandomResizedCrop
 from se_lightning.data.files.dataset import BadFiles, FileLoader, ImageFiles
 from se_lightning.data.files.decode import check_interpolation
 from se_lightning.data.files.sources import Source
 from se_lightning.data.identity import digest
-from se_lightning.data.samplers import EvalBatches, TrainBatches
+from se_lightning.data.samplers import EvalSampler, TrainSampler
 
 __all__ = ["FileDataModule", "FileOptions"]
 
@@ -62,6 +63,7 @@ class FileDataModule(ImageDataModule):
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
     upright: bool
+    defaults: ClassVar[FileOptions] = {"batch_size": 32, "eval_batch_size": 128}
 
     def __init__(
         self,
@@ -77,8 +79,7 @@ class FileDataModule(ImageDataModule):
         num_workers: int | None = None,
         **options: Unpack[ImageOptions],
     ) -> None:
-        options = ImageOptions(batch_size=32, eval_batch_size=128) | options
-        super().__init__(num_workers=num_workers, **options)
+        super().__init__(num_workers=num_workers, **(FileDataModule.defaults | options))
         check_interpolation(interpolation)
         positive_integer("image_size", image_size)
         self.image_size = image_size
@@ -139,15 +140,11 @@ class FileDataModule(ImageDataModule):
         """Return the labels (N,) of ``train``, ``val`` or ``test``."""
         return self.source(split).labels
 
-    def _loader(self, dataset: Dataset, order: TrainBatches | EvalBatches) -> DataLoader:
-        assert isinstance(dataset, ImageFiles)
-        folder, ranks = Path(), 1
-        if self.trainer is not None:
-            folder, ranks = Path(self.trainer.default_root_dir), self.trainer.world_size
-        return FileLoader(
-            dataset,
-            bad_files=self._bad_files,
-            folder=folder,
-            alone=ranks == 1,
-            **self._options(order),
-        )
+    def _loader(
+        self, dataset: ImageDataset, order: TrainSampler | EvalSampler, batch_size: int
+    ) -> DataLoader:
+        options = self._options(order, batch_size)
+        if not isinstance(dataset, ImageFiles):
+            return Loader(dataset, **options)
+        folder = Path() if self.trainer is None else Path(self.trainer.default_root_dir)
+        return FileLoader(dataset, bad_files=self._bad_files, folder=folder, **options)
