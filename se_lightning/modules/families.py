@@ -71,7 +71,10 @@ class FamilyModule(ImageClassifier):
         # `save_hyperparameters` reads `options` from this frame: the given options and the defaults
         # of the network, without those of its gates, head and training.
         given = given.pop("unknown", {}) | given
-        known = [name for name in self._signature.parameters if name != "unknown"]
+        # A gate may have been added after this class.
+        known = [
+            name for name in (*self._signature.parameters, *own_options()) if name != "unknown"
+        ]
         refuse_unknown(getattr(self.network, "family", type(self).__name__), given, known)
         options = {name: plain(value) for name, value in given.items()}
         unsaved = {*DEFAULTS, *own_options(), *TRAINING_OPTIONS, "unknown"}
