@@ -182,8 +182,8 @@ class SEResNet(ImageNetwork):
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: If there is no network of that depth, `depth` and `widths` differ in length, a
-            number is out of range, a name is unknown, or a gate option is refused.
+        ValueError: If there is no such depth, `depth` and `widths` differ in length, or an option
+            is refused.
 
     Reference:
         Hu et al., arXiv:1709.01507; He et al., arXiv:1512.03385.
@@ -225,6 +225,7 @@ class SEResNet(ImageNetwork):
         super().__init__(num_classes, in_channels, min_size=smallest, dropout=dropout)
         first = stem_channels(stem_width, chosen.widths)
         channels = first * (2 if chosen.stem == "deep" else 1)
+        self.native_size = 32 if chosen.stem == "cifar" else 224
         self.conv1 = stem_conv(chosen.stem, in_channels, first)
         self.bn1 = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)

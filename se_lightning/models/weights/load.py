@@ -174,7 +174,7 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any,
     """Return name and content of the weights, and their description on the hub."""
     if isinstance(source, Mapping):
         return "The state dict", source, {}
-    path, name = Path(source), str(source)
+    path, name = Path(source).expanduser(), str(source)
     if path.is_file():
         return name, read_file(path, weights=True), {}
     if path.is_dir():
