@@ -12,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from se_lightning.cli.command import Command, parsed, quoted
+from se_lightning.cli.command import Command, key_of, parsed, quoted
 
 __all__ = ["Multirun"]
 
@@ -56,7 +56,8 @@ class Multirun:
         last = {override.get_key_element(): override for override in given}
         fixed = [str(o.input_line) for o in last.values() if not o.is_sweep_override()]
         swept = [o for o in last.values() if o.is_sweep_override()]
-        return cls(_with_fixed_folder(command), command.config, fixed, swept)
+        started = _with_short_names(_with_fixed_folder(command), fixed)
+        return cls(started, command.config, fixed, swept)
 
     @property
     def is_basic(self) -> bool:
@@ -91,6 +92,15 @@ def _given(command: Command) -> list[Override]:
     """Return the overrides that a config gives to the sweeper, then those of the command."""
     params = command.config.hydra.sweeper.get("params") or {}
     return parsed([f"{key}={value}" for key, value in params.items()]) + parsed(command.overrides)
+
+
+def _with_short_names(command: Command, fixed: list[str]) -> Command:
+    """Leave what all jobs share out of their names, ``hydra.job.override_dirname``."""
+    naming = "hydra.job.config.override_dirname.exclude_keys"
+    if OmegaConf.select(command.config, naming):
+        return command
+    keys = [key_of(override) for override in fixed if not override.startswith("hydra")]
+    return command.with_(f"{naming}=[{','.join(keys)}]") if keys else command
 
 
 def _with_fixed_folder(command: Command) -> Command:

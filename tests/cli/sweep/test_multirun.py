@@ -119,3 +119,12 @@ def test_a_multirun_knows_its_points_and_its_folder():
 def test_a_multirun_that_hydra_refuses_is_left_to_hydra():
     assert composed("-m", "model=nope") is None
     assert composed("-m", "model.ratio=4,8", "--cfg", "job") is None
+
+
+def test_jobs_are_named_by_what_differs_between_them():
+    multirun = composed("-m", "model.ratio=2,4", "trainer.max_epochs=1", "seed=3", "logger=csv")
+    (excluded,) = [each for each in multirun.command.overrides if "exclude_keys" in each]
+    assert excluded.endswith("exclude_keys=[trainer.max_epochs,seed,logger]")
+    chosen = "hydra.job.config.override_dirname.exclude_keys=[seed]"
+    kept = composed("-m", "model.ratio=2,4", "seed=3", chosen)
+    assert [each for each in kept.command.overrides if "exclude_keys" in each] == [chosen]
