@@ -7,6 +7,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from se_lightning.cli.command import GROUPS, Command, key_of
+from se_lightning.cli.targets import LINKS
 
 __all__ = ["hint", "reworded"]
 
@@ -39,6 +40,7 @@ def _nearest_key(missing: str, command: Command) -> str:
     node = composed if not group else OmegaConf.select(composed, group)
     keys = map(str, node) if isinstance(node, DictConfig) else ()
     known = [name for name in keys if not name.startswith("_")]
+    known.sort(key=lambda name: f"{group}.{name}" in LINKS)  # those of every option come last
     prefix = f"{group}." if group else ""
     near = difflib.get_close_matches(key, known, n=1)
     if near:

@@ -135,16 +135,19 @@ class EvalBatches(DistributedSampler):
         return self.batches
 
 
-class OneEpoch(SequentialSampler):
+class OneEpoch(SequentialSampler, DistributedSampler):
     """Sampler that repeats the first epoch of batches, for ``overfit_batches`` of Lightning.
 
-    Lightning replaces any sampler that is not a SequentialSampler.
+    Lightning replaces a sampler that is not a SequentialSampler, and on several ranks one that is
+    not a DistributedSampler.
 
     Args:
         batches: Sampler of the epoch. If it starts within an epoch, so does this one.
     """
 
     def __init__(self, batches: TrainBatches | EvalBatches) -> None:
+        ranks = {"num_replicas": batches.num_replicas, "rank": batches.rank}
+        DistributedSampler.__init__(self, batches.dataset, **ranks)
         self.batches = batches
         self.first, self.epoch = (0, 0), 0
         if isinstance(batches, TrainBatches):

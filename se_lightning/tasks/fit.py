@@ -1,10 +1,14 @@
 """Training, followed by a test."""
 
+import logging
+
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from se_lightning.tasks.test import test
 
 __all__ = ["fit"]
+
+log = logging.getLogger(__name__)
 
 
 def fit(
@@ -15,6 +19,8 @@ def fit(
 ) -> dict[str, float]:
     """Train, from ``ckpt_path`` if given, then test the best checkpoint or the last weights.
 
+    A module without a ``test_step``, or data without a ``test_dataloader``, are not tested.
+
     Returns:
         The metrics of the last epoch and of the test.
     """
@@ -24,6 +30,12 @@ def fit(
         for name, value in trainer.callback_metrics.items()
         if name.startswith(("train/", "val/"))  # not the learning rates
     }
+    if type(model).test_step is LightningModule.test_step:
+        log.info("%s has no test_step, so it is not tested.", type(model).__name__)
+        return metrics
+    if type(datamodule).test_dataloader is LightningDataModule.test_dataloader:
+        log.info("%s has no test_dataloader: no test.", type(datamodule).__name__)
+        return metrics
     checkpoint = trainer.checkpoint_callback
     best = getattr(checkpoint, "best_model_path", "") or None
     return metrics | test(trainer, model, datamodule, best)

@@ -16,10 +16,11 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from se_lightning.cli import console
 from se_lightning.cli.run import out_of_memory, rank_failures, report
-from se_lightning.cli.run.build import build, checkpoint_paths, given_keys, rebuild
+from se_lightning.cli.run.build import build, checkpoint_paths, rebuild
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.result import RunResult, identity
 from se_lightning.cli.schema import check_values, make
+from se_lightning.cli.targets import given_keys
 from se_lightning.loggers import finish_wandb
 from se_lightning.ranks import is_further_rank
 

@@ -1,0 +1,52 @@
+"""Callback that keeps the best checkpoint, also of modules that log other names."""
+
+import logging
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+__all__ = ["BestCheckpoint"]
+
+log = logging.getLogger(__name__)
+
+_DEFAULT = "val/loss"  # logged by ImageClassifier
+_USUAL = "val_loss"  # as in the examples of Lightning
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint that also serves modules which do not log ``val/loss``.
+
+    If the monitored metric is ``val/loss``, and a validation does not log it, ``val_loss`` is
+    monitored, or without that the latest epoch is kept. Other metrics must be logged. The arguments
+    are those of ModelCheckpoint.
+    """
+
+    _replaced = False  # whether the module does not log the configured metric
+
+    @property
+    def state_key(self) -> str:
+        """The key of a ModelCheckpoint of the configured metric, as in older checkpoints."""
+        found = self.monitor
+        if self._replaced:
+            self.monitor = _DEFAULT
+        key = super().state_key
+        self.monitor = found
+        return key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the metric, then save a checkpoint if one is due."""
+        logged = trainer.callback_metrics
+        if not trainer.sanity_checking and self.monitor == _DEFAULT and _DEFAULT not in logged:
+            self.monitor, self._replaced = _USUAL if _USUAL in logged else None, True
+            _tell(type(pl_module).__name__, self.monitor)
+        super().on_validation_end(trainer, pl_module)
+
+
+@rank_zero_only
+def _tell(name: str, monitor: str | None) -> None:
+    kept = "keeps the latest epoch" if monitor is None else f"has the lowest {monitor}"
+    log.info(
+        f"{name} does not log {_DEFAULT}: best.ckpt {kept}. "
+        "callbacks.checkpoint.monitor=NAME monitors another metric."
+    )
