@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.io import TorchCheckpointIO
-from pytorch_lightning import LightningDataModule, LightningModule
 
 from se_lightning import data, modules
 from se_lightning.atomic import atomic_path
+from se_lightning.lightning import LightningDataModule, LightningModule, TorchCheckpointIO
 from se_lightning.models.weights.safe_files import check_sums, read_file, write_file
 from se_lightning.models.weights.structure import check_structure
 from se_lightning.modules import ImageClassifier

@@ -4,19 +4,20 @@ import csv
 import io
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger, WandbLogger
-from pytorch_lightning.loggers.csv_logs import ExperimentWriter
-from pytorch_lightning.loggers.logger import rank_zero_experiment
-
 from se_lightning.atomic import write_text
+from se_lightning.lightning import CSVLogger, ExperimentWriter, WandbLogger, rank_zero_experiment
 
 __all__ = ["ContinuedCSVLogger", "GracefulWandbLogger", "finish_wandb"]
 
 log = logging.getLogger(__name__)
+
+_PROJECT = "se_lightning"
+_BEST = {"val/loss": "min", "val/acc1": "max", "val/acc5": "max"}
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -99,13 +100,16 @@ class _Rows(ExperimentWriter):
 class GracefulWandbLogger(WandbLogger):
     """Lightning's W&B logger, offline if there is no account or no connection.
 
-    If ``WANDB_MODE`` is set, it applies. Otherwise the run is online if W&B has a key (from
-    ``wandb login``, ``WANDB_API_KEY`` or a netrc file) and its server responds in time.
+    W&B's own settings apply: an argument that is None is taken from its environment variables
+    (``WANDB_PROJECT``, ``WANDB_NAME``, ``WANDB_MODE``, ...) or settings files. If they do not set
+    the mode, the run is online if W&B has a key (from ``wandb login``, ``WANDB_API_KEY`` or a netrc
+    file) and its server responds in time. The summary of the run has the best of each metric of
+    validation, for example ``val/acc1.max`` and ``val/loss.min``.
 
     Args:
-        project: W&B project.
+        project: W&B project. None: W&B's setting, or else ``se_lightning``.
         save_dir: Folder in which ``wandb/`` is created.
-        init_timeout: Seconds to wait for the server.
+        init_timeout: Seconds to wait for the server. None: W&B's setting, or else 30.
         id_file: File for the run's id, from which a resumed run continues its W&B run. None starts
             a new W&B run each time.
         **options: Further arguments of ``WandbLogger`` and ``wandb.init``.
@@ -113,17 +117,22 @@ class GracefulWandbLogger(WandbLogger):
 
     def __init__(
         self,
-        project: str = "se_lightning",
+        project: str | None = None,
         save_dir: str = ".",
         *,
-        init_timeout: float = 30,
+        init_timeout: float | None = None,
         id_file: str | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(project=project, save_dir=save_dir, **options)
+        # Lightning's default would be "lightning_logs".
+        named = project or os.environ.get("WANDB_PROJECT") or _PROJECT
+        super().__init__(project=named, save_dir=save_dir, **options)
         self._id_file = None if id_file is None else Path(id_file)
         self._wandb_init.pop("anonymous", None)  # W&B warns about it, even if None
         self._init_timeout = init_timeout
+        self._given = {"resume", "mode"} & options.keys()
+        if project is not None:
+            self._given.add("project")
 
     @property
     @rank_zero_experiment
@@ -137,34 +146,85 @@ class GracefulWandbLogger(WandbLogger):
         import wandb
 
         Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
-        # Otherwise W&B would print its paths five times per run; one line below replaces that.
-        settings = wandb.Settings(silent=True, init_timeout=self._init_timeout)
-        self._wandb_init["settings"] = settings
-        if self._id_file is not None and self._id_file.is_file():
-            self._wandb_init["id"] = self._id_file.read_text().strip()
-        why = "set by WANDB_MODE"
-        mode = os.environ.get("WANDB_MODE")
+        theirs = wandb.setup().settings.model_copy()  # from W&B's settings files
+        theirs.update_from_env_vars(dict(os.environ))  # may have changed since W&B's setup
+        self._wandb_init["settings"] = self._settings(theirs)
+        if "project" not in self._given:
+            self._project = theirs.project or _PROJECT
+            self._wandb_init["project"] = self._project
+        if "resume" not in self._given and "resume" in theirs.model_fields_set:
+            self._wandb_init["resume"] = None
+        self._continue()
+        mode, why = self._mode(theirs)
+        self._wandb_init["mode"] = mode
         try:
-            if mode is None:
-                known = wandb.login(prompt=False, verify=False)
-                mode, why = (
-                    ("online", "") if known else ("offline", "no account; run `wandb login`")
-                )
-            self._wandb_init["mode"] = mode
             run = super().experiment
         except (wandb.errors.Error, ValueError) as error:
             # No server, or an invalid key: the run must not fail for lack of an upload.
             why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             self._wandb_init["mode"] = "offline"
             run = super().experiment
-        if self._id_file is not None:
-            write_text(self._id_file, run.id, keep=True)
-        if self._wandb_init["mode"] == "online":
+        for metric, best in _BEST.items():
+            run.define_metric(metric, step_metric="trainer/global_step", summary=best)
+        self._keep_id(run.id)
+        self._say(run, why)
+
+    def _settings(self, theirs: Any) -> Any:
+        """Return the settings of the run; W&B's own settings have precedence over the defaults."""
+        import wandb
+
+        given = self._wandb_init.get("settings") or {}
+        settings = given if isinstance(given, wandb.Settings) else wandb.Settings(**given)
+        # Otherwise W&B would print its paths five times per run; one line replaces that.
+        defaults: dict[str, Any] = {"silent": True, "init_timeout": 30}
+        for name in defaults.keys() - theirs.model_fields_set - settings.model_fields_set:
+            setattr(settings, name, defaults[name])
+        if self._init_timeout is not None:
+            settings.init_timeout = self._init_timeout
+        return settings
+
+    def _mode(self, theirs: Any) -> tuple[str, str]:
+        """Return the mode, and why it is offline if it is."""
+        import wandb
+
+        if self._offline or "mode" in self._given:
+            return self._wandb_init.get("mode") or "offline", "set by an option of the logger"
+        if "mode" in theirs.model_fields_set:
+            place = "WANDB_MODE" if "WANDB_MODE" in os.environ else "W&B's settings"
+            return theirs.mode, f"set by {place}"
+        try:
+            known = wandb.login(prompt=False, verify=False)
+        except (wandb.errors.Error, ValueError) as error:
+            return "offline", f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        return ("online", "") if known else ("offline", "no account; run `wandb login`")
+
+    def _continue(self) -> None:
+        """Continue the W&B run of the id file."""
+        if self._id_file is None or not self._id_file.is_file():
+            return
+        project, _, run = self._id_file.read_text().strip().rpartition("/")
+        self._wandb_init["id"] = run
+        if project:
+            self._project = self._wandb_init["project"] = project
+
+    def _keep_id(self, run: str) -> None:
+        """Write the id file, with the project if a resumed run might not be given it again."""
+        if self._id_file is None:
+            return
+        known = "project" in self._given or self._project == _PROJECT
+        write_text(self._id_file, run if known else f"{self._project}/{run}", keep=True)
+
+    def _say(self, run: Any, why: str) -> None:
+        if run.disabled:
+            return
+        if not run.offline:
             log.info("W&B: %s", run.url)
-        elif self._wandb_init["mode"] != "disabled":
-            log.info(
-                "W&B: offline (%s). Upload later with: wandb sync %s", why, Path(run.dir).parent
-            )
+            return
+        folder = Path(run.dir).parent
+        parts = sorted(folder.parent.glob(f"offline-run-*-{run.id}"))
+        # All parts of a resumed run at once: W&B uploads them one after another.
+        command = shlex.join(["wandb", "sync", *map(str, parts)])
+        log.info("W&B: offline (%s). Upload later with: %s", why, command)
 
 
 def finish_wandb(*, failed: bool) -> None:

@@ -2,8 +2,10 @@ import csv
 import gzip
 import json
 import os
+import shlex
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -43,6 +45,77 @@ def test_wandb_mode_has_precedence(tmp_path, monkeypatch, caplog):
     assert not (tmp_path / "wandb").exists()
 
 
+SETTINGS = """
+import json
+import wandb
+from se_lightning.loggers import GracefulWandbLogger, finish_wandb
+logger = GracefulWandbLogger(**json.loads(%r))
+run = logger.experiment
+settings = run.settings
+print(json.dumps({"project": run.project, "logger": logger.name, "name": run.name,
+    "group": run.group, "tags": run.tags, "notes": run.notes, "entity": settings.entity,
+    "id": run.id, "timeout": settings.init_timeout, "silent": settings.silent,
+    "resume": settings.resume, "mode": settings.mode}))
+finish_wandb(failed=False)
+"""
+
+
+def settings(cli, options, env):
+    code = SETTINGS % json.dumps(options)
+    env = {"WANDB_SILENT": "true"} | env
+    return json.loads(cli(command=[sys.executable, "-c", code], env=env).stdout.splitlines()[-1])
+
+
+def test_every_variable_of_wandb_replaces_a_default(cli):
+    variables = {
+        "WANDB_PROJECT": "theirs", "WANDB_NAME": "n", "WANDB_RUN_GROUP": "g", "WANDB_TAGS": "a,b",
+        "WANDB_NOTES": "l", "WANDB_ENTITY": "team", "WANDB_RUN_ID": "i7", "WANDB_MODE": "offline",
+        "WANDB_INIT_TIMEOUT": "7", "WANDB_SILENT": "false", "WANDB_RESUME": "must",
+    }  # fmt: skip
+    assert settings(cli, {}, variables) == {
+        "project": "theirs", "logger": "theirs", "name": "n", "group": "g", "tags": ["a", "b"],
+        "notes": "l", "entity": "team", "id": "i7", "timeout": 7, "silent": False,
+        "resume": "must", "mode": "offline",
+    }  # fmt: skip
+
+
+def test_an_argument_has_precedence_over_variables(cli):
+    options = {"project": "mine", "name": "m", "group": "h", "tags": ["c"], "init_timeout": 3}
+    variables = {
+        "WANDB_PROJECT": "theirs", "WANDB_NAME": "n", "WANDB_RUN_GROUP": "g", "WANDB_TAGS": "a",
+        "WANDB_INIT_TIMEOUT": "7", "WANDB_MODE": "online",
+    }  # fmt: skip
+    found = settings(cli, options | {"offline": True, "settings": {"silent": False}}, variables)
+    assert (found["project"], found["name"], found["group"]) == ("mine", "m", "h")
+    assert (found["tags"], found["timeout"], found["silent"]) == (["c"], 3, False)
+    assert found["mode"] == "offline"
+
+
+def test_settings_files_of_wandb_apply(cli, tmp_path):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nproject = filed\nmode = offline\n")
+    found = settings(cli, {}, {"WANDB_API_KEY": "0" * 40})
+    assert (found["project"], found["logger"], found["mode"]) == ("filed", "filed", "offline")
+
+
+def test_a_resumed_run_stays_in_its_project(tmp_path, monkeypatch, caplog):
+    """WANDB_PROJECT is not recorded in the run directory, and may be absent when it resumes."""
+    kept = tmp_path / "wandb_id"
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    first = GracefulWandbLogger(save_dir=str(tmp_path), id_file=str(kept)).experiment.id
+    finish_wandb(failed=False)
+    assert kept.read_text() == f"theirs/{first}"
+    monkeypatch.delenv("WANDB_PROJECT")
+    time.sleep(1)  # W&B's folders are named by the second
+    with caplog.at_level("INFO"):
+        run = GracefulWandbLogger(save_dir=str(tmp_path), id_file=str(kept)).experiment
+    assert (run.project, run.id) == ("theirs", first)
+    (line,) = [each.getMessage() for each in caplog.records if "sync" in each.getMessage()]
+    folders = line.rpartition("wandb sync ")[2].split()
+    assert [os.path.isdir(folder) for folder in folders] == [True, True]
+    assert folders == sorted(folders)  # of start time
+
+
 def test_an_invalid_key_means_offline(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_API_KEY", "short")
     with caplog.at_level("INFO"):
@@ -66,22 +139,27 @@ def test_further_ranks_do_not_start_a_run(tmp_path, monkeypatch):
 
 
 class Server(BaseHTTPRequestHandler):
-    """A minimal W&B server, which records the rows it receives."""
+    """A minimal W&B server, which stores the rows of one run where the client puts them."""
 
     rows: ClassVar[list[dict]] = []
 
     def do_POST(self):
         body = self._body()
         if self.path.endswith("file_stream"):
-            files = json.loads(body).get("files", {})
-            for line in files.get("wandb-history.jsonl", {}).get("content", []):
-                self.rows.append(json.loads(line))
+            history = json.loads(body).get("files", {}).get("wandb-history.jsonl")
+            if history is not None:
+                self.rows[history["offset"] :] = map(json.loads, history["content"])
             return self._answer({"exitcode": None, "limits": {}})
-        query = json.loads(body)["query"]
+        query = json.loads(body or b'{"query": ""}')["query"]
         entity = {"id": "e", "entity": "us", "username": "us", "flags": "{}"}
         project = {"name": "se_lightning", "entity": {"name": "us"}}
         bucket = {"id": "b", "name": "b", "displayName": "b", "config": "{}"}
-        bucket |= {"historyLineCount": 0, "project": project}
+        bucket |= {"historyLineCount": len(self.rows), "project": project}
+        if "RunResumeStatus" in query:
+            bucket |= {"eventsLineCount": 0, "logLineCount": 0, "tags": [], "wandbConfig": "{}"}
+            bucket |= {"historyTail": "[]", "eventsTail": "[]", "summaryMetrics": "{}"}
+            found = {**project, "id": "m", "bucket": bucket if self.rows else None}
+            return self._answer({"data": {"model": found}})
         if "upsertBucket" in query:
             return self._answer({"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}})
         if "createRunFiles" in query:
@@ -131,23 +209,50 @@ finish_wandb(failed=False)
 """
 
 
-def test_wandb_is_online_with_a_key_and_a_server(cli, tmp_path):
+@pytest.fixture
+def server():
+    """The environment for a server without rows."""
+    Server.rows.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        done = cli(
-            str(tmp_path),
-            command=[sys.executable, "-c", ONLINE],
-            env={"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40},
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert f"W&B: {url}/us/se_lightning/runs/" in done.stdout
+    yield {
+        "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
+        "WANDB_API_KEY": "0" * 40,
+    }
+    server.shutdown()
+    server.server_close()
+
+
+def test_wandb_is_online_with_a_key_and_a_server(cli, tmp_path, server):
+    done = cli(str(tmp_path), command=[sys.executable, "-c", ONLINE], env=server)
+    assert f"W&B: {server['WANDB_BASE_URL']}/us/se_lightning/runs/" in done.stdout
     (row,) = [row for row in Server.rows if "val/acc1" in row]
     assert (row["val/acc1"], row["trainer/global_step"]) == (0.5, 7)
     assert row["excitation/a"]["values"] == [1, 2]
+
+
+OFFLINE = """
+import logging, sys
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+from se_lightning.loggers import GracefulWandbLogger, finish_wandb
+first, last = map(int, sys.argv[1:])
+logger = GracefulWandbLogger(save_dir="run", id_file="run/wandb_id")
+for step in range(first, last):
+    logger.log_metrics({"val/acc1": step / 10}, step=step)
+finish_wandb(failed=False)
+"""
+
+
+def test_the_printed_command_uploads_all_parts_of_a_resumed_offline_run(cli, tmp_path, server):
+    """As docs/runs.md says: all rows, those since the last save twice."""
+    for part in (("0", "5"), ("3", "8")):  # saved after step 2, killed after step 4
+        command = [sys.executable, "-c", OFFLINE]
+        done = cli(*part, command=command, env={"WANDB_MODE": "offline"})
+    command = shlex.split(done.stdout.strip().rpartition("Upload later with: ")[2])
+    assert len(command) == 4
+    cli(command=[sys.executable, "-m", *command], env=server)
+    steps = [row["trainer/global_step"] for row in Server.rows if "val/acc1" in row]
+    assert steps == [0, 1, 2, 3, 4, 3, 4, 5, 6, 7]
 
 
 def test_a_resumed_run_continues_its_wandb_run(tmp_path):

@@ -5,23 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 LITTER = shutil.ignore_patterns(".git", ".venv", "*.egg-info", "__pycache__", "outputs", "build")
-
-
-def test_pyproject_lists_every_package():
-    """A missing package would work in an editable install but be absent from the wheel."""
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "se_lightning").rglob("*.py")}
-    tree = {".".join(folder.parts) for folder in folders} | {"se_lightning.conf"}
-    assert sorted(listed) == sorted(tree)
-    for folder in folders:
-        assert (ROOT / folder / "__init__.py").exists()
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +30,22 @@ def installed(checkout, tmp_path_factory):
     return target
 
 
+def test_the_wheel_contains_every_package_and_every_config(installed):
+    """A missing one would work in an editable install, which reads the checkout."""
+
+    def files(root, pattern):
+        return {path.relative_to(root) for path in root.rglob(pattern) if path.is_file()}
+
+    package = installed / "se_lightning"
+    assert files(ROOT / "conf", "*.yaml") == files(package / "conf", "*.yaml")
+    code = files(ROOT / "se_lightning", "*.py")
+    assert code | {Path("conf/__init__.py")} == files(package, "*.py")
+    for folder in {path.parent for path in code}:
+        assert (ROOT / "se_lightning" / folder / "__init__.py").exists()
+    for data in ("py.typed", "data/files/sources/imagenet_wnids.txt"):
+        assert (package / data).exists()
+
+
 def test_the_wheels_console_script_runs_from_elsewhere(installed, cli, short, result, tmp_path):
     script = [sys.executable, str(installed / "bin" / "se-lightning")]
     done = cli(*short, command=script, env={"PYTHONPATH": str(installed)})
@@ -49,7 +54,17 @@ def test_the_wheels_console_script_runs_from_elsewhere(installed, cli, short, re
     where = "import se_lightning.conf as conf; print(conf.__file__)"
     found = cli(command=[sys.executable, "-c", where], env={"PYTHONPATH": str(installed)})
     assert found.stdout.startswith(str(installed))
-    assert (installed / "se_lightning" / "py.typed").exists()
+
+
+@pytest.mark.parametrize("inner", ["se_lightning", "conf", "docs"])
+def test_a_folder_named_like_the_package_does_not_hide_it(cli, tmp_path, inner):
+    """A clone in the current folder is such a folder (pypa/setuptools#3592)."""
+    (tmp_path / "se_lightning" / inner).mkdir(parents=True)
+    (tmp_path / "script.py").write_text("from se_lightning import SEResNetModule as M; print(M)")
+    for command in (["script.py"], ["-c", (tmp_path / "script.py").read_text()]):
+        done = cli(command=[sys.executable, *command])
+        assert done.stdout.strip() == "<class 'se_lightning.modules.families.SEResNetModule'>"
+    assert "seed: 0" in cli("--cfg", "job", command=[sys.executable, "-m", "se_lightning"]).stdout
 
 
 APP = """
@@ -118,8 +133,8 @@ def test_the_modules_train_in_a_bare_trainer(installed, cli):
 
 # Runs the package of the current folder as if no copy were installed.
 NOT_INSTALLED = """
-import runpy, sys
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+import os, runpy, sys
+sys.path = [each for each in sys.path if not (each and os.path.exists(each + "/se_lightning"))]
 runpy.run_module("se_lightning", run_name="__main__")
 """
 

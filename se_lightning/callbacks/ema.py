@@ -5,20 +5,25 @@ import logging
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import WeightAveraging
-from pytorch_lightning.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from se_lightning.arguments import boolean, positive_integer
 from se_lightning.callbacks.nonfinite.callback import NonFinite
+from se_lightning.lightning import (
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    TrainerFn,
+    WeightAveraging,
+    check_trainer,
+    is_lightnings,
+)
 
 __all__ = ["EMA"]
 
 log = logging.getLogger(__name__)
+_SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 
 class EMA(WeightAveraging):
@@ -78,9 +83,10 @@ class EMA(WeightAveraging):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Create the average on its device; Lightning would use the CPU before a GPU is set up."""
+        check_trainer(self, trainer)
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, FSDPStrategy | ModelParallelStrategy | DeepSpeedStrategy):
+        if is_lightnings(trainer.strategy, *_SHARDING):
             raise MisconfigurationException(
                 "EMA needs the whole network on each rank, but "
                 f"{type(trainer.strategy).__name__} shards it. Use trainer.strategy=ddp, or "

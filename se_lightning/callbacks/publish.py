@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from pytorch_lightning import Trainer
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
 from se_lightning.atomic import atomic_path
+from se_lightning.lightning import Trainer
 
 __all__ = ["alert", "output", "save_arrays", "save_figure", "send_histograms", "send_metrics"]
 
@@ -50,17 +49,23 @@ def send_histograms(trainer: Trainer, counts: Mapping[str, np.ndarray], edges: n
         counts: Counts by name, (B,).
         edges: Edges of the bins, (B + 1,), shared by all.
     """
+    logger: Any
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
+        if _is_wandbs(logger):
             import wandb
 
             rows = {k: wandb.Histogram(np_histogram=(c, edges)) for k, c in counts.items()}
-            logger.log_metrics(rows, step=trainer.global_step)  # type: ignore[arg-type]
-        elif isinstance(logger, TensorBoardLogger):
+            logger.log_metrics(rows, step=trainer.global_step)
+        elif hasattr(logger.experiment, "add_histogram_raw"):
             for name, each in counts.items():
                 logger.experiment.add_histogram_raw(
                     name, **_moments(each, edges), global_step=trainer.global_step
                 )
+
+
+def _is_wandbs(logger: Any) -> bool:
+    """Return whether a logger, of any library, takes what W&B's takes."""
+    return hasattr(logger, "log_image") and hasattr(logger, "log_table")
 
 
 def _moments(counts: np.ndarray, edges: np.ndarray) -> dict[str, Any]:
@@ -96,10 +101,11 @@ def save_figure(trainer: Trainer, name: str, draw: Callable[[], Figure]) -> Path
     if figure is None:
         return None
     path = Path(trainer.default_root_dir) / "excitation" / f"{name}.png"
+    logger: Any
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
+        if _is_wandbs(logger):
             logger.log_image(f"excitation/{name}", [str(path)], step=trainer.global_step)
-        elif isinstance(logger, TensorBoardLogger):
+        elif hasattr(logger.experiment, "add_figure"):
             logger.experiment.add_figure(
                 f"excitation/{name}", figure, global_step=trainer.global_step, close=False
             )
@@ -114,6 +120,7 @@ def save_arrays(trainer: Trainer, name: str, **arrays: Any) -> None:
 
 def alert(trainer: Trainer, title: str, text: str) -> None:
     """Send an alert with each W&B logger."""
+    logger: Any
     for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
+        if _is_wandbs(logger):
             logger.experiment.alert(title=title, text=text)

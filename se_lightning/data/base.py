@@ -2,24 +2,30 @@
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pytorch_lightning import LightningDataModule, Trainer
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 
 from se_lightning.arguments import positive_integer
 from se_lightning.data.identity import Identity, digest
 from se_lightning.data.options import ImageOptions
+from se_lightning.data.position import next_batch
 from se_lightning.data.samplers import EvalBatches, OneEpoch, TrainBatches
 from se_lightning.data.transforms.color import ColorJitter
 from se_lightning.data.transforms.on_device import Erasing, Finish, Mixing
 from se_lightning.data.transforms.per_image import SampleTransforms
+from se_lightning.lightning import (
+    LightningDataModule,
+    MisconfigurationException,
+    Trainer,
+    TrainerFn,
+    check_trainer,
+    not_a_loader,
+)
 
-__all__ = ["ImageDataModule", "ImageOptions", "cores", "next_batch"]
+__all__ = ["ImageDataModule", "ImageOptions", "cores"]
 
 
 def cores() -> int:
@@ -27,18 +33,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def next_batch(trainer: Trainer) -> tuple[int, int]:
-    """Return the epoch and the batch that a fit trains on next, both counted from 0."""
-    epochs: Any = trainer.fit_loop.epoch_progress.current
-    if epochs.ready == epochs.processed:  # between two epochs
-        return epochs.processed, 0
-    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    batch = batches.processed
-    if batch >= trainer.num_training_batches:
-        return epochs.processed + 1, 0
-    return epochs.processed, batch
 
 
 class ImageDataModule(LightningDataModule):
@@ -115,6 +109,14 @@ class ImageDataModule(LightningDataModule):
         self.color = ColorJitter(color_jitter, seed=seed)
         self.erasing = Erasing(random_erasing=random_erasing, cutout=cutout, seed=seed)
         self.mixing = Mixing(mixup=mixup, cutmix=cutmix, seed=seed)
+
+    def __setattr__(self, name: str, value: Any) -> None:  # a Trainer attaches itself at once
+        if name == "trainer":
+            check_trainer(self, value)
+        super().__setattr__(name, value)
+
+    def __iter__(self) -> Iterator[Any]:  # another package's Trainer takes it for a loader
+        raise MisconfigurationException(not_a_loader(self))
 
     @property
     def num_classes(self) -> int:

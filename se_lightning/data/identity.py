@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from se_lightning.lightning import MisconfigurationException
 
 __all__ = ["Identity", "digest"]
 

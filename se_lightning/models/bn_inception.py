@@ -94,7 +94,7 @@ class SEBNInception(ImageNetwork):
             self.add_module(name, module)
             channels = module.out_channels
         self._step(*step, channels=channels, reduction=32)
-        self.fc: nn.Module = nn.Linear(channels, num_classes)
+        self.global_pool, self.fc = self._head(num_classes, gates)
         self._finish()
 
 

@@ -133,7 +133,7 @@ class SEDenseNet(ImageNetwork):
         parts["relu5"] = nn.ReLU(inplace=True)
         self.features = nn.Sequential(parts)
         self._lay_route(member, channels, stem)
-        self.classifier: nn.Module = nn.Linear(self.num_features, num_classes)
+        self.global_pool, self.classifier = self._head(num_classes, gates)
         self._finish()
 
     def _lay_route(self, member: Member, channels: Sequence[int], stem: str) -> None:

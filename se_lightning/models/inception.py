@@ -158,7 +158,8 @@ class SEInceptionV3(ImageNetwork):
         channels, step = 192, ["maxpool2"]
         for name, stage, branches in _INCEPTION_V3:
             if name == "Mixed_7a":
-                self.AuxLogits = AuxiliaryHead(channels, num_classes) if aux else None
+                used = aux and num_classes > 0
+                self.AuxLogits = AuxiliaryHead(channels, num_classes) if used else None
             block = Mixed(channels, branches, excitations[stage - 1])
             self.add_module(name, block)
             channels = block.out_channels
@@ -166,7 +167,7 @@ class SEInceptionV3(ImageNetwork):
             if name in ("Mixed_5d", "Mixed_6e", "Mixed_7c"):
                 self._step(*step, channels=channels, reduction=4 * 2**stage)
                 step = []
-        self.fc: nn.Module = nn.Linear(channels, num_classes)
+        self.global_pool, self.fc = self._head(num_classes, gates)
         self._finish()
 
     def forward(self, x: Tensor) -> Any:
@@ -176,13 +177,13 @@ class SEInceptionV3(ImageNetwork):
         last, (at_17,) = self.forward_intermediates(x, [-2])
         return self.forward_head(last), self.AuxLogits(at_17)
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace both classifiers; with 0 classes the network returns pooled features."""
-        super().reset_classifier(num_classes)
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace both classifiers; see :meth:`ImageNetwork.reset_classifier`."""
+        super().reset_classifier(num_classes, global_pool)
         if self.AuxLogits is not None and num_classes == 0:
             self.AuxLogits = None
         elif self.AuxLogits is not None:
-            self.AuxLogits.fc = self._fresh_classifier(768, num_classes)
+            self.AuxLogits.fc = self._classifier(768, num_classes)
 
 
 def se_inception_v3(num_classes: int = 1000, **options: Any) -> SEInceptionV3:

@@ -179,7 +179,7 @@ class SEInceptionResNetV2(ImageNetwork):
         self._step("mixed_6a", "repeat_1", channels=1088, reduction=16)
         last = "mixed_7a", "repeat_2", "block8", "se", "conv2d_7b"
         self._step(*last, channels=1536, reduction=32)
-        self.classif: nn.Module = nn.Linear(self.num_features, num_classes)
+        self.global_pool, self.classif = self._head(num_classes, gates)
         self._finish()
 
 

@@ -107,7 +107,7 @@ class SEMobileNet(ImageNetwork):
             stages.append(nn.Sequential(*blocks))
             self._step(f"blocks.{stage}", channels=channels, reduction=2 * 2**stage)
         self.blocks = nn.Sequential(*stages)
-        self.classifier: nn.Module = nn.Linear(channels, num_classes)
+        self.global_pool, self.classifier = self._head(num_classes, gates)
         self._finish()
 
 

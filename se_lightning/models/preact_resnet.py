@@ -193,7 +193,7 @@ class SEPreActResNet(ImageNetwork):
             self._step(*entry, name, *ends, channels=channels, reduction=reduction)
         self.norm = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)
-        self.fc: nn.Module = nn.Linear(channels, num_classes, bias=not literal)
+        self.global_pool, self.fc = self._head(num_classes, gates, bias=not literal)
         self._finish()
 
 

@@ -241,7 +241,8 @@ class SEResNet(ImageNetwork):
             reduction = (1 if chosen.stem == "cifar" else 4) * 2**stage
             entry = () if stage else ("maxpool",)
             self._step(*entry, name, channels=channels, reduction=reduction)
-        self.fc: nn.Module = nn.Linear(channels, num_classes)
+        self.inplanes = channels  # read by torchvision's builders of feature pyramids
+        self.global_pool, self.fc = self._head(num_classes, gates)
         self._finish()
 
 

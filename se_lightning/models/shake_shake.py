@@ -185,7 +185,7 @@ class SEShakeShake(ImageNetwork):
             ends = ("act",) if stage == 2 else ()
             self._step(f"layer{stage + 1}", *ends, channels=channels, reduction=2**stage)
         self.act = nn.ReLU()  # not in place: gradient checkpointing runs it alone
-        self.fc: nn.Module = nn.Linear(channels, num_classes)
+        self.global_pool, self.fc = self._head(num_classes, gates)
         self._finish()
 
 

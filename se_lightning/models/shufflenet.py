@@ -125,7 +125,7 @@ class SEShuffleNet(ImageNetwork):
             self.add_module(name, nn.Sequential(*units))
             entry = () if stage else ("maxpool",)
             self._step(*entry, name, channels=channels, reduction=8 * 2**stage)
-        self.fc: nn.Module = nn.Linear(channels, num_classes)
+        self.global_pool, self.fc = self._head(num_classes, gates)
         self._finish()
 
 

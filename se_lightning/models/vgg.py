@@ -3,11 +3,8 @@
 from collections import OrderedDict
 from typing import Any, ClassVar, Unpack
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from se_lightning.arguments import fraction
 from se_lightning.models.layers.network import ImageNetwork
 from se_lightning.models.layers.options import GateOptions, StagedGateOptions
 
@@ -41,6 +38,7 @@ class SEVGG16BN(ImageNetwork):
 
     family = "SE-VGG-16"
     gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
+    pools = ("avg", "max", "")
     classifier_name = "classifier.6"
     head_hidden_size = 4096
 
@@ -53,8 +51,7 @@ class SEVGG16BN(ImageNetwork):
         **gates: Unpack[StagedGateOptions],
     ) -> None:
         excitations = self._excitations(gates, len(_STAGES))
-        fraction("dropout", dropout)
-        super().__init__(num_classes, in_channels, min_size=32)
+        super().__init__(num_classes, in_channels, min_size=32, dropout=dropout)
         layers: list[nn.Module] = []
         channels, first = in_channels, 0
         for stage, ((width, count), excitation) in enumerate(
@@ -75,25 +72,58 @@ class SEVGG16BN(ImageNetwork):
             layers.append(nn.MaxPool2d(2, stride=2))
         self._step(f"features.{first}", channels=channels, reduction=32)
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(
+        hidden = self._hidden_layers()
+        self.global_pool, last = self._head(num_classes, gates)
+        self.classifier = hidden.append(last)
+        self._finish()
+        self.classifier.apply(_initialize)
+        self._drop_unused()
+
+    def _pool(self, kind: str) -> nn.Module:
+        pools = {"avg": nn.AdaptiveAvgPool2d, "max": nn.AdaptiveMaxPool2d}
+        return pools[kind](7) if kind else nn.Identity()
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last layer; without a pool, remove the hidden layers as well.
+
+        See :meth:`ImageNetwork.reset_classifier`.
+        """
+        removed = not self.pool_type
+        super().reset_classifier(num_classes, global_pool)
+        if removed and self.pool_type:
+            like, last = next(self.parameters()), self.classifier[-1]
+            hidden = self._hidden_layers().apply(_initialize).to(like.device, like.dtype)
+            self.classifier = hidden.append(last).train(self.training)
+        self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        """Without a pool, replace the layers of the classifier by identities, which keep names."""
+        if not self.pool_type:
+            self.classifier = nn.Sequential(*(nn.Identity() for _ in self.classifier))
+
+    def _hidden_layers(self) -> nn.Sequential:
+        return nn.Sequential(
             nn.Linear(512 * 7 * 7, self.head_hidden_size),
             nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
+            nn.Dropout(self.dropout),
             nn.Linear(self.head_hidden_size, self.head_hidden_size),
             nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(self.head_hidden_size, num_classes),
+            nn.Dropout(self.dropout),
         )
-        self._finish()
-        for module in self.classifier:
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.01)
-                nn.init.zeros_(module.bias)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits (N, K), or the output of the last hidden layer (N, 4096)."""
-        x = torch.flatten(F.adaptive_avg_pool2d(x, 7), 1)
+        x = self.global_pool(x)
+        if not self.pool_type:
+            return x
+        x = x.flatten(1)
         return self.classifier[:-1](x) if pre_logits else self.classifier(x)
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.01)
+        nn.init.zeros_(module.bias)
 
 
 def se_vgg16_bn(num_classes: int = 1000, **options: Any) -> SEVGG16BN:

@@ -1,28 +1,31 @@
 """Training logic for image classification with any backbone."""
 
 import inspect
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
-from pytorch_lightning import LightningModule
-from pytorch_lightning.strategies import FSDPStrategy
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.rank_zero import rank_zero_info
-from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 
+from se_lightning.lightning import (
+    LightningModule,
+    MisconfigurationException,
+    OptimizerLRScheduler,
+    TrainerFn,
+    is_lightnings,
+    rank_zero_info,
+    warn_of_both,
+)
 from se_lightning.models import load_weights
 from se_lightning.models.layers.strided import slice_strided
 from se_lightning.models.surgery.folded import folded, repeat_folds
 from se_lightning.models.surgery.insert import restore_hooks
 from se_lightning.models.weights.structure import classifier_path, structure
 from se_lightning.modules import freezing
+from se_lightning.modules.check_data import check_data
 from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation, require_samples
 from se_lightning.modules.optim import (
     OptimizerFactory,
@@ -100,6 +103,7 @@ class ImageClassifier(LightningModule):
         lr_scheduler: SchedulerFactory | None = None,
     ) -> None:
         super().__init__()
+        warn_of_both(self)
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
             raise ValueError(f"`num_classes` (={num_classes!r}) must be a whole number above 1.")
         if not 0 <= label_smoothing < 1:
@@ -154,43 +158,7 @@ class ImageClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that the network fits the data, if the datamodule describes it."""
         data = getattr(self.trainer, "datamodule", None)
-        classes = getattr(data, "num_classes", None)
-        if classes is not None and classes != self.num_classes:
-            raise MisconfigurationException(
-                f"The data set has {classes} classes, but the network has {self.num_classes}; "
-                f"set `num_classes` to {classes}."
-            )
-        size, reduction = getattr(data, "image_size", None), getattr(self.backbone, "reduction", 1)
-        self._check_images(getattr(data, "in_channels", None), size)
-        if stage == "fit" and size is not None and math.ceil(size / reduction) == 1:
-            warnings.warn(
-                f"Images of {size}x{size} pixels leave a last feature map of 1x1, without spatial "
-                "information. Use a network for small images (se_resnet20), or stem=cifar.",
-                stacklevel=2,
-            )
-
-    def _check_images(self, channels: int | None, size: int | None) -> None:
-        """Refuse images that the network cannot take, before loaders or ranks start."""
-        wanted = getattr(self.backbone, "in_channels", None)
-        if None not in (channels, wanted) and channels != wanted:
-            raise MisconfigurationException(
-                f"The images have {channels} channel(s), but the network takes {wanted}; set "
-                f"`in_channels` to {channels}."
-            )
-        if size is None:
-            return
-        exact = getattr(self.backbone, "image_size", None)
-        if exact not in (None, size):
-            raise MisconfigurationException(
-                f"The images are {size}x{size} pixels, but the network takes {exact}x{exact}; set "
-                f"`image_size` to {size}."
-            )
-        smallest = getattr(self.backbone, "min_size", 1)
-        if size < smallest:
-            raise MisconfigurationException(
-                f"The images are {size}x{size} pixels, but the network takes at least "
-                f"{smallest}x{smallest}; use a network for small images such as se_resnet20."
-            )
+        check_data(self.backbone, self.num_classes, data, trains=stage == "fit")
 
     def on_train_start(self) -> None:
         """Restore the hooks that Lightning's setup removes, and the mode of frozen batch norms.
@@ -248,7 +216,7 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:  # noqa: D102
         strategy = None if self._trainer is None else self.trainer.strategy
-        if not self.decay_norm_bias and isinstance(strategy, FSDPStrategy):
+        if not self.decay_norm_bias and is_lightnings(strategy, "FSDPStrategy"):
             raise MisconfigurationException(
                 "FSDP flattens the weights, so norms and biases cannot be identified: leave "
                 "`decay_norm_bias` true, or use trainer.strategy=ddp."

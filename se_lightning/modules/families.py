@@ -37,6 +37,7 @@ class _NoOptions(TypedDict):
 
 
 _GATES = {field.name: field.default for field in fields(models.Excitation)} | {"stages": None}
+_HEAD = {"global_pool": "avg"}
 
 
 class FamilyModule(ImageClassifier):
@@ -69,9 +70,9 @@ class FamilyModule(ImageClassifier):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         given = self._signature.bind(*arguments, **options).arguments
         # `save_hyperparameters` reads `options` from this frame: the given options and the defaults
-        # of the network, without those of its gates and of the training.
+        # of the network, without those of its gates, head and training.
         options = given.pop("unknown", {}) | given
-        unsaved = {*_GATES, *own_options(), *TRAINING_OPTIONS, "unknown"}
+        unsaved = {*_GATES, *_HEAD, *own_options(), *TRAINING_OPTIONS, "unknown"}
         for name, parameter in self._signature.parameters.items():
             if name not in unsaved:
                 options.setdefault(name, parameter.default)
@@ -116,7 +117,7 @@ def _arguments(network: Callable[..., nn.Module]) -> Iterator[Parameter]:
         if parameter.kind is not Parameter.VAR_KEYWORD:
             yield parameter.replace(annotation=hints[name])
         elif get_origin(hints[name]) is Unpack:
-            defaults = {**_GATES, **getattr(network, "gate_defaults", {})}
+            defaults = {**_GATES, **_HEAD, **getattr(network, "gate_defaults", {})}
             for option, hint in get_type_hints(get_args(hints[name])[0]).items():
                 yield Parameter(
                     option, Parameter.KEYWORD_ONLY, default=defaults[option], annotation=hint

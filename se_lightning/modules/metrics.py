@@ -1,11 +1,12 @@
 """Metrics of training, validation and test."""
 
 import torch
-from pytorch_lightning import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+
+from se_lightning.lightning import Trainer
 
 __all__ = ["MeanCrossEntropy", "MixedAccuracy", "accuracy", "evaluation", "require_samples"]
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningDataModule
 
 from se_lightning.excitation import (
     ExcitationStatistics,
@@ -20,6 +19,7 @@ from se_lightning.excitation.curves import select_layers
 from se_lightning.excitation.doctor import GateReport, diagnose
 from se_lightning.excitation.recording import record
 from se_lightning.excitation.taps import require_gates
+from se_lightning.lightning import LightningDataModule
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.report.page import Section, draw_both, page, picture_html
 from se_lightning.tasks.report.sections import Drawing, cost, figures, health

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -20,6 +19,7 @@ from se_lightning.callbacks import (
     GateDoctor,
 )
 from se_lightning.callbacks.excitation.base import ExcitationCallback
+from se_lightning.lightning import Callback, LightningModule, Trainer
 from se_lightning.models import create_model
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.benchmark_data import machine

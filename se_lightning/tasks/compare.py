@@ -6,7 +6,6 @@ from itertools import tee
 from pathlib import Path
 
 import numpy as np
-from pytorch_lightning import LightningDataModule
 
 from se_lightning.atomic import write_text
 from se_lightning.excitation import ExcitationStatistics, Taps
@@ -15,6 +14,7 @@ from se_lightning.excitation.drift import Drift, ImageCosine, check_comparable, 
 from se_lightning.excitation.plots.drift import draw_drift
 from se_lightning.excitation.recording import record
 from se_lightning.excitation.taps import require_gates
+from se_lightning.lightning import LightningDataModule
 from se_lightning.modules import ImageClassifier
 from se_lightning.tables import csv_table
 from se_lightning.tasks.splits import device_of, split_batches

@@ -7,13 +7,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule
 
 from se_lightning.atomic import atomic_path
 from se_lightning.excitation import Taps
 from se_lightning.excitation.curves import select_layers
 from se_lightning.excitation.recording import Recorded, record
 from se_lightning.excitation.taps import per_sample, require_gates
+from se_lightning.lightning import LightningDataModule
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.splits import device_of, split_batches
 

@@ -2,8 +2,7 @@
 
 import logging
 
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-
+from se_lightning.lightning import LightningDataModule, LightningModule, Trainer
 from se_lightning.tasks.test import test
 
 __all__ = ["fit"]
@@ -30,15 +29,22 @@ def fit(
         for name, value in trainer.callback_metrics.items()
         if name.startswith(("train/", "val/"))  # not the learning rates
     }
-    if type(model).test_step is LightningModule.test_step:
-        log.info("%s has no test_step, so it is not tested.", type(model).__name__)
-        return metrics
-    if type(datamodule).test_dataloader is LightningDataModule.test_dataloader:
-        log.info("%s has no test_dataloader: no test.", type(datamodule).__name__)
+    if missing := _missing(model, datamodule):
+        if trainer.is_global_zero:
+            log.info("%s, so the network is not tested.", missing)
         return metrics
     checkpoint = trainer.checkpoint_callback
     best = getattr(checkpoint, "best_model_path", "") or None
     return metrics | test(trainer, model, datamodule, best)
+
+
+def _missing(model: LightningModule, datamodule: LightningDataModule) -> str | None:
+    """Return which part of a test the module or the data lack; None if there is one."""
+    if type(model).test_step is LightningModule.test_step:
+        return f"{type(model).__name__} has no test_step"
+    if type(datamodule).test_dataloader is LightningDataModule.test_dataloader:
+        return f"{type(datamodule).__name__} has no test_dataloader"
+    return None
 
 
 fit.trains = True  # type: ignore[attr-defined]  # build the model and the data from the config

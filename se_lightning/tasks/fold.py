@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
 
 from se_lightning.arguments import one_of
@@ -18,6 +17,7 @@ from se_lightning.atomic import write_json
 from se_lightning.checkpoint import read_checkpoint
 from se_lightning.excitation.folding.fold import FoldReport, fold_gates
 from se_lightning.excitation.taps import require_gates
+from se_lightning.lightning import LightningDataModule, LightningModule
 from se_lightning.models.surgery.folded import folded
 from se_lightning.models.weights.structure import structure
 from se_lightning.modules import ImageClassifier

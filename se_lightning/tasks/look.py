@@ -10,11 +10,11 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from se_lightning.atomic import write_text
 from se_lightning.data.base import ImageDataModule
+from se_lightning.lightning import LightningDataModule
 from se_lightning.tables import csv_table
 
 __all__ = ["look"]

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from pytorch_lightning import LightningDataModule
-
 from se_lightning.data.files.datamodule import FileDataModule
 from se_lightning.data.files.sources import write_shards
+from se_lightning.lightning import LightningDataModule
 
 __all__ = ["shard"]
 

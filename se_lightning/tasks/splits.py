@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import torch
-from pytorch_lightning import LightningDataModule
 from torch import Tensor, nn
 
 from se_lightning.arguments import one_of
 from se_lightning.data.base import ImageDataModule
+from se_lightning.lightning import LightningDataModule
 
 __all__ = ["SPLITS", "class_names", "device_of", "split_batches"]
 

@@ -1,6 +1,6 @@
 """Test of a trained network."""
 
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from se_lightning.lightning import LightningDataModule, LightningModule, Trainer
 
 __all__ = ["test"]
 

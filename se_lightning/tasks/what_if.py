@@ -6,7 +6,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
 
 from se_lightning.arguments import one_of
@@ -16,6 +15,7 @@ from se_lightning.excitation.plots.what_if import draw_what_if
 from se_lightning.excitation.taps import require_gates
 from se_lightning.excitation.what_if import REPLACEMENTS, Batches, WhatIfRow, drops_by_block
 from se_lightning.excitation.what_if import what_if as measure
+from se_lightning.lightning import LightningDataModule, LightningModule
 from se_lightning.tables import csv_table
 from se_lightning.tasks.splits import SPLITS, device_of, split_batches
 

@@ -179,7 +179,10 @@ def test_custom_groups_are_built():
     [
         ("se_resnet20", {"stem": "big"}, "`stem`"),
         ("se_preact_resnet18", {"stem": "deep"}, "`stem`"),
-        ("se_resnet20", {"num_classes": 0}, "`num_classes`"),
+        ("se_resnet20", {"num_classes": -1}, "`num_classes`"),
+        ("se_resnet20", {"num_classes": True}, "`num_classes`"),
+        ("se_resnet20", {"global_pool": "min"}, "`global_pool` .* one of avg, max, avgmax, ''"),
+        ("se_resnet20", {"global_pool": ""}, "`global_pool` .* needs pooled features"),
         ("se_resnet20", {"in_channels": 1.5}, "`in_channels`"),
         ("se_resnet50", {"stride_in": "5x5"}, "`stride_in`"),
         ("se_resnet18", {"stride_in": "1x1"}, "BasicBlock .* Use bottlenecks"),

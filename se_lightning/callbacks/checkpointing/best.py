@@ -2,9 +2,7 @@
 
 import logging
 
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from se_lightning.lightning import LightningModule, ModelCheckpoint, Trainer, check_trainer
 
 __all__ = ["BestCheckpoint"]
 
@@ -24,6 +22,11 @@ class BestCheckpoint(ModelCheckpoint):
 
     _replaced = False  # whether the module does not log the configured metric
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a Trainer that would take it for a callback without checkpoints."""
+        check_trainer(self, trainer)
+        super().setup(trainer, pl_module, stage)
+
     @property
     def state_key(self) -> str:
         """The key of a ModelCheckpoint of the configured metric, as in older checkpoints."""
@@ -39,14 +42,14 @@ class BestCheckpoint(ModelCheckpoint):
         logged = trainer.callback_metrics
         if not trainer.sanity_checking and self.monitor == _DEFAULT and _DEFAULT not in logged:
             self.monitor, self._replaced = _USUAL if _USUAL in logged else None, True
-            _tell(type(pl_module).__name__, self.monitor)
+            if trainer.is_global_zero:
+                self._tell(type(pl_module).__name__)
         super().on_validation_end(trainer, pl_module)
 
-
-@rank_zero_only
-def _tell(name: str, monitor: str | None) -> None:
-    kept = "keeps the latest epoch" if monitor is None else f"has the lowest {monitor}"
-    log.info(
-        f"{name} does not log {_DEFAULT}: best.ckpt {kept}. "
-        "callbacks.checkpoint.monitor=NAME monitors another metric."
-    )
+    def _tell(self, name: str) -> None:
+        found = self.monitor
+        kept = "keeps the latest epoch" if found is None else f"has the lowest {found}"
+        log.info(
+            f"{name} does not log {_DEFAULT}: best.ckpt {kept}. "
+            "callbacks.checkpoint.monitor=NAME monitors another metric."
+        )

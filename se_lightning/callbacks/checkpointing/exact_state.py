@@ -5,20 +5,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import LearningRateMonitor, ProgressBar
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, distributed
 from torchmetrics import Metric
 
 from se_lightning.callbacks.checkpointing.relocation import relocate
-from se_lightning.data.base import next_batch
+from se_lightning.data.position import next_batch
 from se_lightning.data.transforms.sample_rng import sample_seeds
+from se_lightning.lightning import (
+    Callback,
+    LightningModule,
+    MisconfigurationException,
+    Trainer,
+    TrainerFn,
+    is_lightnings,
+)
 
 __all__ = ["ExactState"]
 
-_REPORTING = (LearningRateMonitor, ProgressBar)  # they would report the epoch twice
+_REPORTING = ("LearningRateMonitor", "ProgressBar")  # they would report the epoch twice
 
 
 class ExactState(Callback):
@@ -159,8 +163,8 @@ class ExactState(Callback):
 def _start_epoch(trainer: Trainer, pl_module: LightningModule) -> None:
     """Call the hook that Lightning leaves out in the middle of an epoch."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        stateless = type(callback).state_dict is Callback.state_dict
-        if stateless and not isinstance(callback, _REPORTING):
+        stateless = type(callback).state_dict.__qualname__ == Callback.state_dict.__qualname__
+        if stateless and not is_lightnings(callback, *_REPORTING):
             callback.on_train_epoch_start(trainer, pl_module)
 
 

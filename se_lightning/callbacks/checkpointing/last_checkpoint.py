@@ -4,20 +4,26 @@ import logging
 import math
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import proxy
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, StochasticWeightAveraging
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from se_lightning.arguments import positive_integer
+from se_lightning.callbacks.checkpointing.slurm import requeue
+from se_lightning.lightning import (
+    LightningModule,
+    MisconfigurationException,
+    ModelCheckpoint,
+    Trainer,
+    check_trainer,
+    is_lightnings,
+)
 from se_lightning.ranks import Interrupted
 
 __all__ = ["LastCheckpoint"]
@@ -28,12 +34,13 @@ _PREEMPTIONS = ("SIGUSR1", "SIGUSR2")
 _PATIENCE = 3  # seconds
 
 
-class LastCheckpoint(Checkpoint):
+class LastCheckpoint(ModelCheckpoint):
     """Callback that saves ``last.ckpt`` after each epoch and, optionally, within epochs.
 
     It saves only at points where nothing is pending: after a batch has been trained on, validated
     and logged, with no gradients accumulated, or after an epoch and everything that belongs to it.
-    A run resumed from it (``trainer.fit(ckpt_path=...)``) repeats nothing and skips nothing.
+    A run resumed from it (``trainer.fit(ckpt_path="last")``) repeats nothing and skips nothing.
+    ``ckpt_path="best"`` is the best checkpoint of another callback, if there is one.
 
     On SIGTERM, the run saves at the next such point and exits with code 143; another SIGTERM, a few
     seconds later, ends it at once. Under SLURM, SIGUSR1 and SIGUSR2 also requeue the job
@@ -62,7 +69,8 @@ class LastCheckpoint(Checkpoint):
             positive_integer("every_n_steps", every_n_steps)
         if every_minutes is not None and not every_minutes > 0:
             raise ValueError(f"`every_minutes` (={every_minutes!r}) must be above 0.")
-        self.dirpath = dirpath
+        super().__init__(save_top_k=0)
+        self._given = dirpath
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
         self._saved = (-1, time.monotonic())  # step and time
@@ -73,9 +81,30 @@ class LastCheckpoint(Checkpoint):
         self._handlers: dict[int, Any] = {}
         self._group: Any = None
 
+    def _nothing(self, *_: Any) -> None:
+        """Replace the hooks in which ModelCheckpoint saves, while something is pending."""
+
+    on_train_batch_end = on_train_epoch_end = on_validation_end = on_train_end = _nothing  # type: ignore[assignment]
+
     def path(self, trainer: Trainer) -> Path:
         """Return the path of ``last.ckpt``."""
-        return Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+        return Path(self._given or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        """Return the candidate for Lightning's ``ckpt_path="last"``."""
+        path = self.path(trainer)
+        return {str(path)} if path.exists() else set()
+
+    @property
+    def state_key(self) -> str:
+        """A key per folder, though there is no state to save."""
+        return f"{type(self).__name__}{{{self._given!r}}}"
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        pass
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Wrap the ends of both loops, where everything of a batch or an epoch is done.
@@ -84,10 +113,15 @@ class LastCheckpoint(Checkpoint):
         before the values of that batch or epoch are logged, ``on_train_batch_start`` after the next
         one is counted.
         """
+        check_trainer(self, trainer)
+        self.dirpath = str(self.path(trainer).parent)
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        # Last, since the best checkpoint is that of `trainer.checkpoint_callback`, the first one.
+        # Not in place: Lightning is iterating over the list.
+        trainer.callbacks = [each for each in callbacks if each is not self] + [self]  # type: ignore[attr-defined]
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+        if any(is_lightnings(callback, "StochasticWeightAveraging") for callback in callbacks):
             raise MisconfigurationException(
                 "A run with StochasticWeightAveraging cannot resume exactly: its checkpoints lack "
                 "the progress of the average. Use se_lightning.EMA (callbacks=ema), or train "
@@ -97,13 +131,14 @@ class LastCheckpoint(Checkpoint):
             (trainer.fit_loop, self._epoch_done),
             (trainer.fit_loop.epoch_loop, self._batch_done),
         ):
-            vars(loop)["on_advance_end"] = self._then(type(loop).on_advance_end, loop, done)
+            # Not of the class: another LastCheckpoint may have wrapped it before.
+            vars(loop)["on_advance_end"] = self._then(loop.on_advance_end, loop, done)
 
     def _then(self, method: Callable[..., None], loop: Any, more: Callable[..., None]) -> Any:
         def on_advance_end(*arguments: Any) -> None:
             if self._is_repeated(loop):
                 return
-            method(loop, *arguments)
+            method(*arguments)
             more(loop.trainer)
 
         return on_advance_end
@@ -176,14 +211,18 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.global_step != self._saved[0] or self._between_epochs:
-            trainer.save_checkpoint(self.path(trainer), weights_only=False)
+            path = self.path(trainer)
+            trainer.save_checkpoint(path, weights_only=False)
+            self.last_model_path = self.best_model_path = str(path)
+            for logger in trainer.loggers if trainer.is_global_zero else ():
+                logger.after_save_checkpoint(proxy(self))
         self._saved = (trainer.global_step, time.monotonic())
 
     def _end(self, trainer: Trainer, number: int) -> None:
         if not number:
             return
         if number != signal.SIGTERM and trainer.is_global_zero:
-            _requeue()
+            requeue(trainer, self.path(trainer))
         step, run = trainer.global_step, trainer.default_root_dir
         raise Interrupted(number, f"saved at step {step}; continue with resume={run}")
 
@@ -209,30 +248,16 @@ class LastCheckpoint(Checkpoint):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the loops and the signal handlers."""
-        for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
-            vars(loop).pop("on_advance_end", None)
-        self._release()
+        self._release(trainer)
 
     def on_exception(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._release()
+        self._release(trainer)
 
-    def _release(self) -> None:
+    def _release(self, trainer: Trainer) -> None:
+        for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
+            vars(loop).pop("on_advance_end", None)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
-
-
-def _requeue() -> None:
-    """Requeue this SLURM job, whose restart resumes the run."""
-    job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format(**os.environ)
-    try:
-        subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", None) or error
-        log.warning("`scontrol requeue %s` failed; the job will not restart: %s", job, reason)
-    else:
-        log.info("SLURM job %s has been requeued.", job)

@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.trainer.states import TrainerFn
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from se_lightning.lightning import MisconfigurationException, ModelCheckpoint, Trainer, TrainerFn
 
 __all__ = ["relocate"]
 

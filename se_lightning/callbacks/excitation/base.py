@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from se_lightning.excitation import ExcitationStatistics, ExcitationSummary, Taps, choose_classes
+from se_lightning.lightning import Callback, LightningModule, Trainer, TrainerFn
 
 __all__ = ["ExcitationCallback", "Wanted"]
 

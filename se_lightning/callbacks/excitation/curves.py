@@ -4,13 +4,12 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
-from pytorch_lightning import LightningModule, Trainer
-
 from se_lightning.callbacks.excitation.base import ExcitationCallback, Wanted, chosen_classes
 from se_lightning.callbacks.excitation.history import epochs_trained, moment
 from se_lightning.callbacks.publish import save_arrays, save_figure
 from se_lightning.excitation import ExcitationSummary, curve_arrays, draw_curves, draw_spread
 from se_lightning.excitation.curves import find_layers
+from se_lightning.lightning import LightningModule, Trainer
 from se_lightning.models import find_excitations
 
 __all__ = ["ExcitationCurves"]

@@ -4,9 +4,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.trainer.states import TrainerFn
-
 from se_lightning.arguments import positive_integer
 from se_lightning.callbacks import publish
 from se_lightning.callbacks.excitation.base import ExcitationCallback, Wanted
@@ -18,6 +15,7 @@ from se_lightning.excitation.doctor import (
     report_text,
 )
 from se_lightning.excitation.summary import ExcitationSummary
+from se_lightning.lightning import LightningModule, Trainer, TrainerFn
 from se_lightning.models import find_excitations
 
 __all__ = ["GateDoctor"]

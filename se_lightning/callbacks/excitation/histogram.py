@@ -3,12 +3,11 @@
 from functools import partial
 from pathlib import Path
 
-from pytorch_lightning import LightningModule, Trainer
-
 from se_lightning.callbacks.excitation.base import Wanted
 from se_lightning.callbacks.excitation.history import HistoryCallback, moment
 from se_lightning.callbacks.publish import save_figure, send_histograms
 from se_lightning.excitation import ExcitationSummary, draw_epochs, draw_histogram
+from se_lightning.lightning import LightningModule, Trainer
 
 __all__ = ["ExcitationHistogram"]
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.trainer.states import TrainerFn
 
 from se_lightning.callbacks.excitation.base import ExcitationCallback
 from se_lightning.callbacks.publish import save_arrays
+from se_lightning.lightning import LightningModule, Trainer, TrainerFn
 
 __all__ = ["History", "HistoryCallback", "epochs_trained", "moment"]
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from pytorch_lightning import LightningModule, Trainer
 
 from se_lightning.callbacks.excitation.base import Wanted, chosen_classes, known_classes
 from se_lightning.callbacks.excitation.history import HistoryCallback, moment
@@ -15,6 +14,7 @@ from se_lightning.excitation import (
     draw_selectivity,
     draw_selectivity_epochs,
 )
+from se_lightning.lightning import LightningModule, Trainer
 from se_lightning.models import find_excitations
 
 __all__ = ["ClassSelectivity"]

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -14,6 +13,7 @@ from se_lightning.arguments import one_of, positive_integer
 from se_lightning.callbacks import publish
 from se_lightning.callbacks.nonfinite import report
 from se_lightning.callbacks.nonfinite.watch import Found, Watch
+from se_lightning.lightning import Callback, LightningModule, Trainer
 
 __all__ = ["NonFinite", "NonFiniteError"]
 

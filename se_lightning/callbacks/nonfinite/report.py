@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from se_lightning.atomic import write_text
 from se_lightning.callbacks.checkpointing.last_checkpoint import LastCheckpoint
 from se_lightning.data.samplers import OneEpoch, TrainBatches
 from se_lightning.excitation.taps import eager
+from se_lightning.lightning import LightningModule, Trainer
 
 __all__ = ["append", "bad_rows", "bad_weights", "first_bad_output", "message", "sample_ids", "what"]
 

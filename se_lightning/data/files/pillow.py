@@ -4,6 +4,7 @@ Only the formats of data sets are read, recognized by their content. Pillow know
 them EPS, for which it starts another program. Its warnings are not shown.
 """
 
+import contextlib
 import io
 import struct
 import warnings
@@ -17,6 +18,9 @@ __all__ = ["BadImage", "open_rgb", "orientation", "turned"]
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _KINDS = {b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"RIFF": "WebP"}
 _ORIENTATION = 0x112  # EXIF's tag
+_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # the chunks of a PNG that make its pixels
+# Texts that Pillow reads an orientation from.
+_TURNS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 # Exceptions of Pillow on damaged files.
 _DAMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError),
@@ -31,8 +35,9 @@ class BadImage(ValueError):  # noqa: N818 - the name is clear without "Error"
 def open_rgb(content: bytes, upright: bool = False) -> Image.Image:
     """Read an image, or its first frame, as RGB with Pillow.
 
-    Transparency is dropped. For 16-bit gray the upper byte is used, as Pillow does for 16-bit
-    color; its conversion of gray would make nearly all of it white.
+    Transparency is dropped, and so is everything in a PNG that is not pixels: Pillow refuses large
+    or damaged texts and color profiles, which it does not apply. For 16-bit gray the upper byte is
+    used, as Pillow does for 16-bit color; its conversion of gray would make nearly all of it white.
 
     Args:
         content: The file.
@@ -44,13 +49,44 @@ def open_rgb(content: bytes, upright: bool = False) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(content), formats=_FORMATS)
-            image.load()
+            image = _loaded(content)
             rgb = _rgb(image)
         except _DAMAGE as error:
             raise BadImage(_why(content, error)) from error
         turn = _turn(image) if upright else 1
     return rgb if turn == 1 else Image.fromarray(turned(np.asarray(rgb), turn))
+
+
+def _loaded(content: bytes) -> Image.Image:
+    """Open and decode an image, a PNG if necessary without the texts and profiles in it."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+        image.load()
+        return image
+    except Image.DecompressionBombError:
+        raise
+    except _DAMAGE:
+        if not content.startswith(b"\x89PNG"):
+            raise
+        for turns in (True, False):
+            with contextlib.suppress(*_DAMAGE):
+                image = Image.open(io.BytesIO(_bare_png(content, turns=turns)), formats=("PNG",))
+                image.load()
+                return image
+        raise
+
+
+def _bare_png(content: bytes, *, turns: bool) -> bytes:
+    """Return a PNG without the chunks that do not change its pixels or, if asked, turn them."""
+    parts, at, kind = [content[:8]], 8, b""
+    while at + 8 <= len(content) and kind != b"IEND":
+        kind = content[at + 4 : at + 8]
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        turning = kind == b"eXIf" or content.startswith(_TURNS, at + 8)
+        if kind in _PIXELS or (turns and turning):
+            parts.append(content[at:end])
+        at = end
+    return b"".join(parts)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

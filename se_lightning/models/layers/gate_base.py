@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["DoubleSigmoid", "ExcitationParts", "Gate", "start_at_one"]
+__all__ = ["DoubleSigmoid", "ExcitationParts", "Gate", "add_input", "start_at_one"]
 
 
 class DoubleSigmoid(nn.Module):
@@ -84,6 +84,14 @@ class Gate(nn.Module, ABC):
         if parts := self.parts():
             for parameter in parts.expand.parameters():
                 nn.init.zeros_(parameter)
+
+
+def add_input(gate: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """Add a shortcut around a gate, as its forward hook.
+
+    With a hook, the gate is a step between its neighbors like any other, whoever calls them.
+    """
+    return output + inputs[0]
 
 
 def start_at_one(model: nn.Module) -> None:

@@ -6,11 +6,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from se_lightning.arguments import fraction, positive_integer
+from se_lightning.arguments import fraction, natural_number, one_of, positive_integer
 from se_lightning.models.layers.find import warn_of_single_units
 from se_lightning.models.layers.gate_base import start_at_one
 from se_lightning.models.layers.gradient_checkpointing import run, run_checkpointed
-from se_lightning.models.layers.options import Excitation, GateOptions
+from se_lightning.models.layers.head import POOLS, GlobalPool
+from se_lightning.models.layers.options import Excitation, GateOptions, HeadOptions
 from se_lightning.models.layers.strided import slice_strided
 
 __all__ = ["FeatureMap", "ImageNetwork", "check_images"]
@@ -48,25 +49,27 @@ class FeatureMap(NamedTuple):
 class ImageNetwork(nn.Module):
     """Base class of networks from images to logits, with the methods of timm's networks.
 
-    The constructor of a family calls ``_step`` for each feature map, sets the classifier, and
-    finally calls ``_finish``. ``feature_info`` lists the maps: the stem's, and the last of each
-    stage.
+    The constructor of a family calls ``_step`` for each feature map, sets pool and classifier to
+    those of ``_head``, and finally calls ``_finish``. ``feature_info`` lists the maps: the stem's,
+    and the last of each stage. The children stand in the order in which the images pass them; the
+    last two are the pool and the classifier.
 
     Args:
-        num_classes: Number of classes K.
+        num_classes: Number of classes K; 0 for a network that returns pooled features.
         in_channels: Number of image channels.
         min_size: Side of the smallest image that leaves a feature map, in pixels.
         dropout: Dropout rate before the classifier.
         image_size: Side that the images must have, in pixels; None for any.
 
     Raises:
-        ValueError: If a number of classes or channels is not positive, or `dropout` is not in
-            [0, 1).
+        ValueError: If a number of classes is negative, a number of channels is not positive, or
+            `dropout` is not in [0, 1).
     """
 
     family: ClassVar[str]  # name for messages
     placements: ClassVar[Sequence[str]] = ()  # places for gates in a residual unit
     gate_defaults: ClassVar[GateOptions] = {}  # those that differ from Excitation's
+    pools: ClassVar[Sequence[str]] = POOLS  # kinds of pools before the classifier, default first
     classifier_name = "fc"
 
     def __init__(
@@ -79,21 +82,24 @@ class ImageNetwork(nn.Module):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        positive_integer("num_classes", num_classes)
+        natural_number("num_classes", num_classes)
         positive_integer("in_channels", in_channels)
         fraction("dropout", dropout)
+        self.num_classes = num_classes
         self.in_channels = in_channels
         self.min_size = min_size
         self.image_size = image_size
-        self.drop = nn.Dropout(dropout)
+        self.dropout = dropout
         self.feature_info: list[FeatureMap] = []
         self._steps: list[tuple[str, ...]] = []
+        self._backbone: list[str] = []  # children that lead to the last feature map
         self.grad_checkpointing = False
         # Options that change the outputs but no parameter's shape.
         self.variant: dict[str, Any] = {}
 
     def _excitations(self, gates: Mapping[str, Any], stages: int | None = None) -> list[Excitation]:
         """Check the gates' options; return one set per stage, or a single one without stages."""
+        gates = {n: value for n, value in gates.items() if n not in HeadOptions.__annotations__}
         return Excitation.of_stages(
             self.family, gates, stages=stages, placements=self.placements, **self.gate_defaults
         )
@@ -101,6 +107,8 @@ class ImageNetwork(nn.Module):
     def _step(self, *modules: str, channels: int, reduction: int) -> None:
         """Add the modules that lead to the next feature map."""
         self._steps.append(modules)
+        children = (path.partition(".")[0] for path in modules)
+        self._backbone = list(dict.fromkeys([*self._backbone, *children]))
         self.feature_info.append(FeatureMap(modules[-1], channels, reduction))
 
     @property
@@ -120,7 +128,7 @@ class ImageNetwork(nn.Module):
 
     def _advance(self, step: Sequence[str], x: Tensor) -> Tensor:
         """Run the modules from one feature map to the next."""
-        modules = [_part(self, name) for name in step]
+        modules = [self.get_submodule(path) for path in step]
         if self.grad_checkpointing and self.training:
             return run_checkpointed(modules, x)
         return run(modules, x)
@@ -128,9 +136,12 @@ class ImageNetwork(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last feature map, (N, num_features, about H / reduction, W / reduction)."""
         check_images(x, self.in_channels, self.min_size, self.image_size)
-        for step in self._steps:
-            x = self._advance(step, x)
-        return x
+        if self.grad_checkpointing and self.training:
+            for step in self._steps:
+                x = self._advance(step, x)
+            return x
+        # Whole children, so that their hooks see the images pass.
+        return run([getattr(self, child) for child in self._backbone], x)
 
     def forward_intermediates(
         self, x: Tensor, indices: int | Sequence[int] | None = None
@@ -173,25 +184,65 @@ class ImageNetwork(nn.Module):
         self.grad_checkpointing = enable
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits (N, K), or pooled features (N, head_hidden_size)."""
-        x = self.drop(x.mean((2, 3)))
+        """Return logits (N, K), or pooled features (N, head_hidden_size); without pool, the map."""
+        x = self.global_pool(x)
+        if not self.pool_type:
+            return x
+        x = x.flatten(1)
         return x if pre_logits else self.get_submodule(self.classifier_name)(x)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return self.forward_head(self.forward_features(x))
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier; with 0 classes the network returns pooled features."""
-        owner, _, name = self.classifier_name.rpartition(".")
-        fresh = self._fresh_classifier(self.head_hidden_size, num_classes)
-        setattr(self.get_submodule(owner), name, fresh)
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier.
 
-    def _fresh_classifier(self, features: int, num_classes: int) -> nn.Module:
+        Args:
+            num_classes: Number of classes; with 0, the network returns pooled features.
+            global_pool: Kind of pool; None keeps it. ``""`` needs 0 classes: the network then
+                returns the last feature map.
+
+        Raises:
+            ValueError: If an argument is refused; the network is then unchanged.
+        """
+        kind = self.pool_type if global_pool is None else global_pool
+        pool, classifier = self._head(num_classes, {"global_pool": kind})
+        owner, _, name = self.classifier_name.rpartition(".")
+        self.global_pool = pool.train(self.training)
+        setattr(self.get_submodule(owner), name, classifier.train(self.training))
+
+    def _head(
+        self, num_classes: int, options: Mapping[str, Any], *, bias: bool = True
+    ) -> tuple[nn.Module, nn.Module]:
+        """Return the pool and the classifier.
+
+        Args:
+            num_classes: Number of classes K, or 0.
+            options: Options of the network, of which ``global_pool`` is read.
+            bias: Whether the classifier has a bias.
+
+        Raises:
+            ValueError: If the number or the pool is refused.
+        """
+        kind = options.get("global_pool", self.pools[0])
+        natural_number("num_classes", num_classes)
+        one_of("global_pool", kind, self.pools)
+        if num_classes and not kind:
+            raise ValueError(
+                f"`global_pool` (='') must be one of {', '.join(filter(None, self.pools))}: the "
+                f"classifier of {num_classes} classes needs pooled features."
+            )
+        self.num_classes, self.pool_type = num_classes, kind
+        return self._pool(kind), self._classifier(self.head_hidden_size, num_classes, bias)
+
+    def _pool(self, kind: str) -> nn.Module:
+        return GlobalPool(kind, self.dropout)
+
+    def _classifier(self, features: int, num_classes: int, bias: bool = True) -> nn.Module:
         if num_classes == 0:
             return nn.Identity()
-        positive_integer("num_classes", num_classes)
-        weight = next(self.parameters())
-        return nn.Linear(features, num_classes, device=weight.device, dtype=weight.dtype)
+        like = next(self.parameters())
+        return nn.Linear(features, num_classes, bias, device=like.device, dtype=like.dtype)
 
     def _finish(self) -> None:
         """Initialize the convolutions (He et al., arXiv:1502.01852), and check the gates."""
@@ -207,11 +258,3 @@ class ImageNetwork(nn.Module):
         start_at_one(self)
         slice_strided(self)
         warn_of_single_units(self)
-
-
-def _part(network: nn.Module, path: str) -> nn.Module:
-    """Return a submodule by its path, or a method of the network by its name."""
-    part = network
-    for name in path.split("."):
-        part = getattr(part, name)
-    return part

@@ -21,6 +21,7 @@ __all__ = [
     "PLACEMENTS",
     "Excitation",
     "GateOptions",
+    "HeadOptions",
     "ResidualGateOptions",
     "StagedGateOptions",
     "own_options",
@@ -41,7 +42,13 @@ class GateOptions(TypedDict, total=False):
     divisor: int
 
 
-class StagedGateOptions(GateOptions, total=False):
+class HeadOptions(TypedDict, total=False):
+    """Options of the last layers, see :class:`se_lightning.models.ImageNetwork`."""
+
+    global_pool: str
+
+
+class StagedGateOptions(GateOptions, HeadOptions, total=False):
     """Options of a family with stages: also one ratio per stage, and a selection of stages."""
 
     stages: Sequence[int] | None

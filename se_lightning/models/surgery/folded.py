@@ -43,6 +43,7 @@ def put_in_place(model: nn.Module, path: str, scale: Tensor | None) -> None:
     old: Any = model.get_submodule(path)
     new: Any = nn.Identity() if scale is None else ChannelScale(scale)
     new.folded = "identity" if scale is None else "scale"
+    new._forward_hooks.update(old._forward_hooks)  # a shortcut around the gate
     if hasattr(old, "insertion"):
         new.insertion = old.insertion  # add_excitation's hook still calls it
     model.set_submodule(path, new.train(old.training))

@@ -1,11 +1,12 @@
 """Loading of weights from published files and from checkpoints of this package."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from se_lightning.models.layers.network import ImageNetwork
@@ -13,6 +14,7 @@ from se_lightning.models.surgery.folded import folded
 from se_lightning.models.weights import hub
 from se_lightning.models.weights.layouts import recognise, translate
 from se_lightning.models.weights.safe_files import read_file
+from se_lightning.models.weights.state_dicts import find_state_dict, unwrapped
 from se_lightning.models.weights.structure import (
     check_structure,
     check_variant,
@@ -36,6 +38,8 @@ class LoadReport:
         reshaped: Loaded weights of dense layers that were reshaped between 2-D and 4-D.
         summed: Loaded weight of the first convolution, summed over red, green and blue for a
             network that takes gray images.
+        repeated: Loaded weight of the first convolution, repeated and scaled for a network that
+            takes images of another number of channels.
         zeroed: Biases of gates that were set to zero because the file's gates have none.
         kept: Tensors of the network that are absent from the file.
         left_out: Tensors of the file that were not loaded, with their shapes.
@@ -47,6 +51,7 @@ class LoadReport:
     renamed: dict[str, str] = field(default_factory=dict)
     reshaped: list[str] = field(default_factory=list)
     summed: list[str] = field(default_factory=list)
+    repeated: list[str] = field(default_factory=list)
     zeroed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     left_out: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -64,6 +69,8 @@ class LoadReport:
             parts.append(f"{len(self.reshaped)} reshaped")
         if self.summed:
             parts.append(f"{self.summed[0]} summed over red, green and blue")
+        if self.repeated:
+            parts.append(f"the colors of {self.repeated[0]} repeated and scaled")
         if self.zeroed:
             parts.append(f"{len(self.zeroed)} biases of gates set to zero")
         if self.kept:
@@ -83,7 +90,12 @@ def load_weights(
     mmpretrain, moskomule, torchvision (a plain network loads into its SE twin, whose gates stay
     unchanged) or this package. A classifier for another number of classes is left out. A network
     of the same shapes but with other strides or another squeeze is refused where the layout reveals
-    it. A network for gray images takes the sum of the first convolution's weights over the colors.
+    it. A network for gray images takes the sum of the first convolution's weights over the colors;
+    one for 2, 4 or more channels takes them in turn, times 3 / channels, as timm does.
+
+    A file may hold more than weights, such as the arguments of timm's ``train.py`` or the objects
+    that a LightningModule saved. None of their code runs, and a file that calls a function is
+    refused.
 
     torchvision's Inception-v3 weights expect images normalized to mean and deviation 0.5.
 
@@ -114,9 +126,10 @@ def load_weights(
     if isinstance(getattr(around, "backbone", None), ImageNetwork):
         model = around.backbone
     name, content = _read(source)
-    state, there = _state_dict(content, name, use_ema)
-    _check_folds(model, content, name)
-    state = _unwrapped(state, model)
+    about = _about(content)
+    there = about.get("structure")
+    _check_folds(model, about.get("folded"), name)
+    state, beside = unwrapped(find_state_dict(content, name, use_ema=use_ema), model)
     layout, head = recognise(state), classifier_path(model)
     names = {key: translate(key, layout, head) for key in state}
     if len(set(names.values())) < len(names):
@@ -126,10 +139,11 @@ def load_weights(
     renamed = {ours: theirs for theirs, ours in names.items() if ours != theirs}
     report = LoadReport(name, "se_lightning's" if there else layout.name, renamed=renamed)
     state = {names[key]: tensor for key, tensor in state.items()}
-    fitted = _fit(model, state, report)
+    fitted = _fit(model, state, report, {names[key] for key in beside})
     gated = any(map(of_gate, state))
     if there is not None:
-        others = {head, *(key.rpartition(".")[0] for key in report.summed)}
+        adapted = (key.rpartition(".")[0] for key in (*report.summed, *report.repeated))
+        others = {head, *adapted}
         check_structure(model, there, name, gated=gated, others=others)
     elif isinstance(model, ImageNetwork):
         check_variant(model, layout, state, f"{name} ({layout.name} layout)", gated=gated)
@@ -137,9 +151,13 @@ def load_weights(
     return report
 
 
-def _check_folds(model: nn.Module, content: Any, name: str) -> None:
+def _about(content: Any) -> Mapping[str, Any]:
+    """Return what a checkpoint of this package says of its network."""
     about = content.get("se_lightning") if isinstance(content, Mapping) else None
-    there = about.get("folded") if isinstance(about, Mapping) else None
+    return about if isinstance(about, Mapping) else {}
+
+
+def _check_folds(model: nn.Module, there: Any, name: str) -> None:
     if there and there != folded(model):
         raise ValueError(
             f"{name} has {len(there)} gates folded away: load the network with the module's "
@@ -152,11 +170,11 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any]
         return "The state dict", source
     path, name = Path(source), str(source)
     if path.is_file():
-        return name, read_file(path)
+        return name, read_file(path, weights=True)
     if path.is_dir():
         raise FileNotFoundError(f"`weights` (={name}) is a folder; pass the path of a file in it.")
     if hub.NAME.fullmatch(name) and path.suffix.lower() not in _SUFFIXES:
-        return name, read_file(hub.fetch(name))
+        return name, read_file(hub.fetch(name), weights=True)
     raise FileNotFoundError(
         f"`weights` (={name}) is not a file. Pass the path of one (.pth, .safetensors, .ckpt), or "
         "a name on the Hugging Face hub such as timm/seresnet50.a1_in1k."
@@ -164,44 +182,11 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any]
 
 
 _SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".tar")
-# Keys of the averaged and of the raw weights in checkpoints of training scripts.
-_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
-_RAW = ("state_dict", "model")
 
 
-def _state_dict(
-    content: Any, name: str, use_ema: bool
-) -> tuple[dict[str, Tensor], dict[str, str] | None]:
-    """Return the state dict of a checkpoint, and the structure if this package wrote it."""
-    there = None
-    if isinstance(content, Mapping):
-        about = content.get("se_lightning")
-        there = about.get("structure") if isinstance(about, Mapping) else None
-        raw = () if use_ema else ("current_model_state",)  # Lightning's key, next to the average
-        for key in (*raw, *(_AVERAGED if use_ema else ()), *_RAW):
-            if isinstance(content.get(key), Mapping):
-                content = content[key]
-                break
-    tensors = isinstance(content, Mapping) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
-    )
-    if not tensors or not content:
-        raise ValueError(f"{name} contains no state dict, which maps names to tensors.")
-    return {key.replace("_orig_mod.", ""): v for key, v in content.items()}, there
-
-
-def _unwrapped(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Remove the prefixes of wrappers: ``module.``, ``backbone.``."""
-    state.pop("n_averaged", None)  # of torch's AveragedModel
-    children = dict(model.named_children())
-    while True:
-        first = {key.partition(".")[0] if "." in key else "" for key in state}
-        if len(first) != 1 or "" in first or first & set(children):
-            return state
-        state = {key.partition(".")[2]: tensor for key, tensor in state.items()}
-
-
-def _fit(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> dict[str, Tensor]:
+def _fit(
+    model: nn.Module, state: Mapping[str, Tensor], report: LoadReport, beside: Collection[str]
+) -> dict[str, Tensor]:
     """Return the network's complete state dict with the file's tensors, and fill the report.
 
     Raises:
@@ -213,12 +198,13 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> d
     for key, own in model.state_dict().items():
         tensor = None if key not in state else _shaped(state[key], own)
         if tensor is None and key == first and key in state:
-            tensor = _grey(state[key], own)
-            report.summed += [] if tensor is None else [key]
+            tensor = _recolored(state[key], own)
+            changed = report.summed if own.shape[1] == 1 else report.repeated
+            changed += [] if tensor is None else [key]
         optional = within(key, head) or within(key, "AuxLogits")
         if tensor is not None:
             report.loaded.append(key)
-            if state[key].shape != own.shape and key not in report.summed:
+            if state[key].shape != own.shape and key not in (*report.summed, *report.repeated):
                 report.reshaped.append(key)
         elif key in state and (within(key, head) or within(key, "AuxLogits.fc")):
             report.left_out[key] = tuple(state[key].shape)
@@ -236,16 +222,17 @@ def _fit(model: nn.Module, state: Mapping[str, Tensor], report: LoadReport) -> d
             wrong[key] = "missing from the file"
         fitted[key] = own if tensor is None else tensor
     for key in state.keys() - fitted.keys():
-        if within(key, head) or within(key, "AuxLogits"):
+        if within(key, head) or within(key, "AuxLogits") or key in beside:
             report.left_out[key] = tuple(state[key].shape)
         elif not key.endswith("num_batches_tracked"):
             wrong[key] = _EXTRA
     report.renamed = {key: old for key, old in report.renamed.items() if key in report.loaded}
     if wrong:
         key = min(wrong, key=list({**fitted, **state}).index)
+        channels = f" Or set in_channels={state[first].shape[1]}." if list(wrong) == [first] else ""
         raise ValueError(
             f"{report.source} ({report.layout} layout) does not match this model: {len(wrong)} "
-            f"parameters differ, the first is {key}: {wrong[key]}.{_hint(wrong)}"
+            f"parameters differ, the first is {key}: {wrong[key]}.{_hint(wrong)}{channels}"
         )
     return fitted
 
@@ -278,10 +265,19 @@ def _shaped(tensor: Tensor, own: Tensor) -> Tensor | None:
     return None
 
 
-def _grey(tensor: Tensor, own: Tensor) -> Tensor | None:
-    """Return a first convolution's weight for gray images, which equal all three colors."""
-    fits = tensor.shape[1:2] == (3,) and (own.shape[0], 1, *tensor.shape[2:]) == own.shape
-    return tensor.sum(1, keepdim=True).to(own) if fits and len(tensor) == len(own) else None
+def _recolored(tensor: Tensor, own: Tensor) -> Tensor | None:
+    """Return a first convolution's weight for another number of channels than red, green, blue.
+
+    For one channel it is the sum, which gives the outputs of the gray image in all three colors;
+    otherwise the colors in turn, scaled to keep the size of the outputs: timm's adapt_input_conv.
+    """
+    channels = own.shape[1]
+    if tensor.shape[1:2] != (3,) or (len(tensor), channels, *tensor.shape[2:]) != own.shape:
+        return None
+    if channels == 1:
+        return tensor.float().sum(1, keepdim=True).to(own)
+    turns = torch.arange(channels) % 3
+    return (tensor.float()[:, turns] * (3 / channels)).to(own)
 
 
 def _kind(tensor: Tensor, other: Tensor) -> str:

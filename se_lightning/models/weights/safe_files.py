@@ -1,7 +1,6 @@
 """Reading files of tensors without executing any code in them, and writing such files."""
 
 import pickle
-import re
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from se_lightning.models.weights.inert_objects import CodeError, foreign_names, load_inert
 
 __all__ = ["check_sums", "plain", "read_file", "write_file"]
 
@@ -86,10 +87,15 @@ def _entries(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         yield where, value
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path, *, weights: bool = False) -> Any:
     """Return the content of a file of torch or safetensors, on the CPU.
 
     The format is recognized by the content, not by the name.
+
+    Args:
+        path: The file.
+        weights: Whether only its tensors are of interest. Then other objects in it, such as the
+            arguments of a training script, are read as dicts instead of being refused.
 
     Raises:
         ValueError: If the file is neither, is damaged, or contains code.
@@ -104,19 +110,28 @@ def read_file(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # see the error
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if re.search("(?i)unsupported (global|class)|not an allowed global", str(error)):
-            raise ValueError(
-                f"{path} contains more than tensors and plain values, which could run code; it "
-                "was refused without running any. If you trust it, save only its state dict: "
-                "torch.save(state_dict, path)."
-            ) from error
-        raise ValueError(f"{path} is not a checkpoint, or is damaged.") from error
+            return _read_torch(path, weights)
+    except CodeError as error:
+        raise ValueError(
+            f"{path} contains more than tensors and plain values, which could run code ({error}); "
+            "it was refused without running any. If you trust it, save only its state dict: "
+            "torch.save(state_dict, path)."
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # torch raises almost anything for other bytes
         raise ValueError(f"{path} is not a checkpoint, or is damaged.") from error
+
+
+def _read_torch(path: Path, weights: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        if weights:
+            return load_inert(path)
+        if names := foreign_names(path):
+            raise CodeError(", ".join(names)) from None
+        raise
 
 
 def check_sums(path: Path) -> None:

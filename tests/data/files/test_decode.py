@@ -1,5 +1,7 @@
 import contextlib
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -300,6 +302,56 @@ def test_pngs_of_each_kind_equal_pillows(mode):
     content = encoded(image, "PNG")
     assert Image.open(io.BytesIO(content)).mode == mode
     assert close(content, pil_rgb(content))
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_chunks(png, *chunks, last=False):
+    """Insert chunks after the header of a PNG, or before its end."""
+    at = len(png) - 12 if last else 33
+    return png[:at] + b"".join(chunk(kind, data) for kind, data in chunks) + png[at:]
+
+
+LARGE = b"x" * 2_000_000
+ODD = {
+    "compressed text": [(b"zTXt", b"Comment\0\0" + zlib.compress(LARGE))],
+    "international text": [(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(LARGE))],
+    "profile": [(b"iCCP", b"icc\0\0" + zlib.compress(LARGE))],
+    "many texts": [(b"tEXt", b"Comment%d\0" % i + LARGE) for i in range(34)],
+    "method": [(b"iCCP", b"icc\0\7" + zlib.compress(b"x"))],
+    "empty profile": [(b"iCCP", b"")],
+    "short gamma": [(b"gAMA", b"")],
+    "short time": [(b"sRGB", b""), (b"pHYs", b"1")],
+}
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("mode", ["RGB", "P"])
+def test_what_is_in_a_png_beside_its_pixels_does_not_make_it_bad(mode, odd, last):
+    plain = encoded(picture(60, 40).convert(mode), "PNG")
+    png = with_chunks(plain, *ODD[odd], last=last)
+    assert np.array_equal(open_rgb(png), pil_rgb(plain))
+    with pytest.raises(BadImage, match=r"truncated|damaged"):
+        open_rgb(png[: png.index(b"IDAT") + 60])
+
+
+@pytest.mark.parametrize("kind", ["eXIf", "zTXt", "iTXt"])
+def test_a_png_with_a_large_text_keeps_its_orientation(kind):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    data = exif.tobytes()[6:]
+    hexed = b"\nexif\n%8d\n" % (len(data) + 6) + (b"Exif\0\0" + data).hex().encode()
+    turned = {
+        "eXIf": data,
+        "zTXt": b"Raw profile type exif\0\0" + zlib.compress(hexed),
+        "iTXt": b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>',
+    }[kind]
+    png = with_chunks(encoded(picture(60, 40), "PNG"), *ODD["profile"], (kind.encode(), turned))
+    assert open_rgb(png, upright=True).size == (40, 60)
+    assert open_rgb(png).size == (60, 40)
 
 
 def test_a_palette_with_transparency_is_read_without_noise():

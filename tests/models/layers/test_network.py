@@ -1,13 +1,18 @@
-"""Feature maps for dense tasks, and gradient checkpointing."""
+"""Order of the children, feature maps for dense tasks, and gradient checkpointing."""
 
 import copy
 
 import pytest
 import timm
 import torch
+import torchvision
+from torch import nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from se_lightning.models import create_model, list_models
+from se_lightning.models import SESimple, create_model, list_models
+from se_lightning.models.surgery.folded import put_in_place
 
 # Image sizes at which every feature map has several pixels.
 SIZES = {"se_inception_v3": 107, "se_inception_resnet_v2": 107, "se_simple": 28}
@@ -39,6 +44,125 @@ FAMILIES = [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n 
 
 def size_of(name: str) -> int:
     return SIZES.get(name, 64)
+
+
+def on_meta(name, **options):
+    """Return a network without memory, and images of a size that it was designed for."""
+    with torch.device("meta"):
+        network = create_model(name, **options).eval()
+        size = 299 if network.min_size == 75 else 28 if network.in_channels == 1 else 64
+        return network, torch.empty(2, network.in_channels, size, size)
+
+
+@pytest.mark.filterwarnings("ignore:ratio=")
+@pytest.mark.parametrize("name", list_models())
+def test_children_stand_in_the_order_of_the_forward(name):
+    network, x = on_meta(name)
+    called = []
+    for path, child in network.named_children():
+        child.register_forward_pre_hook(lambda *_, path=path: called.append(path))
+    logits = network(x)
+    assert called == [path for path, _ in network.named_children()]
+    assert called[-2:] == ["global_pool", network.classifier_name.partition(".")[0]]
+    backbone = nn.Sequential(*list(network.children())[:-2])
+    assert backbone(x).shape == network.forward_features(x).shape
+    assert len(logits) == 2
+
+
+@pytest.mark.filterwarnings("ignore:ratio=")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_all_but_the_last_two_children_give_the_last_feature_map(name):
+    network = create_model(name).eval()
+    x = torch.randn(2, network.in_channels, size_of(name), size_of(name))
+    backbone = nn.Sequential(*list(network.children())[:-2])
+    pooled = nn.Sequential(*list(network.children())[:-1])
+    with torch.no_grad():
+        assert torch.equal(backbone(x), network.forward_features(x))
+        features = network.forward_head(network.forward_features(x), pre_logits=True)
+        if name != "se_vgg16_bn":  # its hidden layers belong to the classifier
+            assert torch.equal(pooled(x).flatten(1), features)
+        maps = network.forward_intermediates(x)[1]
+        modules = [info.module for info in network.feature_info]
+        stages = {path: path for path in modules if "." not in path}
+        for path, found in IntermediateLayerGetter(network, stages)(x).items():
+            assert torch.equal(found, maps[modules.index(path)])
+
+
+# Of torchvision's networks with the same weights; the dropout would show in a training forward.
+@pytest.mark.parametrize(
+    ("name", "reference", "options"),
+    [
+        ("se_resnet18", "resnet18", {"dropout": 0.5}),
+        ("se_resnet50", "resnet50", {"dropout": 0.5}),
+        ("se_resnext50_32x4d", "resnext50_32x4d", {"dropout": 0.9}),
+    ],
+)
+def test_getters_give_what_torchvisions_networks_give(name, reference, options):
+    oracle = torchvision.models.get_model(reference, num_classes=10)
+    network = create_model(name, gate="none", num_classes=10, **options)
+    network.load_state_dict(oracle.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    layers = {f"layer{number}": str(number) for number in range(1, 5)}
+    found, expected = [
+        [
+            *IntermediateLayerGetter(copy.deepcopy(net).train(), layers)(x).values(),
+            *create_feature_extractor(copy.deepcopy(net).eval(), layers)(x).values(),
+            nn.Sequential(*list(net.children())[:-2]).eval()(x),
+            nn.Sequential(*list(net.children())[:-1]).eval()(x),
+        ]
+        for net in (network, oracle)
+    ]
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pyramid_has_the_maps_of_torchvisions():
+    oracle = torchvision.models.resnet50(num_classes=10)
+    network = create_model("se_resnet50", gate="none", num_classes=10, dropout=0.5)
+    network.load_state_dict(oracle.state_dict())
+    x = torch.randn(1, 3, 64, 64)
+    layers = {f"layer{number}": str(number) for number in range(1, 5)}
+    for build in (
+        lambda net: BackboneWithFPN(net, layers, [256, 512, 1024, 2048], 16),
+        lambda net: _resnet_fpn_extractor(net, trainable_layers=3),
+    ):
+        pyramids = []
+        for net in (network, oracle):
+            torch.manual_seed(0)
+            pyramids.append(build(copy.deepcopy(net)).train()(x))
+        for key, expected in pyramids[1].items():
+            torch.testing.assert_close(pyramids[0][key], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["senet154", "se_inception_v3", "se_mobilenet", "se_vgg16_bn"])
+def test_dropout_leaves_images_and_maps_alone(name):
+    """In training, the dropout of these networks is 0.2, 0.5, 0.001 and 0.5."""
+    with torch.device("meta"):
+        network = create_model(name)
+    backbone = list(network.children())[:-2]
+    inside = [m for child in backbone for m in child.modules() if isinstance(m, nn.Dropout)]
+    everywhere = [m for m in network.modules() if isinstance(m, nn.Dropout)]
+    assert not inside
+    assert everywhere
+
+
+def test_dropout_acts_on_pooled_features():
+    network = create_model("se_mobilenet", dropout=0.75, num_classes=3).train()
+    torch.manual_seed(0)
+    pooled = network.forward_head(torch.ones(64, 1024, 2, 2), pre_logits=True)
+    assert pooled.unique().tolist() == [0, 4]
+    assert 0.7 < (pooled == 0).float().mean() < 0.8
+
+
+def test_the_shortcut_around_a_gate_outlives_the_gate():
+    """In the residual MNIST network the gate and its shortcut are one step."""
+    network = SESimple(residual=True).eval()
+    x = torch.randn(2, 1, 28, 28)
+    hidden = network.act(network.conv1(x))
+    put_in_place(network, "se", torch.full((32,), 0.5))
+    expected = torch.relu(network.conv2(1.5 * hidden))
+    for net in (network, copy.deepcopy(network)):
+        torch.testing.assert_close(net.forward_features(x), expected)
 
 
 @pytest.mark.filterwarnings("ignore:ratio=")

@@ -1,11 +1,23 @@
 """Weights in other libraries' layouts give the outputs of the networks they come from."""
 
+import argparse
+import collections
+import dataclasses
+import datetime
+import functools
+import random
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torchvision
+from lightning_fabric.utilities.data import AttributeDict
+from omegaconf import OmegaConf
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -362,10 +374,37 @@ def test_a_network_for_gray_images_equals_the_color_network_on_gray_images(rando
     with torch.no_grad():
         actual, expected = model(x), oracle(x.expand(-1, 3, -1, -1))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-    message = r"conv1\.weight: \(64, 3, 7, 7\) in the file and \(64, 4, 7, 7\) in the model"
-    assert_refused(
-        create_model("se_resnet18", divisor=8, in_channels=4), oracle.state_dict(), message
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 6])
+@pytest.mark.parametrize("name", ["se_resnet20", "se_densenet40_12", "se_mobilenet"])
+def test_color_weights_load_into_other_channels_by_timms_rule(name, channels):
+    options = {"ratio": 4}
+    oracle, model = (
+        create_model(name, in_channels=3, **options),
+        create_model(name, in_channels=channels, **options),
     )
+    report = load_weights(model, oracle.state_dict())
+    (first,) = report.summed if channels == 1 else report.repeated
+    expected = timm.models.adapt_input_conv(channels, oracle.state_dict()[first].clone())
+    torch.testing.assert_close(model.state_dict()[first], expected, rtol=0, atol=0)
+    assert len(report.loaded) == len(model.state_dict())
+    assert report.reshaped == []
+    assert ("repeated and scaled" in str(report)) == (channels != 1)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(4, 3), (1, 3), (4, 6)])
+def test_weights_for_other_channels_than_colors_are_refused(theirs, ours):
+    state = create_model("se_resnet20", ratio=4, in_channels=theirs).state_dict()
+    message = rf"conv1\.weight: \(16, {theirs}, 3, 3\) .*set in_channels={theirs}\."
+    assert_refused(create_model("se_resnet20", ratio=4, in_channels=ours), state, message)
+
+
+def test_a_checkpoint_of_this_package_loads_into_other_channels(tmp_path):
+    source = create_model("se_resnet20", ratio=4)
+    content = {"state_dict": source.state_dict(), "se_lightning": {"structure": structure(source)}}
+    model = create_model("se_resnet20", ratio=4, in_channels=4)
+    assert load_weights(model, content).repeated == ["conv1.weight"]
 
 
 def test_a_head_of_another_size_is_left_out(randomize):
@@ -383,8 +422,11 @@ def test_a_head_of_another_size_is_left_out(randomize):
     assert load_weights(model, oracle.state_dict()).left_out.keys() == {"fc.weight", "fc.bias"}
 
 
-@pytest.mark.parametrize("wrapping", ["module.", "_orig_mod.", "module._orig_mod.", "net.model."])
-@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+@pytest.mark.parametrize(
+    "wrapping",
+    ["module.", "_orig_mod.", "module._orig_mod.", "net.model.", "model._fsdp_wrapped_module."],
+)
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state", "params"])
 def test_prefixes_and_keys_of_training_scripts_are_removed(wrapping, key, tmp_path, randomize):
     oracle = randomize(timm.create_model("seresnet18"))
     state = {f"{wrapping}{k}": v for k, v in oracle.state_dict().items()}
@@ -394,7 +436,29 @@ def test_prefixes_and_keys_of_training_scripts_are_removed(wrapping, key, tmp_pa
     assert all(torch.equal(model.state_dict()[k], v) for k, v in oracle.state_dict().items())
 
 
-@pytest.mark.parametrize("averaged", ["state_dict_ema", "model_ema", "ema_state_dict"])
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state", "net"])
+def test_weights_are_found_below_other_keys(key):
+    oracle, model = (create_model("se_resnet20", ratio=4) for _ in range(2))
+    load_weights(model, {"ema": {"decay": 0.9}, key: {"module": oracle.state_dict()}, "epoch": 3})
+    assert torch.equal(model.fc.weight, oracle.fc.weight)
+
+
+@pytest.mark.parametrize(
+    "beside", ["criterion.weight", "classifier.weight", "class_weights", "loss.module.scale"]
+)
+@pytest.mark.parametrize("prefix", ["net.", "model.", "backbone.", "module.encoder."])
+def test_what_a_wrapper_has_beside_the_network_is_left_out(prefix, beside):
+    oracle, model = (create_model("se_resnet20", ratio=4) for _ in range(2))
+    state = {f"{prefix}{key}": tensor for key, tensor in oracle.state_dict().items()}
+    outer = "module." if prefix.startswith("module.") else ""
+    report = load_weights(model, {**state, outer + beside: torch.ones(3)})
+    assert torch.equal(model.fc.weight, oracle.fc.weight)
+    assert report.left_out == {beside: (3,)}
+
+
+@pytest.mark.parametrize(
+    "averaged", ["state_dict_ema", "model_ema", "ema_state_dict", "ema_state", "params_ema"]
+)
 def test_averaged_or_raw_weights_load(averaged, randomize):
     raw = randomize(create_model("se_resnet20", ratio=4)).state_dict()
     half = {k: v * 0.5 if v.is_floating_point() else v for k, v in raw.items()}
@@ -442,9 +506,89 @@ class Code:
         return open, (str(self.path), "w")
 
 
+def timms_checkpoint(tmp_path, oracle):
+    saver = timm.utils.CheckpointSaver(
+        oracle,
+        torch.optim.SGD(oracle.parameters(), 0.1),
+        args=argparse.Namespace(model="seresnet18", lr=0.1, output=tmp_path),
+        model_ema=timm.utils.ModelEmaV3(oracle),
+        checkpoint_dir=tmp_path,
+        recovery_dir=tmp_path,
+    )
+    saver.save_checkpoint(0, metric=1.0)
+    return tmp_path / "model_best.pth.tar"
+
+
+def lightnings_checkpoint(tmp_path, oracle):
+    """As a LightningModule writes it that saved its network and its optimizer's factory."""
+    module = LightningModule()
+    module.net, module.criterion = oracle, nn.CrossEntropyLoss(torch.ones(1000))
+    optimizer = functools.partial(torch.optim.AdamW, lr=1e-3)
+    options = OmegaConf.create({"data": {"root": "a"}, "sizes": [1, 2]})
+    module.save_hyperparameters({"optimizer": optimizer, "options": options, "net": oracle})
+    trainer = Trainer(logger=False, barebones=False, default_root_dir=tmp_path, accelerator="cpu")
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=True)
+    return tmp_path / "x.ckpt"
+
+
+def older_lightnings_checkpoint(tmp_path, oracle):
+    content = {
+        "state_dict": {f"model.{key}": tensor for key, tensor in oracle.state_dict().items()},
+        "callbacks": {ModelCheckpoint: {"best_model_score": np.float32(0.5)}},
+        "hyper_parameters": AttributeDict(root=Path("a"), mean=np.zeros(3)),
+    }
+    torch.save(content, tmp_path / "x.ckpt", _use_new_zipfile_serialization=False)
+    return tmp_path / "x.ckpt"
+
+
+@dataclasses.dataclass
+class Settings:
+    root: Path
+    sizes: list[int]
+
+
+def a_users_checkpoint(tmp_path, oracle):
+    content = {
+        "model_state": {f"module.{key}": tensor for key, tensor in oracle.state_dict().items()},
+        "settings": Settings(Path("a"), [1]),
+        "accuracy": [np.float64(0.5), np.int64(3), np.arange(3)],
+        "started": datetime.datetime(2026, 1, 1),
+        "counts": collections.defaultdict(list, {1: [2]}),
+        "last": collections.deque([1, 2], 3),
+        "random": (random.getstate(), np.random.get_state()),  # noqa: NPY002 - as scripts do
+        "optimizer": torch.optim.SGD(oracle.parameters(), 0.1),
+    }
+    torch.save(content, tmp_path / "x.pt")
+    return tmp_path / "x.pt"
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'net' is an instance of `nn.Module`")
+@pytest.mark.parametrize(
+    "write",
+    [timms_checkpoint, lightnings_checkpoint, older_lightnings_checkpoint, a_users_checkpoint],
+)
+def test_the_weights_of_checkpoints_with_other_objects_load(write, tmp_path, randomize):
+    oracle = randomize(timm.create_model("seresnet18"))
+    model = create_model("se_resnet18", divisor=8)
+    report = load_weights(model, write(tmp_path, oracle))
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in oracle.state_dict().items())
+    assert set(report.left_out) <= {"criterion.weight"}
+
+
+def test_a_pickled_network_is_refused_with_the_way_to_save_its_weights(tmp_path):
+    model = create_model("se_resnet20", ratio=4)
+    for number, content in enumerate((nn.Linear(2, 2), {"model": nn.Linear(2, 2), "epoch": 3})):
+        torch.save(content, tmp_path / f"{number}.pth")
+        message = r"no state dict but a pickled network.*torch\.save\(network\.state_dict\(\), path"
+        assert_refused(model, tmp_path / f"{number}.pth", message)
+
+
 def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path):
     path, ran = tmp_path / "evil.pth", tmp_path / "ran"
     model = create_model("se_resnet20", ratio=4)
+    torch.save({"args": argparse.Namespace(x=Code(ran)), "model": model.state_dict()}, path)
+    assert_refused(model, path, r"could run code \(io\.open\)")
     torch.save({**model.state_dict(), "x": Code(ran)}, path)
     assert_refused(model, path, r"evil\.pth contains more than tensors.* without running any")
     torch.save(Code(ran), path, _use_new_zipfile_serialization=False)

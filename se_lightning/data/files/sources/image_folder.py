@@ -1,14 +1,16 @@
 """Image folders with one folder per class, already split or to be split here; or shards."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from se_lightning.data.files.sources.folders import class_folders, found_in, list_folder
+from se_lightning.data.files.sources.folders import ClassFolders, class_folders, tell_left_out
 from se_lightning.data.files.sources.shards import has_shards, shard_sources
 from se_lightning.data.files.sources.source import Source
+from se_lightning.data.files.sources.splits import find_splits
 
 __all__ = ["folder_sources"]
 
@@ -27,9 +29,12 @@ def folder_sources(
 ) -> tuple[dict[str, Source], tuple[str, ...]]:
     """Find the images of a folder; return its "train", "val" and "test", and the class names.
 
-    The folder contains shards; or ``root/train/<class>/*``, ``root/val/<class>/*`` and optionally
-    ``root/test/<class>/*``; or ``root/<class>/*``, which is split here. Without a test set, the
-    validation set is used.
+    The folder contains shards; or ``root/train/<class>/*`` and some of ``root/val/<class>/*`` and
+    ``root/test/<class>/*``; or ``root/<class>/*``, which is split here. See
+    :func:`se_lightning.data.files.sources.splits.find_splits` for other names of the splits.
+    Without a validation set, a part of the training images is used, and without a test set, the
+    validation set, unless the test images are split off here as well. The folders of train name
+    the classes; the other splits may lack some.
 
     The split of an image is a function of its path below ``root`` and of ``split_seed``, whatever
     other images there are. So the fractions are met on average, not exactly.
@@ -56,68 +61,83 @@ def folder_sources(
         if missing := [split for split in ("train", "val") if split not in sources]:
             raise ValueError(f"{root} has shards, but no {missing[0]}-*.tar.")
     else:
-        folders, _ = list_folder(root)
-        if {"train", "val"} <= set(folders):
-            splits = [split for split in ("train", "val", "test") if split in folders]
-            sources, classes = _in_splits(root, splits)
-        elif "train" in folders and list_folder(root / "train")[0]:
-            raise ValueError(
-                f"{root} has train/ with folders, but no val/. It has: {found_in(root)}. Put the "
-                "classes into root/train and root/val (and root/test), or all into root."
-            )
-        else:
-            sources, classes = _cut(root, val_fraction, test_fraction, split_seed, _CUTS[split_by])
+        root, splits = find_splits(root)
+        cut = _Cut(val_fraction, test_fraction, split_seed, _CUTS[split_by])
+        sources, classes = _in_splits(root, splits, cut) if splits else cut(root)
     sources.setdefault("test", sources["val"])
     return sources, classes
 
 
-def _in_splits(root: Path, splits: Sequence[str]) -> tuple[dict[str, Source], tuple[str, ...]]:
-    sources: dict[str, Source] = {}
-    classes: tuple[str, ...] = ()
-    for split in splits:
-        sources[split], names = class_folders(root / split)
-        classes = classes or names
-        if differing := sorted(set(names) ^ set(classes)):
+class _Cut(NamedTuple):
+    """How the images of one folder are split."""
+
+    val_fraction: float
+    test_fraction: float
+    seed: int
+    by: Callable[..., Indices]
+
+    def __call__(self, root: Path) -> tuple[dict[str, Source], tuple[str, ...]]:
+        found = class_folders(root)
+        tell_left_out(root, found.left_out)
+        return self.cut(root, found), found.classes
+
+    def cut(self, root: Path, found: ClassFolders) -> dict[str, Source]:
+        """Split the images found in a folder."""
+        val, test = self.val_fraction, self.test_fraction
+        if not (val > 0 and test >= 0 and val + test < 1):
             raise ValueError(
-                f"{root / 'train'} and {root / split} must have the same class folders; only one "
-                f"of them has: {', '.join(differing[:5])}{', ...' if differing[5:] else ''}."
+                f"`val_fraction` (={val}) must be above 0, `test_fraction` (={test}) at least 0, "
+                "and their sum below 1."
             )
-    return sources, classes
+        if self.by is _by_position:
+            log.warning(
+                "%s is split as in version 0.1.0, whose checkpoints have no record of their "
+                "images. If images were added or removed since, the tests include some that were "
+                "trained on.",
+                root,
+            )
+        indices = self.by(found.source, val, test, self.seed)
+        if not test:
+            del indices["test"]
+        for split, some in indices.items():
+            if lacking := _lacking(found.source.labels[some], found.classes):
+                _lacks(root, split, lacking, empty=not len(some))
+        return {split: found.source.subset(some) for split, some in indices.items()}
 
 
-def _cut(
-    root: Path,
-    val_fraction: float,
-    test_fraction: float,
-    split_seed: int,
-    cut: Callable[..., Indices],
+def _in_splits(
+    root: Path, splits: Mapping[str, Path], cut: _Cut
 ) -> tuple[dict[str, Source], tuple[str, ...]]:
-    if not (val_fraction > 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
-        raise ValueError(
-            f"`val_fraction` (={val_fraction}) must be above 0, `test_fraction` "
-            f"(={test_fraction}) at least 0, and their sum below 1."
-        )
-    source, classes = class_folders(root)
-    if cut is _by_position:
-        log.warning(
-            "%s is split as in version 0.1.0, whose checkpoints have no record of their images. If "
-            "images were added or removed since, the tests include some that were trained on.",
-            root,
-        )
-    indices = cut(source, val_fraction, test_fraction, split_seed)
-    if not test_fraction:
-        del indices["test"]
-    for split, some in indices.items():
-        present = np.bincount(source.labels[some], minlength=len(classes)) > 0
-        lacking = [name for name, there in zip(classes, present, strict=True) if not there]
-        if lacking:
-            _lacks(root, split, lacking, empty=not len(some))
-    return {split: source.subset(some) for split, some in indices.items()}, classes
+    """Index splits; without validation images, a part of the training images is used."""
+    train = class_folders(splits["train"])
+    left_out = train.left_out.copy()
+    sources: dict[str, Source] = {"train": train.source}
+    for split, folder in splits.items():
+        if split == "train":
+            continue
+        found = class_folders(folder, train.classes)
+        left_out += found.left_out
+        if not len(found.source):
+            raise ValueError(f"{folder} has no images. Add images, or remove the folder.")
+        if lacking := _lacking(found.source.labels, train.classes):
+            log.warning("%s has no images of %s.", folder, _named(lacking))
+        sources[split] = found.source
+    tell_left_out(root, left_out)
+    if "val" not in splits:
+        rest = cut._replace(test_fraction=0.0) if "test" in splits else cut
+        sources |= rest.cut(splits["train"], train)
+    return sources, train.classes
+
+
+def _lacking(labels: np.ndarray, classes: Sequence[str]) -> list[str]:
+    """Return the classes without images."""
+    present = np.bincount(labels, minlength=len(classes)) > 0
+    return [name for name, there in zip(classes, present, strict=True) if not there]
 
 
 def _lacks(root: Path, split: str, classes: Sequence[str], *, empty: bool) -> None:
     """Refuse a split without images, and classes without training images; else warn."""
-    names = ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if classes[5:] else "")
+    names = _named(classes)
     if empty or split == "train":
         raise ValueError(
             f"The split of {root} leaves no {split} images{'' if empty else f' of {names}'}. Add "
@@ -125,6 +145,10 @@ def _lacks(root: Path, split: str, classes: Sequence[str], *, empty: bool) -> No
             "images into root/train, root/val and root/test."
         )
     log.warning("The split of %s leaves no %s images of %s.", root, split, names)
+
+
+def _named(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:5]) + (f" and {len(classes) - 5} more" if classes[5:] else "")
 
 
 def _by_path(source: Source, val_fraction: float, test_fraction: float, split_seed: int) -> Indices:

@@ -1,16 +1,23 @@
 """ImageNet (ILSVRC 2012): as unpacked folders, original tar files, or shards."""
 
+import csv
 import io
 import re
 import tarfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 
-from se_lightning.data.files.sources.folders import class_folders, found_in, is_image, list_folder
+from se_lightning.data.files.sources.folders import (
+    class_folders,
+    found_in,
+    is_image,
+    list_folder,
+    tell_left_out,
+)
 from se_lightning.data.files.sources.index import Arrays, Stamps, Strings, cached_index, stamp
 from se_lightning.data.files.sources.progress import progress
 from se_lightning.data.files.sources.shards import has_shards, shard_sources
@@ -24,6 +31,9 @@ _DEVKIT = "ILSVRC2012_devkit_t12"
 _META = f"{_DEVKIT}/data/meta.mat"
 _TRUTH = f"{_DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
 _MAX_DEVKIT = 10_000_000  # bytes of one of its files, which have 0.5 MB
+# Where Kaggle's archive has train/ and val/, and in which file next to ILSVRC/ the classes of val.
+_KAGGLE = Path("ILSVRC/Data/CLS-LOC")
+_KAGGLE_TRUTH = "LOC_val_solution.csv"
 _VAL_NAME = re.compile(r"(?:.*/)?ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 _LAYOUTS = {
     "train": f"train/n01440764/*.JPEG, or {_TARS['train']}, or shards train-*.tar",
@@ -58,8 +68,9 @@ def imagenet_sources(root: Path, splits: Sequence[str] = ("train", "val")) -> di
     """Find ImageNet's images in a folder.
 
     Labels are the standard indices, 0 to 999, even if some classes are missing. A split may
-    be shards, folders or its original tar, in this order. ``val/*.JPEG`` and the tar of val also
-    need the development kit, packed or not, or Caffe's ``val.txt``.
+    be shards, folders or its original tar, in this order, and Kaggle's ``ILSVRC/Data/CLS-LOC``
+    may be in the folder, or be the folder. ``val/*.JPEG`` and the tar of val also need the
+    development kit, packed or not, or Caffe's ``val.txt``, or Kaggle's ``LOC_val_solution.csv``.
 
     Args:
         root: The folder.
@@ -74,6 +85,7 @@ def imagenet_sources(root: Path, splits: Sequence[str] = ("train", "val")) -> di
             f"{root.absolute()} is not a folder. Put ImageNet's files there (image-net.org offers "
             "them to registered users), or set data.root=... to their folder."
         )
+    root = _image_folder(root)
     if has_shards(root):
         sources, classes = shard_sources(root, splits)
         if len(classes) > 1000 or ((root / "shards.json").is_file() and len(classes) != 1000):
@@ -93,8 +105,19 @@ def imagenet_sources(root: Path, splits: Sequence[str] = ("train", "val")) -> di
     return sources
 
 
+def _image_folder(root: Path) -> Path:
+    """Return the folder of train/ and val/ in Kaggle's archive, or ``root`` itself."""
+    for first in range(3):
+        inside = root / Path(*_KAGGLE.parts[first:])
+        if inside.is_dir() and not (root / "train").is_dir():
+            return inside
+    return root
+
+
 def _split(root: Path, split: str) -> Source:
     folder, tar = root / split, root / _TARS[split]
+    if not folder.is_dir() and tar.with_suffix("").is_dir():  # unpacked under its own name
+        folder = tar.with_suffix("")
     if folder.is_dir():
         folders, files = list_folder(folder)
         flat = split == "val" and any(map(is_image, files))
@@ -127,7 +150,8 @@ def _class_folders(folder: Path, names: list[str]) -> Source:
             f"({len(strange)} such folders). Move it away, or use data=image_folder, which takes "
             "any classes."
         )
-    source, classes = class_folders(folder)
+    source, classes, left_out = class_folders(folder)
+    tell_left_out(folder, left_out)
     source.labels = np.array([standard[name] for name in classes])[source.labels]
     return source
 
@@ -194,26 +218,37 @@ def _val_labels(root: Path, images: Path, names: Strings) -> np.ndarray:
 
 def _ground_truth(root: Path, images: Path) -> tuple[np.ndarray, Path]:
     """Return the standard index of each validation image, by number, and the file it is from."""
-    packed, caffe = root / f"{_DEVKIT}.tar.gz", root / "val.txt"
+    top = root.absolute()
+    tops = [top, top.parents[2]] if top.parts[-3:] == _KAGGLE.parts else [top]
+    for folder in tops:
+        if (found := _ground_truth_in(folder)) is not None:
+            return found
+    raise ValueError(
+        f"{images} has validation images, but their classes are missing from {tops[-1]}. Put "
+        f"{_DEVKIT}.tar.gz there (from image-net.org, like the images), or Caffe's val.txt "
+        f"(ILSVRC2012_val_00000001.JPEG 65), or Kaggle's {_KAGGLE_TRUTH}, or sort the images into "
+        "val/n01440764 ..."
+    )
+
+
+def _ground_truth_in(folder: Path) -> tuple[np.ndarray, Path] | None:
+    packed, meta, truth = folder / f"{_DEVKIT}.tar.gz", folder / _META, folder / _TRUTH
+    caffe, kaggle = folder / "val.txt", folder / _KAGGLE_TRUTH
     try:
         if packed.is_file():
             with tarfile.open(packed) as tar:
                 parts = [_extracted(tar, name) for name in (_META, _TRUTH)]
             return _devkit(*parts), packed
-        if (root / _META).is_file() and (root / _TRUTH).is_file():
-            return _devkit((root / _META).read_bytes(), (root / _TRUTH).read_bytes()), root / _TRUTH
+        if meta.is_file() and truth.is_file():
+            return _devkit(meta.read_bytes(), truth.read_bytes()), truth
         if caffe.is_file():
             return _caffe(caffe.read_text()), caffe
+        return (_kaggle(kaggle.read_text()), kaggle) if kaggle.is_file() else None
     except Exception as error:  # scipy, zlib and tarfile raise many kinds
         raise ValueError(
             "The ground truth of ImageNet's validation images cannot be read from "
-            f"{packed if packed.is_file() else root}: {type(error).__name__}: {error}."
+            f"{packed if packed.is_file() else folder}: {type(error).__name__}: {error}."
         ) from error
-    raise ValueError(
-        f"{images} has validation images, but their classes are missing from {root}. Put "
-        f"{packed.name} there (from image-net.org, like the images), or Caffe's val.txt "
-        "(ILSVRC2012_val_00000001.JPEG 65), or sort the images into val/n01440764 ..."
-    )
 
 
 def _extracted(tar: tarfile.TarFile, name: str) -> bytes:
@@ -238,12 +273,24 @@ def _devkit(meta: bytes, truth: bytes) -> np.ndarray:
 
 
 def _caffe(lines: str) -> np.ndarray:
+    return _by_number(line.split() for line in lines.split("\n") if line.strip())
+
+
+def _kaggle(lines: str) -> np.ndarray:
+    """Read ``ILSVRC2012_val_00000001,n01751748 111 108 230 366 ...``: the class and its boxes."""
+    standard = {wnid: str(index) for index, wnid in enumerate(imagenet_wnids())}
+    rows = csv.reader(lines.splitlines()[1:])
+    return _by_number((f"{row[0]}.JPEG", standard[row[1].split()[0]]) for row in rows if row)
+
+
+def _by_number(pairs: Iterable[Sequence[str]]) -> np.ndarray:
+    """Return the labels of (file name, label) pairs, ordered by the numbers in the names."""
     labels = {}
-    for line in lines.split("\n"):
-        if line.strip():
-            name, label = line.split()
-            match = _VAL_NAME.fullmatch(name)
-            if match is None or not 0 <= int(label) < 1000:
-                raise ValueError(f"{line!r} does not look like 'ILSVRC2012_val_00000001.JPEG 65'")
-            labels[int(match[1])] = int(label)
+    for name, label in pairs:
+        match = _VAL_NAME.fullmatch(name)
+        if match is None or not 0 <= int(label) < 1000:
+            raise ValueError(
+                f"'{name} {label}' does not look like 'ILSVRC2012_val_00000001.JPEG 65'"
+            )
+        labels[int(match[1])] = int(label)
     return np.array([labels[number] for number in range(1, len(labels) + 1)])

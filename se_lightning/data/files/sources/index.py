@@ -21,7 +21,7 @@ Arrays = dict[str, np.ndarray]
 Stamps = dict[str, tuple[int, int, int]]
 
 MAX_CLASSES = 1_000_000  # all classes up to the largest label get a name and weights
-_FORMAT = 2  # of the cache files
+_FORMAT = 3  # of the cache files
 
 
 class Strings:
@@ -182,11 +182,13 @@ def _is_whole(index: Arrays) -> bool:
     count, labels = len(index["names_offsets"]) - 1, index["labels"]
     classes = len(index["classes_offsets"]) - 1 if "classes_offsets" in index else MAX_CLASSES
     members = index.get("members", np.zeros((count, 3), np.int64))
+    left_out = len(index.get("left_out_offsets", [0])) - 1
     return (
         (labels.dtype, labels.shape) == (np.int64, (count,))
         and (members.dtype, members.shape) == (np.int64, (count, 3))
         and bool(((labels >= -1) & (labels < classes)).all())
         and bool((members >= 0).all())
+        and index.get("left_out_counts", np.zeros(0)).shape == (left_out,)
     )
 
 

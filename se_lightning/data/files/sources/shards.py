@@ -157,7 +157,7 @@ def _samples(shard: Path) -> Iterator[tuple[Member, int]]:
             key, extension = match.groups() if match else (member.name, "")
             if extension == ".cls":
                 labels[key] = _label(shard, tar, member)
-            elif is_image(extension):
+            elif extension and is_image(member.name):
                 if key in images:
                     raise ValueError(f"{shard} has two images with the key {key!r}.")
                 images[key] = member

@@ -118,6 +118,12 @@ def put_caffe(root: Path, devkit: Path) -> None:
     put(root / "val.txt", "\n".join(reversed(lines)) + "\n")
 
 
+def put_kaggle(root: Path, devkit: Path) -> None:
+    lines = [f"ILSVRC2012_val_{i + 1:08d},{w} 1 2 30 40 {w} 5 6 7 8" for i, w in enumerate(TRUTH)]
+    text = "\r\n".join(["ImageId,PredictionString", *reversed(lines)])
+    put(root / "LOC_val_solution.csv", text + "\r\n")
+
+
 def index_of(wnid: str) -> int:
     return imagenet_wnids().index(wnid)
 
@@ -162,13 +168,52 @@ def test_class_folders_have_standard_labels_even_if_some_are_missing(tmp_path):
     assert sources["train"].labels.dtype == np.int64
 
 
-@pytest.mark.parametrize("truth", [put_devkit, put_packed_devkit, put_caffe])
+@pytest.mark.parametrize("truth", [put_devkit, put_packed_devkit, put_caffe, put_kaggle])
 @pytest.mark.parametrize("put_images", [put_flat_val, put_val_tar])
 def test_validation_images_have_the_class_of_the_ground_truth(tmp_path, devkit, truth, put_images):
     put_images(tmp_path)
     truth(tmp_path, devkit)
     sources = imagenet_sources(tmp_path, ["val"])
     assert list(sources) == ["val"]
+    assert found(sources["val"]) == expected_val()
+
+
+@pytest.mark.parametrize("given", ["", "ILSVRC", "ILSVRC/Data", "ILSVRC/Data/CLS-LOC"])
+@pytest.mark.parametrize("truth", [put_kaggle, put_devkit, put_caffe])
+def test_kaggles_archive_is_read_from_any_of_its_folders(tmp_path, devkit, given, truth):
+    images = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
+    put_train(images)
+    put_flat_val(images)
+    put(images / "test" / "ILSVRC2012_test_00000001.JPEG")
+    put(tmp_path / "LOC_sample_submission.csv")
+    truth(tmp_path, devkit)
+    sources = imagenet_sources(tmp_path / given)
+    assert found(sources["train"]) == expected_train()
+    assert found(sources["val"]) == expected_val()
+
+
+def test_tars_may_be_unpacked_into_folders_of_their_names(tmp_path, devkit):
+    put_train(tmp_path)
+    put_flat_val(tmp_path)
+    put_caffe(tmp_path, devkit)
+    for split in ("train", "val"):
+        (tmp_path / split).rename(tmp_path / f"ILSVRC2012_img_{split}")
+    sources = imagenet_sources(tmp_path)
+    assert found(sources["train"]) == expected_train()
+    assert found(sources["val"]) == expected_val()
+
+
+def test_hidden_files_of_a_mac_are_no_images(tmp_path, devkit):
+    put_train(tmp_path)
+    put_caffe(tmp_path, devkit)
+    files = val_files()
+    hidden = {f"./val/._{name}": b"resource fork" for name in files}
+    members = hidden | {f"./val/{name}": content for name, content in files.items()}
+    put(tmp_path / "ILSVRC2012_img_val.tar", tar_of(members))
+    put(tmp_path / "train" / ".ipynb_checkpoints" / "1.JPEG")
+    put(tmp_path / "train" / WNIDS[0] / f"._{WNIDS[0]}_9.JPEG")
+    sources = imagenet_sources(tmp_path)
+    assert found(sources["train"]) == expected_train()
     assert found(sources["val"]) == expected_val()
 
 
@@ -287,7 +332,7 @@ def test_validation_images_without_ground_truth_are_refused(tmp_path):
     assert "val.txt" in str(caught.value)
 
 
-@pytest.mark.parametrize("truth", [put_devkit, put_packed_devkit, put_caffe])
+@pytest.mark.parametrize("truth", [put_devkit, put_packed_devkit, put_caffe, put_kaggle])
 def test_ground_truth_of_another_length_is_refused(tmp_path, devkit, truth):
     put_flat_val(tmp_path)
     truth(tmp_path, devkit)
@@ -318,6 +363,16 @@ def test_an_unknown_validation_image_is_named(tmp_path, devkit):
 def test_an_invalid_ground_truth_is_named(tmp_path, line):
     put_flat_val(tmp_path)
     put(tmp_path / "val.txt", line)
+    with pytest.raises(ValueError, match="cannot be read from"):
+        imagenet_sources(tmp_path, ["val"])
+
+
+@pytest.mark.parametrize(
+    "row", ["ILSVRC2012_val_00000001,n00000000 1 2 3 4", "val_1,n01440764 1 2 3 4", "one column"]
+)
+def test_an_invalid_list_of_kaggle_is_named(tmp_path, row):
+    put_flat_val(tmp_path)
+    put(tmp_path / "LOC_val_solution.csv", f"ImageId,PredictionString\n{row}\n")
     with pytest.raises(ValueError, match="cannot be read from"):
         imagenet_sources(tmp_path, ["val"])
 

@@ -35,7 +35,7 @@ def sources(tmp_path):
             path = tmp_path / "images" / split / CLASSES[i % 3] / f"{i}.{extension}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(generator.bytes(int(generator.integers(200_000))))
-        found[split], _ = class_folders(tmp_path / "images" / split)
+        found[split], _, _ = class_folders(tmp_path / "images" / split)
     return found
 
 
@@ -113,7 +113,7 @@ def test_a_large_image_has_a_separate_shard(tmp_path):
         path = tmp_path / "a" / "cat" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(bytes(1_100_000))
-    source, classes = class_folders(tmp_path / "a")
+    source, classes, _ = class_folders(tmp_path / "a")
     assert len(write_shards({"train": source}, classes, tmp_path / "b", shard_mb=1)) == 3
 
 
