@@ -20,7 +20,8 @@ class BestCheckpoint(ModelCheckpoint):
     are those of ModelCheckpoint.
     """
 
-    _replaced = False  # whether the module does not log the configured metric
+    _settled = False  # whether the first validation is over
+    _replaced = False  # whether it did not log the configured metric
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a Trainer that would take it for a callback without checkpoints."""
@@ -38,18 +39,22 @@ class BestCheckpoint(ModelCheckpoint):
         return key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Choose the metric, then save a checkpoint if one is due."""
-        logged = trainer.callback_metrics
-        if not trainer.sanity_checking and self.monitor == _DEFAULT and _DEFAULT not in logged:
-            self.monitor, self._replaced = _USUAL if _USUAL in logged else None, True
-            if trainer.is_global_zero:
-                self._tell(type(pl_module).__name__)
+        """Choose the metric in the first validation, then save a checkpoint if one is due."""
+        if not (self._settled or trainer.sanity_checking):
+            self._settled = True
+            if self.monitor == _DEFAULT:
+                self._choose(trainer, type(pl_module).__name__)
         super().on_validation_end(trainer, pl_module)
 
-    def _tell(self, name: str) -> None:
-        found = self.monitor
-        kept = "keeps the latest epoch" if found is None else f"has the lowest {found}"
-        log.info(
-            f"{name} does not log {_DEFAULT}: best.ckpt {kept}. "
-            "callbacks.checkpoint.monitor=NAME monitors another metric."
-        )
+    def _choose(self, trainer: Trainer, name: str) -> None:
+        logged = trainer.callback_metrics
+        found = next((metric for metric in (_DEFAULT, _USUAL) if metric in logged), None)
+        # The same on all ranks, which save together.
+        self.monitor = trainer.strategy.broadcast(found)
+        self._replaced = self.monitor != _DEFAULT
+        if self._replaced and trainer.is_global_zero:
+            kept = f"has the lowest {found}" if found else "keeps the latest epoch"
+            log.info(
+                f"{name} does not log {_DEFAULT}: best.ckpt {kept}. "
+                "callbacks.checkpoint.monitor=NAME monitors another metric."
+            )
