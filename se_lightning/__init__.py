@@ -5,6 +5,7 @@ The public names are those of :mod:`se_lightning.callbacks`, :mod:`se_lightning.
 """
 
 import importlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from se_lightning.modules import *  # noqa: F403
 
 _PACKAGES = ("callbacks", "data", "modules")
+
+# The command lines of Lightning, which find a class by its name once it has been imported.
+_COMMAND_LINES = ("pytorch_lightning.cli", "lightning.pytorch.cli")
 
 # In a checkout, the configs are next to the package rather than in it: `se_lightning.conf` is
 # found there if no copy is installed (a bare checkout, or `pip install .` shadowed by the folder).
@@ -46,3 +50,8 @@ def _home(name: str) -> str:
 
 def _package(name: str) -> Any:
     return importlib.import_module(f"{__name__}.{name}")
+
+
+if any(name in sys.modules for name in _COMMAND_LINES):
+    for _part in _PACKAGES:
+        _package(_part)

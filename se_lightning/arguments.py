@@ -1,12 +1,21 @@
-"""Checks of single arguments.
+"""Checks of single arguments, their types and their documentation.
 
-Each raises a ValueError with the name, the value and the valid values of the argument.
+Each check raises a ValueError with the name, the value and the valid values of the argument.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["boolean", "fraction", "natural_number", "one_of", "positive_integer"]
+__all__ = [
+    "argument_docs",
+    "boolean",
+    "fraction",
+    "natural_number",
+    "one_of",
+    "plain",
+    "positive_integer",
+]
 
 
 def positive_integer(name: str, value: object) -> None:
@@ -38,3 +47,45 @@ def one_of(name: str, value: object, known: Sequence[str] | Mapping[str, Any]) -
     if value not in known:
         names = ", ".join(name or "''" for name in known)
         raise ValueError(f"`{name}` (={value!r}) must be one of {names}.")
+
+
+def plain(value: Any) -> Any:
+    """Return a list or mapping of OmegaConf as Python's own, which every checkpoint can hold.
+
+    Hydra passes them to constructors unless ``_convert_`` says otherwise.
+
+    Example:
+        >>> plain([8, 16]), plain("avg")
+        ([8, 16], 'avg')
+    """
+    if type(value).__module__.partition(".")[0] != "omegaconf":
+        return value
+    if isinstance(value, Mapping):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, Sequence) else value
+
+
+def argument_docs(*sources: Any) -> str:
+    """Return a docstring with the ``Args`` sections of several others.
+
+    Command-line parsers such as Lightning's read the help of an option from it, and use the last
+    entry of a name.
+
+    Args:
+        *sources: Classes and functions; one without such a section adds nothing.
+
+    Example:
+        >>> print(argument_docs(positive_integer, argument_docs))
+        The options.
+        <BLANKLINE>
+        Args:
+            *sources: Classes and functions; one without such a section adds nothing.
+    """
+    lines = ["The options.", "", "Args:"]
+    for source in sources:
+        section = inspect.cleandoc(source.__doc__ or "").partition("\nArgs:\n")[2]
+        for line in section.splitlines():
+            if not line.startswith(" "):
+                break
+            lines.append(line)
+    return "\n".join(lines)

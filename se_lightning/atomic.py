@@ -54,9 +54,12 @@ def atomic_path(
 
 
 def write_text(path: Path, text: str, *, durable: bool = False, keep: bool = False) -> None:
-    """Write a text file in one step; see :func:`atomic_path` for the options and errors."""
+    r"""Write a text file in one step; see :func:`atomic_path` for the options and errors.
+
+    It is UTF-8. Bytes of names of files that are not UTF-8 are written as escapes: ``\udcf1``.
+    """
     with atomic_path(path, durable=durable, keep=keep) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, content: Any, *, keep: bool = False) -> None:

@@ -219,12 +219,12 @@ def wandb_history():
 
 @pytest.fixture
 def wandb_run():
-    """Read the name and the group of an offline W&B run."""
+    """Read the name and the group of an offline W&B run, or other fields."""
 
-    def read(folder: Path) -> tuple[str, str]:
+    def read(folder: Path, field: str | None = None):
         (run_file,) = folder.rglob("run-*.wandb")
         records = wandb_records(run_file)
         run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
-        return run.display_name, run.run_group
+        return (run.display_name, run.run_group) if field is None else list(getattr(run, field))
 
     return read

@@ -1,8 +1,10 @@
 import math
+from collections import OrderedDict
 
 import pytest
+from omegaconf import OmegaConf
 
-from se_lightning.arguments import boolean, fraction, one_of, positive_integer
+from se_lightning.arguments import argument_docs, boolean, fraction, one_of, plain, positive_integer
 
 
 @pytest.mark.parametrize(
@@ -26,3 +28,42 @@ def test_one_of_lists_the_valid_names():
     one_of("gate", "channel", ("channel", "spatial"))
     with pytest.raises(ValueError, match=r"`gate` \(='nope'\) must be one of channel, spatial"):
         one_of("gate", "nope", {"channel": 1, "spatial": 2})
+
+
+def test_lists_and_mappings_of_omegaconf_become_plain():
+    given = OmegaConf.create({"widths": [8, [16]], "ratio": 4, "none": None, "map": {"a": [1]}})
+    found = plain(given)
+    assert found == {"widths": [8, [16]], "ratio": 4, "none": None, "map": {"a": [1]}}
+    assert type(found) is type(found["map"]) is dict
+    assert type(found["widths"]) is type(found["widths"][1]) is type(found["map"]["a"]) is list
+
+
+@pytest.mark.parametrize("value", [(1, 2), "text", {1}, OrderedDict(a=1), None, 3.0])
+def test_other_values_stay_as_they_are(value):
+    assert plain(value) is value
+
+
+def test_the_arguments_of_several_docstrings_become_those_of_one():
+    def first():
+        """Do.
+
+        Args:
+            a: One.
+                Two.
+
+        Raises:
+            ValueError: No.
+        """
+
+    def second():
+        """Do not."""
+
+    def third():
+        """Do.
+
+        Args:
+            b: Three.
+        """
+
+    expected = "The options.\n\nArgs:\n    a: One.\n        Two.\n    b: Three."
+    assert argument_docs(first, second, third) == expected

@@ -7,7 +7,8 @@ from typing import Unpack, get_args, get_origin, get_type_hints
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from hydra.utils import get_object
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule, LightningModule
 
@@ -59,6 +60,7 @@ def test_each_file_composes_and_matches_its_targets(group, option):
     assert found
     for path, node in found.items():
         target = get_object(node.pop("_target_"))
+        node.pop("_convert_", None)
         partial = node.pop("_partial_", None)
         signature = inspect.signature(target)
         assert (signature.bind_partial if partial else signature.bind)(**node), path
@@ -150,6 +152,96 @@ def test_each_file_starts_with_a_comment(path):
     first = lines[1] if lines[0].startswith("# @package") else lines[0]  # Hydra requires it first
     assert first.startswith("# ")
     assert first.endswith(".")
+
+
+@pytest.mark.parametrize("convert", ["none", "partial", "all"])
+def test_the_parts_of_a_composed_config_train_in_a_notebook(tmp_path, monkeypatch, convert):
+    """Hydra has no run there, so that `hydra:runtime.output_dir` has no value."""
+    monkeypatch.chdir(tmp_path)
+    small = ("model.depth=[1]", "model.widths=[8]", "data.color_jitter=[0.1,0.1,0.1,0.0]")
+    config = composed("logger=csv", "optimizer=adamw", "lr_scheduler=constant", *small)
+    data = instantiate(config.data, _convert_=convert)
+    sizes = {"num_classes": data.num_classes, "in_channels": data.in_channels}
+    model = instantiate(config.model, **sizes, _convert_=convert)
+    parts = {
+        "callbacks": [instantiate(node, _convert_=convert) for node in config.callbacks.values()],
+        "logger": [instantiate(node, _convert_=convert) for node in config.logger.values()],
+    }
+    few = {"max_epochs": 1, "limit_train_batches": 2, "limit_val_batches": 1, "accelerator": "cpu"}
+    bar = {"enable_progress_bar": False}
+    trainer = instantiate(config.trainer, **parts, **few, **bar, _convert_=convert)
+    trainer.fit(model, data)
+    folder = Path(config.output_dir)
+    assert folder.parent.name == "outputs"
+    assert {"checkpoints", "metrics.csv", "excitation"} <= {each.name for each in folder.iterdir()}
+    saved = folder / "checkpoints" / "last.ckpt"
+    again = type(model).load_from_checkpoint(saved, weights_only=True)
+    assert again.hparams.widths == [8]
+    state = torch.load(saved, weights_only=True)
+    assert state["datamodule_hyper_parameters"]["color_jitter"] == [0.1, 0.1, 0.1, 0.0]
+    assert state["optimizer_states"][0]["param_groups"][0]["betas"] in ([0.9, 0.999], (0.9, 0.999))
+
+
+def test_all_nodes_of_a_config_share_one_folder_and_two_configs_have_two():
+    first, second = composed("logger=many_loggers"), composed()
+    assert first.trainer.default_root_dir == first.logger.csv.save_dir == first.output_dir
+    assert first.callbacks.checkpoint.dirpath == f"{first.output_dir}/checkpoints"
+    assert first.logger.wandb.id_file == f"{first.output_dir}/wandb_id"
+    assert first.output_dir != second.output_dir
+    given = composed("output_dir=here")
+    assert given.trainer.default_root_dir == given.logger.csv.save_dir == "here"
+    with initialize_config_module("se_lightning.conf", version_base="1.3"):
+        alone = compose(overrides=["+callbacks=checkpoint"])
+    assert alone.callbacks.checkpoint.dirpath == "./checkpoints"
+
+
+@pytest.mark.parametrize("option", ["fit", "look", "analyze", "export"])
+def test_the_folder_of_a_task_is_that_of_the_config(option):
+    config = composed(f"task={option}", "output_dir=here")
+    assert config.task.get("folder", "here") == "here"
+
+
+def test_in_another_app_the_folder_is_that_of_its_run(tmp_path, monkeypatch):
+    """Its config has no `output_dir`."""
+    monkeypatch.setattr(HydraConfig, "instance", staticmethod(lambda *_, **__: running))
+    running = HydraConfig.__new__(HydraConfig)
+    running.cfg = OmegaConf.create({"hydra": {"runtime": {"output_dir": str(tmp_path)}}})
+    with initialize_config_module("se_lightning.conf", version_base="1.3"):
+        alone = compose(overrides=["+callbacks=checkpoint", "+trainer=cpu"])
+        assert alone.callbacks.checkpoint.dirpath == f"{tmp_path}/checkpoints"
+        assert alone.trainer.default_root_dir == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "accelerator", "strategy", "devices"),
+    [
+        ("cpu", "cpu", "auto", 1),
+        ("gpu", "gpu", "auto", 1),
+        ("mps", "mps", "auto", 1),
+        ("ddp", "gpu", "ddp", "auto"),
+        ("ddp_sim", "cpu", "ddp", 2),
+    ],
+)
+def test_a_trainer_option_differs_from_the_default_in_its_devices_only(
+    option, accelerator, strategy, devices
+):
+    chosen, default = composed(f"trainer={option}").trainer, composed().trainer
+    found = {"accelerator": accelerator, "strategy": strategy, "devices": devices}
+    assert {key: chosen[key] for key in found} == found
+    assert {k: v for k, v in chosen.items() if k not in found and k != "default_root_dir"} == {
+        k: v for k, v in default.items() if k not in found and k != "default_root_dir"
+    }
+
+
+def test_the_command_line_wins_over_debug_and_debug_over_an_experiment():
+    debugged = composed("experiment=fashion_mnist_quick", "debug=default")
+    assert (debugged.trainer.max_epochs, debugged.optimizer.lr) == (1, 0.1)
+    assert debugged.callbacks == debugged.logger == {}
+    given = composed("debug=fdr", "callbacks=ema", "logger=csv", "trainer.max_epochs=3")
+    assert given.trainer.max_epochs == 3
+    assert given.trainer.fast_dev_run
+    assert {"ema", "checkpoint"} <= set(given.callbacks)
+    assert set(given.logger) == {"csv"}
 
 
 def test_another_app_can_use_a_model_file_alone():

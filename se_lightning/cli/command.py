@@ -30,6 +30,7 @@ GROUPS = (
     "logger",
     "task",
     "experiment",
+    "debug",
 )
 # Keys of a multirun or of the folder of a job, which jobs do not inherit.
 _NOT_OF_A_JOB = (
@@ -155,6 +156,14 @@ class Command:
         keys = {key_of(override) for override in overrides}
         kept = [o for o in self.overrides if key_of(o) not in keys or o.startswith("+")]
         return type(self)(self.flags, (*kept, *overrides))
+
+    def placed(self) -> Self:
+        """Return the command with ``output_dir=DIR`` as Hydra's key for that folder."""
+        given = self.given("output_dir")
+        if not given:
+            return self
+        key = "hydra.sweep.dir" if self.is_multirun else "hydra.run.dir"
+        return self.without("output_dir").with_(f"{key}={given[-1].partition('=')[2]}")
 
     def of_run(self) -> Self:
         """Return the command without the keys that only a multirun or its launcher reads."""

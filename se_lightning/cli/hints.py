@@ -3,13 +3,18 @@
 import difflib
 import re
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from se_lightning.cli.command import GROUPS, Command, key_of
 from se_lightning.cli.targets import LINKS
 
 __all__ = ["hint", "reworded"]
+
+_SEARCH = (
+    "\nTo search with optuna, leave it out: "
+    'python -m se_lightning -m jobs.trials=20 "model.ratio=choice(4,8,16)"'
+)
 
 
 def reworded(error: Exception) -> Exception:
@@ -25,6 +30,8 @@ def hint(error: Exception, command: Command) -> str:
     """Return a line of advice to append to an error message; empty if there is none."""
     if isinstance(error, OSError) and error.filename:
         return "\nRuns are written there: choose a folder with hydra.run.dir=DIR."
+    if isinstance(error, MissingConfigException):
+        return _SEARCH if str(error.missing_cfg_file).startswith("hydra/sweeper/") else ""
     missing = re.match(r"Could not override '([^'@]+)'", str(error))
     return _nearest_key(missing[1], command) if missing else ""
 

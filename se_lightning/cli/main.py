@@ -26,7 +26,7 @@ from se_lightning.cli.null_keys import make_deletable
 from se_lightning.cli.run import rank_failures
 from se_lightning.cli.run.folder import RunFolder, jobs_in, temporary_folder
 from se_lightning.cli.run.resume import resumed as resumed_run
-from se_lightning.cli.schema import VALUES, refuse_unknown_keys
+from se_lightning.cli.schema import refuse_unknown_keys
 from se_lightning.cli.sweep import sweep as sweeps
 from se_lightning.cli.sweep.duplicates import refuse_equal_networks
 from se_lightning.cli.sweep.multirun import Multirun
@@ -52,7 +52,7 @@ def main() -> None:
     command.install()
     try:
         given = command
-        command = resumed_run(resumed_multirun(given))
+        command = resumed_run(resumed_multirun(given)).placed()
         if ranks.external_rank():
             command = _writing_nowhere(command)
         _refuse_missing_configs()
@@ -115,7 +115,7 @@ def _app(cfg: DictConfig) -> float | None:
     global _progress
     _progress = "preparing"
     with open_dict(cfg):
-        for key in VALUES:
+        for key in ("ckpt_path", "resume", "trust"):
             cfg.setdefault(key, None)  # a deleted key is a null one
     with _hydra_raises(_users_full_error):  # for the processes that the job starts
         several = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -142,6 +142,8 @@ def _run(cfg: DictConfig) -> float | None:
         from se_lightning.cli.trust import refuse_untrusted
 
         refuse_untrusted(cfg)
+        with open_dict(cfg):  # a primary config of the user's may lack it
+            cfg.output_dir = str(folder.path)
         options = chosen_options()
         refuse_unknown_keys(cfg, options)
         fit_to_targets(cfg, options)

@@ -22,7 +22,20 @@ from se_lightning.cli.targets import is_shipped
 __all__ = ["FROM_DATA", "VALUES", "check_values", "make", "refuse_unknown_keys"]
 
 # Top-level keys that are not groups.
-VALUES = ("seed", "ckpt_path", "resume", "trust", "checkpoint", "on_nonfinite", "on_oom", "jobs")
+VALUES = (
+    "seed",
+    "ckpt_path",
+    "resume",
+    "output_dir",
+    "tags",
+    "train",
+    "test",
+    "trust",
+    "checkpoint",
+    "on_nonfinite",
+    "on_oom",
+    "jobs",
+)
 # Groups to which users add entries.
 _OPEN = ("callbacks", "logger", "experiment")
 # Nodes that must have a `_target_`.
@@ -59,6 +72,8 @@ def check_values(cfg: DictConfig) -> None:
         )
     if not _fits(_plain(cfg.get("ckpt_path")), str | list[str] | None):
         raise ValueError(f"`ckpt_path` (={cfg.ckpt_path!r}) must be the path of a checkpoint.")
+    if not _fits(_plain(cfg.get("tags")), list[str] | None):
+        raise ValueError(f"`tags` (={cfg.tags!r}) must be a list of words: tags=[first,second].")
     if not _fits(cfg.get("trust"), bool | None):
         raise ValueError(f"`trust` (={cfg.trust!r}) must be true, false or null.")
     if cfg.get("on_oom") not in _ON_OOM:

@@ -37,6 +37,8 @@ _LATER = {
     "lr_scheduler": ("total_steps", "steps_per_epoch"),
     "trainer": ("callbacks", "logger"),
 }
+# Groups whose options change others.
+_CHANGES = ("experiment", "debug")
 _FACTORIES = ("optimizer", "lr_scheduler")
 # Those whose targets are found first, for the sooner a mistake is reported the better.
 _ORDER = (*_FACTORIES, "trainer", "callbacks", "logger", "data", "model", "task")
@@ -51,7 +53,7 @@ def chosen_options() -> DictConfig:
         for override in Command.recorded(composed).task_overrides
         if key_of(override) in GROUPS and key_of(override) not in chosen
     ]
-    names = [group for group in GROUPS if group != "experiment" and chosen.get(group)]
+    names = [group for group in GROUPS if group not in _CHANGES and chosen.get(group)]
     loader = GlobalHydra.instance().config_loader()
     overrides = [*(f"{name}={chosen[name]}" for name in names), *lists]
     return loader.load_configuration(composed.job.config_name, overrides, run_mode=RunMode.RUN)

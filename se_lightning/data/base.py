@@ -3,14 +3,14 @@
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from se_lightning.arguments import positive_integer
+from se_lightning.arguments import plain, positive_integer
 from se_lightning.data.identity import Identity, digest
-from se_lightning.data.options import ImageOptions
+from se_lightning.data.options import ImageOptions, constructor_of
 from se_lightning.data.position import next_batch
 from se_lightning.data.samplers import EvalBatches, OneEpoch, TrainBatches
 from se_lightning.data.transforms.color import ColorJitter
@@ -39,7 +39,9 @@ class ImageDataModule(LightningDataModule):
     """Base class of the datamodules, with an order that depends on (seed, epoch) alone.
 
     The augmentation of a sample depends on (seed, epoch, sample) alone. A subclass sets the class
-    attributes below and implements :meth:`dataset` and :meth:`labels`. Loaders yield
+    attributes below and implements :meth:`dataset` and :meth:`labels`. With ``defaults``, the
+    defaults of the options that its constructor passes on, ``help()`` and Lightning's command line
+    list these options. Loaders yield
     :class:`se_lightning.data.transforms.on_device.ImageBatch`, which unpacks to images and labels.
 
     Args:
@@ -67,6 +69,12 @@ class ImageDataModule(LightningDataModule):
     mean: float | Sequence[float]
     std: float | Sequence[float]
     class_names: Sequence[str]
+    defaults: ClassVar[ImageOptions]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "defaults" in vars(cls):
+            cls.__new__ = constructor_of(cls, cls.defaults)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -90,6 +98,8 @@ class ImageDataModule(LightningDataModule):
         positive_integer("repeats", repeats)
         # One call serves the subclasses too: it collects the arguments of all constructors.
         self.save_hyperparameters()
+        for name, value in self.hparams.items():
+            self.hparams[name] = plain(value)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers

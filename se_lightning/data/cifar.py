@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100."""
 
 from pathlib import Path
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class CIFARDataModule(InMemoryDataModule):
 
     image_size = 32
     in_channels = 3
+    defaults: ClassVar = InMemoryOptions(crop_padding=4, flip=True)
 
     def __init__(
         self,
@@ -87,8 +88,7 @@ class CIFARDataModule(InMemoryDataModule):
                 f"`labels` (={labels!r}) must be one of {', '.join(_NAMES[name])} for {name}; "
                 "coarse labels are the superclasses of cifar100."
             )
-        defaults = InMemoryOptions(crop_padding=4, flip=True)
-        super().__init__(**(defaults | options))
+        super().__init__(**(CIFARDataModule.defaults | options))
         self.set = name
         self.root = Path(root)
         self.kind = labels

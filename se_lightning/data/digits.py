@@ -1,6 +1,6 @@
 """The handwritten digits of scikit-learn: real images without a download."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -40,10 +40,10 @@ class DigitsDataModule(InMemoryDataModule):
     mean = 0.3049
     std = 0.3234
     class_names = tuple("0123456789")
+    defaults: ClassVar = InMemoryOptions(batch_size=64, eval_batch_size=256, crop_padding=4)
 
     def __init__(self, **options: Unpack[InMemoryOptions]) -> None:
-        defaults = InMemoryOptions(batch_size=64, eval_batch_size=256, crop_padding=4)
-        super().__init__(**(defaults | options))
+        super().__init__(**(DigitsDataModule.defaults | options))
 
     def load(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # noqa: D102
         small, labels = load_digits(return_X_y=True)

@@ -1,6 +1,6 @@
 """Random images of any shape, to try out a network or time it."""
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import numpy as np
 
@@ -33,6 +33,7 @@ class FakeDataModule(InMemoryDataModule):
 
     mean = 0.5
     std = 0.2887  # of a uniform distribution on [0, 1]: 1 / sqrt(12)
+    defaults: ClassVar = InMemoryOptions(batch_size=8, eval_batch_size=8)
 
     def __init__(
         self,
@@ -46,8 +47,7 @@ class FakeDataModule(InMemoryDataModule):
         shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
         for name, value in {"size": size, **shape}.items():
             positive_integer(name, value)
-        defaults = InMemoryOptions(batch_size=8, eval_batch_size=8)
-        super().__init__(**(defaults | options))
+        super().__init__(**(FakeDataModule.defaults | options))
         self.size = size
         self.in_channels = in_channels
         self.image_size = image_size

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 from se_lightning.data.files.datamodule import FileDataModule, FileOptions
 from se_lightning.data.files.sources import Source, folder_sources
@@ -32,6 +32,7 @@ class ImageFolderDataModule(FileDataModule):
     """
 
     upright = True
+    defaults: ClassVar[FileOptions] = {}
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """ImageNet, as folders, original tar files or shards."""
 
 from pathlib import Path
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 from se_lightning.data.files.datamodule import FileDataModule, FileOptions
 from se_lightning.data.files.sources import Source, imagenet_class_names, imagenet_sources
@@ -27,6 +27,7 @@ class ImageNetDataModule(FileDataModule):
     """
 
     upright = False
+    defaults: ClassVar[FileOptions] = {}
 
     def __init__(self, root: str = "data/imagenet", **options: Unpack[FileOptions]) -> None:
         super().__init__(**options)

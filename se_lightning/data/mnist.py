@@ -1,7 +1,7 @@
 """MNIST and the data sets in its format, Fashion-MNIST and KMNIST."""
 
 from pathlib import Path
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import numpy as np
 
@@ -73,6 +73,7 @@ class MNISTDataModule(InMemoryDataModule):
     """
 
     image_size = 28
+    defaults: ClassVar = InMemoryOptions(crop_padding=2)
 
     def __init__(
         self,
@@ -86,8 +87,7 @@ class MNISTDataModule(InMemoryDataModule):
     ) -> None:
         if name not in _SETS:
             raise ValueError(f"`name` (={name!r}) must be one of {', '.join(_SETS)}.")
-        defaults = InMemoryOptions(crop_padding=2)
-        super().__init__(**(defaults | options))
+        super().__init__(**(MNISTDataModule.defaults | options))
         self.folder, self.mean, self.std, self.class_names = _SETS[name]
         self.root = Path(root)
         self.download = download

@@ -10,7 +10,9 @@ from typing import Any, ClassVar, TypedDict, Unpack, get_args, get_origin, get_t
 from torch import nn
 
 from se_lightning import models
-from se_lightning.models.layers.options import own_options
+from se_lightning.arguments import argument_docs, plain
+from se_lightning.models.layers.gates import GATES
+from se_lightning.models.layers.options import HeadOptions, StagedGateOptions, own_options
 from se_lightning.modules.classifier import TRAINING_OPTIONS, ImageClassifier
 
 __all__ = [
@@ -66,12 +68,14 @@ class FamilyModule(ImageClassifier):
         if "network" in vars(cls) and "__init__" not in vars(cls):
             cls._signature = _signature(cls.network)
             cls.__init__ = _with_signature(cls._signature)  # type: ignore[method-assign]
+            cls.__init__.__doc__ = _docs(cls.network)
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         given = self._signature.bind(*arguments, **options).arguments
         # `save_hyperparameters` reads `options` from this frame: the given options and the defaults
         # of the network, without those of its gates, head and training.
-        options = given.pop("unknown", {}) | given
+        given = given.pop("unknown", {}) | given
+        options = {name: plain(value) for name, value in given.items()}
         unsaved = {*_GATES, *_HEAD, *own_options(), *TRAINING_OPTIONS, "unknown"}
         for name, parameter in self._signature.parameters.items():
             if name not in unsaved:
@@ -135,6 +139,13 @@ def _with_signature(signature: Signature) -> Any:
     copy.__signature__ = Signature([Parameter("self", Parameter.POSITIONAL_ONLY), *parameters])
     copy.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
     return copy
+
+
+def _docs(network: Callable[..., nn.Module]) -> str:
+    """Return the documentation of the arguments of a network and its gates."""
+    gates = [gate for gate in GATES.values() if isinstance(gate, type)]
+    classes = reversed(network.__mro__) if isinstance(network, type) else [network]
+    return argument_docs(*gates, models.Excitation, HeadOptions, StagedGateOptions, *classes)
 
 
 class SEResNetModule(FamilyModule):

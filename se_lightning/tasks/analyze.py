@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from se_lightning.atomic import write_text
 from se_lightning.excitation import (
     ExcitationStatistics,
     ExcitationSummary,
@@ -85,7 +86,7 @@ def analyze(
     sections = [_picture(figure, out) for figure in figures(found.summary, chosen)]
     sections += [health(found.reports), cost(found.costs)]
     title = f"Gates of {type(model.backbone).__name__}"
-    (out / "report.html").write_text(page(title, facts, sections), encoding="utf-8")
+    write_text(out / "report.html", page(title, facts, sections))
     _save_arrays(found.summary, out / "statistics.npz")
     for report in found.reports:
         for finding in report.findings:

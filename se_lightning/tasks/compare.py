@@ -64,7 +64,7 @@ def compare(
         f"{name} (accuracy {hits / images:.4f})" for name, hits in zip(names, correct, strict=True)
     ]
     heading = f"the gates of two networks on {images} images ({split})"
-    (out / "compare.md").write_text(_markdown(drifts, heading, accuracies))
+    write_text(out / "compare.md", _markdown(drifts, heading, accuracies))
     draw_drift(drifts, f"Similarity of {heading}").savefig(out / "compare.png", dpi=120)
     _log_table(drifts)
     log.info("table          %s", out / "compare.md")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from se_lightning.arguments import one_of
-from se_lightning.atomic import write_json
+from se_lightning.atomic import write_json, write_text
 from se_lightning.checkpoint import read_checkpoint
 from se_lightning.excitation.folding.fold import FoldReport, fold_gates
 from se_lightning.excitation.taps import require_gates
@@ -90,7 +90,7 @@ def fold(
     facts |= {"batch_size": len(images), "device": str(device), **metrics}
     write_json(out / "fold.json", facts | asdict(report))
     text = _summary(report, metrics, split, test_split, len(images))
-    (out / "fold.md").write_text(text + "\n" + _table(report))
+    write_text(out / "fold.md", text + "\n" + _table(report))
     log.info("%s", text)
     log.info("checkpoint     %s", out / "folded.ckpt")
     return metrics

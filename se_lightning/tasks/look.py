@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from se_lightning.atomic import write_text
 from se_lightning.data.base import ImageDataModule
+from se_lightning.excitation.plots.names import legible, plain_text
 from se_lightning.lightning import LightningDataModule
 from se_lightning.tables import csv_table
 
@@ -53,7 +53,7 @@ def look(
         for split in ("train", "val", "test")
     }
     out = Path(folder)
-    _draw_sheet(pixels, [_caption(label, names) for label in labels], out / "look.png")
+    _draw_sheet(pixels, labels, names, out / "look.png")
     _draw_counts(counts, names, out / "class_counts.png")
     rows = zip(names, *(each.tolist() for each in counts.values()), strict=True)
     write_text(out / "class_counts.csv", csv_table(["class", *counts], rows))
@@ -87,8 +87,10 @@ def _caption(label: Tensor, names: Sequence[str]) -> str:
     return "\n".join(f"{share:.2f} {names[index]}" for share, index in parts if share > 0.005)
 
 
-@matplotlib.rc_context({"text.parse_math": False})  # names of classes may contain $
-def _draw_sheet(pixels: Tensor, captions: Sequence[str], path: Path) -> None:
+@plain_text
+def _draw_sheet(pixels: Tensor, labels: Tensor, names: Sequence[str], path: Path) -> None:
+    called = list(map(legible, names))
+    captions = [_caption(label, called) for label in labels]
     columns = math.ceil(math.sqrt(1.5 * len(pixels)))
     rows = math.ceil(len(pixels) / columns)
     figure = Figure(figsize=(1.3 * columns, 1.55 * rows), layout="constrained")
@@ -103,15 +105,16 @@ def _draw_sheet(pixels: Tensor, captions: Sequence[str], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-@matplotlib.rc_context({"text.parse_math": False})
+@plain_text
 def _draw_counts(counts: dict[str, np.ndarray], names: Sequence[str], path: Path) -> None:
+    shown = [legible(name) for name in names[:50]]
     figure = Figure(figsize=(8, 3 * len(counts)), layout="constrained")
     plots = figure.subplots(len(counts), 1, sharex=True)
     for axes, (split, each) in zip(plots, counts.items(), strict=True):
         axes.bar(range(len(names)), each, width=1 if len(names) > 50 else 0.8)
         axes.set_ylabel(f"images in {split}")
     if len(names) <= 50:
-        plots[-1].set_xticks(range(len(names)), names, rotation=45, ha="right")
+        plots[-1].set_xticks(range(len(names)), shown, rotation=45, ha="right")
     else:
         plots[-1].set_xlabel("class")
     figure.savefig(path, dpi=120)

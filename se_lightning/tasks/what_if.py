@@ -68,7 +68,7 @@ def what_if(
     out = Path(folder)
     names = _short([row.block for row in rows])
     _save(rows, out)
-    (out / "what_if.md").write_text(_table(rows, names, split))
+    write_text(out / "what_if.md", _table(rows, names, split))
     draw_what_if(rows, names, split).savefig(out / "what_if.png", dpi=120)
     log.info("%s", _words(rows, names, split))
     log.info("what if        %s", out / "what_if.png")

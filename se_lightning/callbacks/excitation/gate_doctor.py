@@ -99,10 +99,10 @@ class GateDoctor(ExcitationCallback):
         text = report_text(self.reports)
         log.info("Gates on the validation set:\n%s", text)
         with publish.output(trainer, "doctor.txt") as file:
-            file.write_text(text + "\n")
+            file.write_text(text + "\n", encoding="utf-8")
             self.path = Path(trainer.default_root_dir) / "excitation" / "doctor.txt"
         with publish.output(trainer, "doctor.csv") as file:
-            file.write_text(report_csv(self.reports))
+            file.write_text(report_csv(self.reports), encoding="utf-8")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the number of validations of each finding, and the findings already reported."""

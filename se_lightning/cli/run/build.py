@@ -9,7 +9,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -50,6 +50,7 @@ def build(
         _continue(cfg)
     (path,) = checkpoint_paths(cfg, count=1)
     model, datamodule = _new(cfg, path) if trains else rebuild(cfg, path)
+    trains = trains and cfg.get("train", True)
     if not is_further_rank() and external_rank() is None:
         # Before loggers and ranks start, so that an error in the data is reported once.
         datamodule.prepare_data()
@@ -121,7 +122,7 @@ def _new(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.Ligh
     datamodule = make(cfg.data, "data", pl.LightningDataModule)
     read = None if path is None else checkpoint.read_checkpoint(path, any_module=_is_foreign(cfg))
     if read is not None:
-        _expect(read, datamodule, strict=True)
+        _expect(read, datamodule, strict=cfg.get("train", True))
     fill_in(cfg, datamodule)
     model = make(cfg.model, "model", pl.LightningModule)
     if read is not None and isinstance(model, ImageClassifier):
@@ -154,11 +155,18 @@ def _trainer(cfg: DictConfig, record: Record | None) -> pl.Trainer:
         cfg.trainer.enable_checkpointing = any(
             isinstance(c, Checkpoint) for c in parts["callbacks"]
         )
+    if not parts["logger"]:
+        parts["callbacks"] = [c for c in parts["callbacks"] if not _needs_logger(c)]
     _check_names(parts["callbacks"])
     parts["callbacks"] += [] if record is None else [record]
     # None would be Lightning's default logger.
     parts["logger"] = parts["logger"] or False  # type: ignore[assignment]
     return make(cfg.trainer, "trainer", pl.Trainer, **parts)
+
+
+def _needs_logger(callback: pl.Callback) -> bool:
+    """Return whether Lightning refuses a callback in a trainer without loggers."""
+    return isinstance(callback, LearningRateMonitor)
 
 
 def _check_names(callbacks: list[pl.Callback]) -> None:
@@ -209,6 +217,8 @@ def _is_last_checkpoint(target: Any) -> bool:
 def _check_start(cfg: DictConfig) -> None:
     """Refuse two starting points, and warn about frozen random weights."""
     weights = cfg.model.get("weights")
+    if not (cfg.get("train", True) or cfg.ckpt_path or weights):
+        log.warning("train=false tests random weights: pass ckpt_path= or model.weights=.")
     if cfg.ckpt_path is not None and weights is not None:
         raise ValueError("`ckpt_path` and `model.weights` both set the initial weights; drop one.")
     if cfg.model.get("freeze") is not None and cfg.ckpt_path is None and weights is None:

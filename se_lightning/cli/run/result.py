@@ -29,6 +29,7 @@ class RunResult(TypedDict, total=False):
     model: str  # the option, or the class rebuilt from a checkpoint
     data: str  # the same
     seed: int
+    tags: list[str]
     parameters: int
     gates: int
     hidden_widths: dict[str, int]  # by module path

@@ -23,6 +23,9 @@ _FIXED = (
     "seed",
     "task",
     "experiment",
+    "debug",
+    "train",
+    "test",
     "ckpt_path",
     "callbacks",
     "trainer.precision",
@@ -91,7 +94,7 @@ def _recorded(folder: RunFolder) -> tuple[DictConfig, str | None]:
 
 
 def _refuse_changes(changes: Command) -> None:
-    own = changes.given("hydra.run.dir", "hydra.output_subdir")
+    own = changes.given("output_dir", "hydra.run.dir", "hydra.output_subdir")
     for argument in (*changes.flags, *own):
         raise ValueError(f"`resume` takes the command from the run; leave out {argument}.")
     for override in changes.given(*_FIXED):
@@ -131,7 +134,7 @@ def _slurm(command: Command) -> Command:
         or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
         or CHILD in os.environ
         or command.flags
-        or command.given("hydra.run.dir", "hydra.mode")
+        or command.given("output_dir", "hydra.run.dir", "hydra.mode")
     ):
         return command
     job = os.environ["SLURM_JOB_ID"]

@@ -43,16 +43,15 @@ def run(cfg: DictConfig) -> float | None:
         check_values(cfg)
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         task = make(cfg.task, "task", Callable)  # type: ignore[arg-type]
-        if cfg.resume is not None and not _trains(task):
-            raise ValueError(
-                f"`resume` (={cfg.resume}) continues training runs only; rerun this task."
-            )
+        if not _trains(task):
+            _refuse_training_options(cfg)
         result = _caller(task)(cfg, task)
         rank_failures.part()
     except BaseException:
         finish_wandb(failed=True)
         raise
     result["status"] = "completed"
+    result["tags"] = list(cfg.get("tags") or [])
     result.update(identity())
     result["wall_time_s"] = round(time.time() - start, 2)
     result["versions"] = {package: version(package) for package in _PACKAGES}
@@ -67,6 +66,15 @@ def run(cfg: DictConfig) -> float | None:
 def _trains(task: Task) -> bool:
     """Return whether a task trains, by the attribute that :func:`se_lightning.tasks.fit` sets."""
     return getattr(task.func if isinstance(task, partial) else task, "trains", False)
+
+
+def _refuse_training_options(cfg: DictConfig) -> None:
+    """Refuse the options of training runs with another task."""
+    if cfg.resume is not None:
+        raise ValueError(f"`resume` (={cfg.resume}) continues training runs only; rerun this task.")
+    for name in ("train", "test"):
+        if not cfg.get(name, True):
+            raise ValueError(f"`{name}=false` is an option of task=fit; leave it out.")
 
 
 def _caller(task: Task) -> Callable[[DictConfig, Task], RunResult]:

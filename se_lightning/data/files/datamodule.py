@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
@@ -62,6 +62,7 @@ class FileDataModule(ImageDataModule):
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
     upright: bool
+    defaults: ClassVar[FileOptions] = {"batch_size": 32, "eval_batch_size": 128}
 
     def __init__(
         self,
@@ -77,8 +78,7 @@ class FileDataModule(ImageDataModule):
         num_workers: int | None = None,
         **options: Unpack[ImageOptions],
     ) -> None:
-        options = ImageOptions(batch_size=32, eval_batch_size=128) | options
-        super().__init__(num_workers=num_workers, **options)
+        super().__init__(num_workers=num_workers, **(FileDataModule.defaults | options))
         check_interpolation(interpolation)
         positive_integer("image_size", image_size)
         self.image_size = image_size

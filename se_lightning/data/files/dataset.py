@@ -1,6 +1,7 @@
 """Image files as a data set of batches, and the handling of unreadable files."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,15 @@ class BadFiles:
         if not self._new:
             return
         path = folder / BAD_FILES
-        lines = [f"{name}: {reason}\n" for name, reason in sorted(self._new.items())]
+        lines = [
+            f"{name}: {reason}".replace("\n", "\\n") + "\n"
+            for name, reason in sorted(self._new.items())
+        ]
         folder.mkdir(parents=True, exist_ok=True)
-        # In a single write, because the ranks share the file.
-        with path.open("a") as file:
-            file.write("".join(lines))
+        # In a single write, because the ranks share the file. Names that are not UTF-8 are written
+        # as they are, for programs that read the list.
+        with path.open("ab") as file:
+            file.write(os.fsencode("".join(lines)))
         log.warning("%d files cannot be read and were skipped; see %s.", len(lines), path)
         self._known |= set(self._new)
         self._new = {}

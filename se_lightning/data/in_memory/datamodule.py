@@ -1,7 +1,7 @@
 """Data sets of small images, each held in memory as one tensor."""
 
 from collections.abc import Callable, Sequence
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -76,6 +76,7 @@ class InMemoryDataModule(ImageDataModule):
     """
 
     in_channels = 1
+    defaults: ClassVar[InMemoryOptions] = {}
 
     def __init__(
         self,

@@ -12,12 +12,13 @@ from matplotlib.ticker import MaxNLocator
 
 from se_lightning.excitation.class_choice import evenly
 from se_lightning.excitation.curves import find_layers
+from se_lightning.excitation.plots.names import legible, plain_text
 from se_lightning.excitation.summary import ExcitationSummary
 
 __all__ = ["draw_curves", "draw_spread"]
 
 
-@matplotlib.rc_context({"text.parse_math": False})  # names of classes may contain $
+@plain_text
 def draw_curves(
     summary: ExcitationSummary,
     names: Mapping[int, str],
@@ -49,7 +50,7 @@ def draw_curves(
     return figure
 
 
-@matplotlib.rc_context({"text.parse_math": False})
+@plain_text
 def draw_spread(
     summary: ExcitationSummary,
     names: Mapping[int, str],
@@ -88,8 +89,10 @@ def _seen(
     summary: ExcitationSummary, names: Mapping[int, str], title: str
 ) -> tuple[dict[int, str], str]:
     """Return the classes that have samples, and the title, which lists the others."""
-    seen = {label: name for label, name in names.items() if summary.class_samples(label)}
-    missing = [name for label, name in names.items() if label not in seen]
+    shown = {label: legible(name) for label, name in names.items()}
+    seen = {label: name for label, name in shown.items() if summary.class_samples(label)}
+    missing = [name for label, name in shown.items() if label not in seen]
+    title = legible(title, keep="\n")
     if missing:
         title += f"\nno samples of {_listed(missing)}"
     return seen, title
@@ -125,6 +128,10 @@ def _panels(
     summary: ExcitationSummary, layers: Sequence[str | int] | None, channels: int, heading: str
 ) -> tuple[Figure, list[_Panel]]:
     chosen = find_layers(summary.layers, layers)
+    titles = {
+        layer: legible(name) + (": never executed" if name in summary.unseen else "")
+        for layer, name in enumerate(summary.layers)
+    }
     columns = min(3, len(chosen))
     rows = -(-len(chosen) // columns)
     size = (max(3.4 * columns, 6), 2.3 * rows + 1.1)
@@ -134,9 +141,7 @@ def _panels(
         axes.remove()
     panels = []
     for axes, layer in zip(grid.flat, chosen, strict=False):
-        name = summary.layers[layer]
-        called = "" if name not in summary.unseen else ": never executed"
-        axes.set_title(f"{name}{called}", fontsize=9)
+        axes.set_title(titles[layer], fontsize=9)
         axes.set_ylim(summary.edges[0], summary.edges[-1])
         axes.grid(visible=True, alpha=0.3)
         axes.tick_params(labelsize=8)

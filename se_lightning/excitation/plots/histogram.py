@@ -8,6 +8,8 @@ from matplotlib.colors import PowerNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from se_lightning.excitation.plots.names import legible, plain_text
+
 __all__ = ["draw_epochs", "draw_histogram", "is_dark"]
 
 
@@ -16,6 +18,7 @@ def is_dark() -> bool:
     return sum(to_rgb(matplotlib.rcParams["text.color"])) > 1.5
 
 
+@plain_text
 def draw_histogram(
     layers: Sequence[str], counts: np.ndarray, title: str, lower: float = 0.0, upper: float = 1.0
 ) -> Figure:
@@ -28,6 +31,7 @@ def draw_histogram(
         lower: Lower end of the bins.
         upper: Upper end of the bins.
     """
+    layers, title = list(map(legible, layers)), legible(title, keep="\n")
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(7.5, 1.4 + 0.26 * len(layers)), layout="constrained")
     axes = figure.add_subplot()
@@ -56,6 +60,7 @@ def draw_histogram(
     return figure
 
 
+@plain_text
 def draw_epochs(
     layers: Sequence[str], epochs: Sequence[float], means: np.ndarray, title: str
 ) -> Figure:
@@ -67,6 +72,7 @@ def draw_epochs(
         means: Mean gates, (E, L). NaN is left blank.
         title: Title of the figure.
     """
+    layers, title = list(map(legible, layers)), legible(title, keep="\n")
     count = len(epochs)
     figure = Figure(figsize=(7.5, 1.4 + 0.26 * len(layers)), layout="constrained")
     axes = figure.add_subplot()

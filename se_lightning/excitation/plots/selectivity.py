@@ -11,12 +11,14 @@ from matplotlib.ticker import MaxNLocator
 
 from se_lightning.excitation.class_choice import evenly
 from se_lightning.excitation.plots.histogram import is_dark
+from se_lightning.excitation.plots.names import legible, plain_text
 
 __all__ = ["draw_selectivity", "draw_selectivity_epochs"]
 
 _MEANING = "share of the gate variance that is between classes"
 
 
+@plain_text
 def draw_selectivity(layers: Sequence[str], values: np.ndarray, title: str) -> Figure:
     """Draw one bar per layer, the first layer on top.
 
@@ -25,6 +27,7 @@ def draw_selectivity(layers: Sequence[str], values: np.ndarray, title: str) -> F
         values: Selectivity of each layer, (L,), in [0, 1]. NaN draws no bar.
         title: Title of the figure.
     """
+    layers, title = list(map(legible, layers)), legible(title, keep="\n")
     values = np.asarray(values, dtype=float)
     figure = Figure(figsize=(7.5, 1.3 + 0.26 * len(layers)), layout="constrained")
     axes = figure.add_subplot()
@@ -57,6 +60,7 @@ def draw_selectivity(layers: Sequence[str], values: np.ndarray, title: str) -> F
     return figure
 
 
+@plain_text
 def draw_selectivity_epochs(
     layers: Sequence[str], epochs: Sequence[float], values: np.ndarray, title: str
 ) -> Figure:
@@ -68,6 +72,7 @@ def draw_selectivity_epochs(
         values: Selectivity, (E, L), in [0, 1]. NaN leaves a gap.
         title: Title of the figure.
     """
+    layers, title = list(map(legible, layers)), legible(title, keep="\n")
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
     colors = _depths()

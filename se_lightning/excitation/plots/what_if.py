@@ -7,11 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from se_lightning.excitation.plots.names import legible, plain_text
 from se_lightning.excitation.what_if import ALL_BLOCKS, WhatIfRow, drops_by_block
 
 __all__ = ["draw_what_if"]
 
 
+@plain_text
 def draw_what_if(rows: Sequence[WhatIfRow], names: Mapping[str, str], split: str) -> Figure:
     """Draw the drops in accuracy: one group of bars per block, one bar per replacement.
 
@@ -21,6 +23,7 @@ def draw_what_if(rows: Sequence[WhatIfRow], names: Mapping[str, str], split: str
         split: Name of the split, for the title.
     """
     drops = drops_by_block(rows)
+    names = {block: legible(name) for block, name in names.items()}
     several = {row.block for row in rows[1:] if row.gates > 1} | {ALL_BLOCKS}
     single = {block: each for block, each in drops.items() if block not in several}
     together = {block: each for block, each in drops.items() if block in several}

@@ -43,13 +43,24 @@ class GateOptions(TypedDict, total=False):
 
 
 class HeadOptions(TypedDict, total=False):
-    """Options of the last layers, see :class:`se_lightning.models.ImageNetwork`."""
+    """Options of the last layers, see :class:`se_lightning.models.ImageNetwork`.
+
+    Args:
+        global_pool: Pool before the classifier: ``"avg"``, ``"max"``, or another one that the
+            network's ``pools`` lists.
+    """
 
     global_pool: str
 
 
 class StagedGateOptions(GateOptions, HeadOptions, total=False):
-    """Options of a family with stages: also one ratio per stage, and a selection of stages."""
+    """Options of a family with stages: also one ratio per stage, and a selection of stages.
+
+    Args:
+        ratio: Reduction ratio r, at least 1, or a list with that of each stage; the hidden width is
+            ``max(1, C // r)``.
+        stages: Numbers of the stages with gates, counted from 1; None for all stages.
+    """
 
     stages: Sequence[int] | None
 

@@ -17,5 +17,5 @@ def test_only_the_plots_draw():
         if re.search(r"^\s*(import|from) matplotlib", path.read_text(), re.MULTILINE)
     }
     plots = {name for name in found if name.startswith("excitation/plots/")}
-    assert len(plots) == 5
+    assert len(plots) == 6
     assert found - plots - {"tasks/look.py"} == HANDLERS

@@ -99,6 +99,13 @@ class _Cut(NamedTuple):
         indices = self.by(found.source, val, test, self.seed)
         if not test:
             del indices["test"]
+        elif not len(indices["test"]) and len(indices["val"]):
+            log.warning(
+                "The split of %s leaves no test images, so the validation images are used. Add "
+                "images, or change data.test_fraction or data.split_seed.",
+                root,
+            )
+            del indices["test"]
         for split, some in indices.items():
             if lacking := _lacking(found.source.labels[some], found.classes):
                 _lacks(root, split, lacking, empty=not len(some))

@@ -401,6 +401,16 @@ def test_an_empty_split_is_refused_and_a_class_without_one_is_a_warning(tmp_path
         folder_sources(root, val_fraction=1e-6, **options)
 
 
+@pytest.mark.parametrize("count", [9, 12, 20])
+def test_few_images_are_tested_on_those_of_val_with_a_warning(tmp_path, caplog, count):
+    root = put_classes(tmp_path / "root", {"a": count})
+    options = {"val_fraction": 0.4, "test_fraction": 1e-9}
+    caplog.clear()
+    sources, _ = folder_sources(root, **options, split_seed=0)
+    assert sources["test"] is sources["val"]
+    assert "leaves no test images, so the validation images are used" in caplog.text
+
+
 def test_a_missing_folder_is_reported_with_both_ways_out(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none is not a folder\. Put .*data\.root"):
         folder_sources(tmp_path / "none", **CUT)
