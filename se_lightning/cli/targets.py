@@ -138,7 +138,7 @@ def _refuse(path: str, node: dict[str, Any], found: Taken, ours: set[str]) -> No
     wrong = [key for key in values if key not in (*found.names, *ours)]
     if wrong and found.refuses:
         near = (match for key in wrong for match in difflib.get_close_matches(key, found.names, 1))
-        meant = [f"`{path}.{name}`" for name in near if name not in values]
+        meant = [f"`{path}.{name}`" for name in near]
         advice = f"Did you mean {', '.join(meant)}? " if meant else ""
         raise ValueError(
             f"{path}: {target} does not take {_listed(wrong)}. {advice}It takes "
