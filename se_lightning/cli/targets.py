@@ -101,7 +101,7 @@ def fit_to_targets(cfg: DictConfig, options: DictConfig) -> None:
             }
             _refuse(path, node, found, ours)
             _leave_out(cfg, path, node, found, ours)
-    model = plain["model"]
+    model = plain.get("model") or {}
     for group in _FACTORIES:
         if group in model and group not in cfg.model:
             _refuse_unread(group, model["_target_"], given)
