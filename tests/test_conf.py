@@ -256,7 +256,7 @@ def test_another_app_can_use_a_model_file_alone():
 
 def test_the_page_on_python_states_where_the_command_line_has_other_defaults():
     text = " ".join((CONF.parent / "docs" / "python.md").read_text().split())
-    config, module = composed(), SEResNetModule(20)
+    config, module = composed(), SEResNetModule(20, ratio=4)
     optimizer = module.configure_optimizers()
     assert module.label_smoothing == 0
     assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.1, 0.9)
