@@ -17,7 +17,6 @@ __all__ = ["ContinuedCSVLogger", "GracefulWandbLogger", "finish_wandb"]
 log = logging.getLogger(__name__)
 
 _PROJECT = "se_lightning"
-_BEST = {"val/loss": "min", "val/acc1": "max", "val/acc5": "max"}
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -59,18 +58,28 @@ class _Rows(ExperimentWriter):
         rows = self._read()
         self.rows = len(rows)
         self.metrics_keys = list(rows[0]) if rows else []
+        self._written = self._size()
+
+    def _size(self) -> int:
+        return self._path.stat().st_size if self._path.is_file() else 0
+
+    def _refresh(self) -> None:
+        """Adopt the file if another process has written to it, as with ddp_spawn and ddp_fork."""
+        if self._size() != self._written:
+            self._adopt()
 
     def _check_log_dir_exists(self) -> None:
         """Do not delete anything."""
 
     def save(self) -> None:
+        self._refresh()
         logged = len(self.metrics)
-        if logged and not self.metrics_keys:
-            self._adopt()  # with ddp_spawn, another process has written during the fit
         super().save()
         self.rows += logged
+        self._written = self._size()
 
     def keep(self, rows: int) -> None:
+        self._refresh()
         self.metrics = []
         self.rows = rows
         if rows:
@@ -78,6 +87,7 @@ class _Rows(ExperimentWriter):
         else:
             self.metrics_keys = []
             self._path.unlink(missing_ok=True)
+            self._written = 0
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self._write(self._read(), fieldnames)
@@ -95,6 +105,7 @@ class _Rows(ExperimentWriter):
         writer.writeheader()
         writer.writerows(rows)
         write_text(self._path, text.getvalue())
+        self._written = self._size()
 
 
 class GracefulWandbLogger(WandbLogger):
@@ -103,8 +114,10 @@ class GracefulWandbLogger(WandbLogger):
     W&B's own settings apply: an argument that is None is taken from its environment variables
     (``WANDB_PROJECT``, ``WANDB_NAME``, ``WANDB_MODE``, ...) or settings files. If they do not set
     the mode, the run is online if W&B has a key (from ``wandb login``, ``WANDB_API_KEY`` or a netrc
-    file) and its server responds in time. The summary of the run has the best of each metric of
-    validation, for example ``val/acc1.max`` and ``val/loss.min``.
+    file) and its server responds in time.
+
+    Attributes:
+        default_name: Name of a new run if neither ``name`` nor W&B's settings give one.
 
     Args:
         project: W&B project. None: W&B's setting, or else ``se_lightning``.
@@ -130,6 +143,7 @@ class GracefulWandbLogger(WandbLogger):
         self._id_file = None if id_file is None else Path(id_file)
         self._wandb_init.pop("anonymous", None)  # W&B warns about it, even if None
         self._init_timeout = init_timeout
+        self.default_name: str | None = None
         self._given = {"resume", "mode"} & options.keys()
         if project is not None:
             self._given.add("project")
@@ -154,6 +168,8 @@ class GracefulWandbLogger(WandbLogger):
             self._wandb_init["project"] = self._project
         if "resume" not in self._given and "resume" in theirs.model_fields_set:
             self._wandb_init["resume"] = None
+        if self._name is None:
+            self._wandb_init["name"] = theirs.run_name or self.default_name
         self._continue()
         mode, why = self._mode(theirs)
         self._wandb_init["mode"] = mode
@@ -164,8 +180,6 @@ class GracefulWandbLogger(WandbLogger):
             why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             self._wandb_init["mode"] = "offline"
             run = super().experiment
-        for metric, best in _BEST.items():
-            run.define_metric(metric, step_metric="trainer/global_step", summary=best)
         self._keep_id(run.id)
         self._say(run, why)
 
@@ -203,7 +217,7 @@ class GracefulWandbLogger(WandbLogger):
         if self._id_file is None or not self._id_file.is_file():
             return
         project, _, run = self._id_file.read_text().strip().rpartition("/")
-        self._wandb_init["id"] = run
+        self._wandb_init |= {"id": run, "name": self._name}  # a new name only if it is given
         if project:
             self._project = self._wandb_init["project"] = project
 

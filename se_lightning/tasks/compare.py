@@ -6,6 +6,7 @@ from itertools import tee
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from se_lightning.atomic import write_text
 from se_lightning.excitation import ExcitationStatistics, Taps
@@ -57,11 +58,18 @@ def compare(
             f"task=compare needs two checkpoints, got {len(models)}: ckpt_path=[A.ckpt,B.ckpt]."
         )
     drifts, correct, images = _measure(models, datamodule, split, names)
+    if _equal(models):
+        log.warning(
+            "%s and %s hold equal weights. best.ckpt equals last.ckpt if the last epoch was the "
+            "best; checkpoint.top_k=K keeps several epochs.",
+            *names,
+        )
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "compare.csv", csv_table(Drift._fields, drifts))
     accuracies = [
-        f"{name} (accuracy {hits / images:.4f})" for name, hits in zip(names, correct, strict=True)
+        f"{name} (accuracy {100 * hits / images:.2f} %)"
+        for name, hits in zip(names, correct, strict=True)
     ]
     heading = f"the gates of two networks on {images} images ({split})"
     write_text(out / "compare.md", _markdown(drifts, heading, accuracies))
@@ -76,6 +84,13 @@ def compare(
     }
 
 
+def _equal(models: Sequence[ImageClassifier]) -> bool:
+    first, second = (model.state_dict() for model in models)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
+
+
 def _measure(
     models: Sequence[ImageClassifier],
     datamodule: LightningDataModule,
@@ -85,7 +100,7 @@ def _measure(
     """Return the drift of each layer, the correct images of each model, and the image count."""
     device = device_of(models[0])
     require_gates(models[0].backbone)
-    with Taps(models[0].backbone) as first, Taps(models[1].backbone) as second:
+    with Taps(models[0]) as first, Taps(models[1]) as second:
         taps = (first, second)
         check_comparable(first, second, names)
         lows, highs = zip(*(each.ends for each in taps), strict=True)

@@ -27,7 +27,8 @@ from se_lightning.cli.run.recorded import (
 from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.schema import make
 from se_lightning.cli.targets import given_keys
-from se_lightning.data.base import ImageDataModule, cores
+from se_lightning.data.base import ImageDataModule
+from se_lightning.data.cores import cores
 from se_lightning.modules import ImageClassifier
 from se_lightning.ranks import external_rank, is_further_rank
 
@@ -55,10 +56,10 @@ def build(
         # Before loggers and ranks start, so that an error in the data is reported once.
         datamodule.prepare_data()
         datamodule.setup("fit" if trains else "test")
-    trainer = _trainer(cfg, Record(cfg, model, datamodule) if trains else None)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-    return trainer, model, datamodule
+    # The whole config is logged, which contains their options.
+    for part in (model, datamodule):
+        part._log_hyperparams = False
+    return _trainer(cfg, Record(cfg, model, datamodule) if trains else None), model, datamodule
 
 
 def checkpoint_paths(cfg: DictConfig, *, count: int) -> list[str | None]:
