@@ -85,7 +85,8 @@ def fit_to_targets(cfg: DictConfig, options: DictConfig) -> None:
         ValueError: If a target does not take other parameters, or needs more; all are named.
     """
     given = given_keys()
-    plain, before = (OmegaConf.to_container(each) for each in (cfg, options))
+    plain: Any = OmegaConf.to_container(cfg)
+    before: Any = OmegaConf.to_container(options)
     for group in _ORDER:
         for path, node in _nodes(plain.get(group), group):
             found = taken(node["_target_"])
@@ -144,7 +145,7 @@ def _refuse(path: str, node: dict[str, Any], found: Taken, ours: set[str]) -> No
             f"{path}: {target} does not take {_listed(wrong)}. {advice}It takes "
             f"{', '.join(found.names) or 'nothing'}."
         )
-    later = _LATER.get(path, ())
+    later: tuple[str, ...] = _LATER.get(path, ())
     if path in _FACTORIES:
         later += found.required[:1]
     elif node.get("_partial_") or node.get("_args_"):
