@@ -4,7 +4,6 @@ Otherwise text in place of a number fails deep inside a library, or counts as tr
 the schema.
 """
 
-import difflib
 import math
 import typing
 from collections import abc
@@ -16,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from se_lightning.cli.command import GROUPS
+from se_lightning.cli.hints import nearest_key
 from se_lightning.cli.signatures import hints
 from se_lightning.cli.targets import is_shipped
 
@@ -215,7 +215,7 @@ def refuse_unknown_keys(cfg: DictConfig, options: DictConfig) -> None:
     Raises:
         ValueError: If a key is unknown; the message suggests the nearest one.
     """
-    _refuse_others(cfg, (*GROUPS, *VALUES))
+    _refuse_others(cfg, (*GROUPS, *VALUES), options)
     for group in {*GROUPS, "checkpoint", "jobs"} - set(_OPEN):
         node, option = cfg.get(group), options.get(group)
         if not isinstance(node, DictConfig) or not isinstance(option, DictConfig):
@@ -224,12 +224,14 @@ def refuse_unknown_keys(cfg: DictConfig, options: DictConfig) -> None:
             continue  # its signature decides
         if node.get("_target_") == option.get("_target_"):
             # A list, since `in` is False for the keys of a DictConfig that have no value.
-            _refuse_others(node, list(option), f"{group}.")
+            _refuse_others(node, list(option), options, f"{group}.")
 
 
-def _refuse_others(node: DictConfig, known: Collection[Any], prefix: str = "") -> None:
+def _refuse_others(
+    node: DictConfig, known: Collection[Any], shipped: DictConfig, prefix: str = ""
+) -> None:
     for key in map(str, node):
         if key not in known:
-            near = difflib.get_close_matches(key, map(str, known), n=1)
-            advice = f" Did you mean `{prefix}{near[0]}`?" if near else ""
+            near = nearest_key(f"{prefix}{key}", shipped)
+            advice = f" Did you mean `{near}`?" if near else ""
             raise ValueError(f"There is no config key `{prefix}{key}`.{advice}")

@@ -40,6 +40,7 @@ _HYDRA_KEYS = (
     "hydra.sweep",
     "hydra.job.name",
     "hydra.job.num",
+    "hydra.job.chdir",
     "hydra.mode",
     "hydra.output_subdir",
     "hydra.verbose",
@@ -160,7 +161,7 @@ def _is_own(target: str) -> bool:
     found = get_object(target)
     module = sys.modules.get(getattr(found, "__module__", None) or "")
     file = getattr(module, "__file__", None)
-    if file is None or f"{module.__name__}.".startswith(_MODULES):
+    if module is None or file is None or f"{module.__name__}.".startswith(_MODULES):
         return False
     path = Path(file).resolve()
     python = (Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))

@@ -211,8 +211,7 @@ class OneEpoch(SequentialSampler, DistributedSampler):
     """
 
     def __init__(self, order: TrainSampler | EvalSampler) -> None:
-        ranks = {"num_replicas": order.num_replicas, "rank": order.rank}
-        DistributedSampler.__init__(self, order.dataset, **ranks)
+        DistributedSampler.__init__(self, order.dataset, order.num_replicas, order.rank)
         self.order = order
         self.first, self.epoch = (0, 0), 0
         if isinstance(order, TrainSampler):
