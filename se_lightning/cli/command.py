@@ -106,7 +106,8 @@ class Command:
         flags = list(arguments)
         for override in reversed(overrides):
             del flags[len(flags) - 1 - flags[::-1].index(override)]
-        return cls(tuple(flags), tuple(_quote_equals(_without_plus(o)) for o in overrides))
+        parsed = cls(tuple(flags), tuple(_quote_equals(_without_plus(o)) for o in overrides))
+        return parsed._with_data_on_top() if parsed.takes_checkpoints_data else parsed
 
     @classmethod
     def recorded(cls, hydra: Any) -> Self:
@@ -128,6 +129,23 @@ class Command:
     def is_multirun(self) -> bool:
         """Whether the command requests several jobs."""
         return self.options.multirun or self.value("hydra.mode") == "MULTIRUN"
+
+    @property
+    def takes_checkpoints_data(self) -> bool:
+        """Whether the data are those of a checkpoint, whose options are not in the config."""
+        trains = self.value("task") in (None, "fit")
+        chosen = {"data", "experiment"} & set(map(key_of, self.overrides))
+        return not trains and not chosen and self.value("ckpt_path") not in (None, "", "null")
+
+    def _with_data_on_top(self) -> Self:
+        """Return the command with ``++data.key=value``, which Hydra accepts for any key."""
+        return type(self)(
+            self.flags,
+            tuple(
+                f"++{o.lstrip('+')}" if key_of(o).startswith("data.") and o[:1] != "~" else o
+                for o in self.overrides
+            ),
+        )
 
     @property
     def task_overrides(self) -> list[str]:
