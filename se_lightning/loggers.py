@@ -17,7 +17,6 @@ __all__ = ["ContinuedCSVLogger", "GracefulWandbLogger", "finish_wandb"]
 log = logging.getLogger(__name__)
 
 _PROJECT = "se_lightning"
-_BEST = {"val/loss": "min", "val/acc1": "max", "val/acc5": "max"}
 
 
 class ContinuedCSVLogger(CSVLogger):
@@ -103,8 +102,10 @@ class GracefulWandbLogger(WandbLogger):
     W&B's own settings apply: an argument that is None is taken from its environment variables
     (``WANDB_PROJECT``, ``WANDB_NAME``, ``WANDB_MODE``, ...) or settings files. If they do not set
     the mode, the run is online if W&B has a key (from ``wandb login``, ``WANDB_API_KEY`` or a netrc
-    file) and its server responds in time. The summary of the run has the best of each metric of
-    validation, for example ``val/acc1.max`` and ``val/loss.min``.
+    file) and its server responds in time.
+
+    Attributes:
+        default_name: Name of a new run if neither ``name`` nor W&B's settings give one.
 
     Args:
         project: W&B project. None: W&B's setting, or else ``se_lightning``.
@@ -130,6 +131,7 @@ class GracefulWandbLogger(WandbLogger):
         self._id_file = None if id_file is None else Path(id_file)
         self._wandb_init.pop("anonymous", None)  # W&B warns about it, even if None
         self._init_timeout = init_timeout
+        self.default_name: str | None = None
         self._given = {"resume", "mode"} & options.keys()
         if project is not None:
             self._given.add("project")
@@ -154,6 +156,8 @@ class GracefulWandbLogger(WandbLogger):
             self._wandb_init["project"] = self._project
         if "resume" not in self._given and "resume" in theirs.model_fields_set:
             self._wandb_init["resume"] = None
+        if self._name is None:
+            self._wandb_init["name"] = theirs.run_name or self.default_name
         self._continue()
         mode, why = self._mode(theirs)
         self._wandb_init["mode"] = mode
@@ -164,8 +168,6 @@ class GracefulWandbLogger(WandbLogger):
             why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             self._wandb_init["mode"] = "offline"
             run = super().experiment
-        for metric, best in _BEST.items():
-            run.define_metric(metric, step_metric="trainer/global_step", summary=best)
         self._keep_id(run.id)
         self._say(run, why)
 
@@ -203,7 +205,7 @@ class GracefulWandbLogger(WandbLogger):
         if self._id_file is None or not self._id_file.is_file():
             return
         project, _, run = self._id_file.read_text().strip().rpartition("/")
-        self._wandb_init["id"] = run
+        self._wandb_init |= {"id": run, "name": self._name}  # a new name only if it is given
         if project:
             self._project = self._wandb_init["project"] = project
 

@@ -218,6 +218,22 @@ def wandb_history():
 
 
 @pytest.fixture
+def wandb_values():
+    """Read the last values of the config or the summary of an offline W&B run."""
+
+    def read(folder: Path, kind: str) -> dict:
+        (run_file,) = folder.rglob("run-*.wandb")
+        found = {}
+        for record in wandb_records(run_file):
+            if record.WhichOneof("record_type") == kind:
+                for item in getattr(record, kind).update:
+                    found[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+        return found
+
+    return read
+
+
+@pytest.fixture
 def wandb_run():
     """Read the name and the group of an offline W&B run, or other fields."""
 

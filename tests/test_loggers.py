@@ -91,6 +91,20 @@ def test_an_argument_has_precedence_over_variables(cli):
     assert found["mode"] == "offline"
 
 
+def test_the_default_name_is_used_if_nothing_else_gives_one(tmp_path, monkeypatch):
+    def name(**options):
+        logger = GracefulWandbLogger(save_dir=str(tmp_path), **options)
+        logger.default_name = "se_resnet20 digits"
+        found = logger.experiment.name
+        finish_wandb(failed=False)
+        return found
+
+    assert name() == "se_resnet20 digits"
+    assert name(name="mine") == "mine"
+    monkeypatch.setenv("WANDB_NAME", "theirs")
+    assert name() == "theirs"
+
+
 def test_settings_files_of_wandb_apply(cli, tmp_path):
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "settings").write_text("[default]\nproject = filed\nmode = offline\n")

@@ -1,18 +1,18 @@
 """The base class of all datamodules: sample order, ranks, and augmentation options."""
 
-import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from se_lightning.arguments import plain, positive_integer
-from se_lightning.data.identity import Identity, digest
+from se_lightning.arguments import boolean, plain, positive_integer
+from se_lightning.data.cores import cores
+from se_lightning.data.dataset import ImageDataset, Loader, batches_of
+from se_lightning.data.identity import IdentifiedData
 from se_lightning.data.options import ImageOptions, constructor_of
-from se_lightning.data.position import next_batch
-from se_lightning.data.samplers import EvalBatches, OneEpoch, TrainBatches
+from se_lightning.data.position import is_running, next_batch, require_same_shares
+from se_lightning.data.samplers import EpochCounter, EvalSampler, OneEpoch, TrainSampler
 from se_lightning.data.transforms.color import ColorJitter
 from se_lightning.data.transforms.on_device import Erasing, Finish, Mixing
 from se_lightning.data.transforms.per_image import SampleTransforms
@@ -25,17 +25,10 @@ from se_lightning.lightning import (
     not_a_loader,
 )
 
-__all__ = ["ImageDataModule", "ImageOptions", "cores"]
+__all__ = ["ImageDataModule", "ImageOptions"]
 
 
-def cores() -> int:
-    """Return the number of CPU cores available to this process."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(IdentifiedData, LightningDataModule):
     """Base class of the datamodules, with an order that depends on (seed, epoch) alone.
 
     The augmentation of a sample depends on (seed, epoch, sample) alone. A subclass sets the class
@@ -48,6 +41,9 @@ class ImageDataModule(LightningDataModule):
         batch_size: Samples per device in training, at least 2.
         eval_batch_size: Maximum samples per device in validation and test.
         num_workers: Worker processes per rank; None shares the cores among the ranks, up to 8 each.
+        drop_last: Leave out a last training batch of less than ``batch_size``.
+        pin_memory: Copy batches to page-locked memory; None does it when training on a GPU. Images
+            that are already on the GPU are not copied.
         seed: Seed of the training order and the augmentation.
         rotation: Maximum rotation, degrees.
         pixel_jitter: Maximum change of each pixel and channel, of 255.
@@ -82,6 +78,8 @@ class ImageDataModule(LightningDataModule):
         batch_size: int = 128,
         eval_batch_size: int = 512,
         num_workers: int | None = None,
+        drop_last: bool = False,
+        pin_memory: bool | None = None,
         seed: int = 0,
         rotation: float = 0.0,
         pixel_jitter: int = 0,
@@ -96,6 +94,9 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         positive_integer("repeats", repeats)
+        boolean("drop_last", drop_last)
+        if pin_memory is not None:
+            boolean("pin_memory", pin_memory)
         # One call serves the subclasses too: it collects the arguments of all constructors.
         self.save_hyperparameters()
         for name, value in self.hparams.items():
@@ -103,11 +104,13 @@ class ImageDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
+        self.drop_last = drop_last
+        self.pin_memory = pin_memory
         self.seed = seed
         self.repeats = repeats
+        self._counter = EpochCounter()
         self._begin = (0, 0)
         self._resumed: Trainer | None = None  # the trainer that loaded a checkpoint
-        self._identity: Identity | None = None  # of a checkpoint's data
         self._fingerprints: dict[str, dict[str, Any]] = {}
         self.transforms = SampleTransforms(
             seed=seed,
@@ -137,52 +140,11 @@ class ImageDataModule(LightningDataModule):
         """Return the split ``train``, ``val`` or ``test``; its item at (epoch, keys) is a batch."""
         raise TypeError(f"{type(self).__name__} must define `dataset`.")
 
-    def labels(self, split: str) -> np.ndarray:
-        """Return the labels (N,) of ``train``, ``val`` or ``test``."""
-        raise TypeError(f"{type(self).__name__} must define `labels`.")
-
-    def fingerprint(self, split: str) -> dict[str, Any]:
-        """Return the number of images of a split, and digests to compare where both have them."""
-        labels = self.labels(split)
-        return {"images": len(labels), "labels": digest(labels.astype("<i8"))}
-
-    def expect(self, state: Mapping[str, Any], *, strict: bool, remedy: str = "") -> None:
-        """Compare the data with those of a checkpoint, now and when more splits are found.
-
-        Args:
-            state: The datamodule's state in the checkpoint.
-            strict: Whether other images are an error or a warning; other classes are an error.
-            remedy: What to do about other images, for the message.
-
-        Raises:
-            ValueError: If the state is damaged.
-            MisconfigurationException: If the data differ.
-        """
-        if "data" in state:  # missing in checkpoints of version 0.1.0
-            self._identity = Identity(state["data"], strict=strict, remedy=remedy)
-            self._compare(self._splits_found())
-
-    def _compare(self, splits: Iterable[str]) -> None:
-        """Compare splits, which have been found, with those of the checkpoint."""
-        if self._identity is None:
-            return
-        for split in splits:
-            self._identity.check_classes(self.class_names)
-            self._identity.check_split(split, self._fingerprint(split))
-
-    def _fingerprint(self, split: str) -> dict[str, Any]:
-        if split not in self._fingerprints:
-            self._fingerprints[split] = self.fingerprint(split)
-        return self._fingerprints[split]
-
-    def _splits_found(self) -> Sequence[str]:
-        """Return the splits whose labels are known already."""
-        return ()
-
     @staticmethod
     def splits_of(stage: str | None) -> tuple[str, ...]:
         """Return the splits that a stage of Lightning uses; all of them for None."""
-        used = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        used = {"fit": ("train", "val"), "validate": ("val",)}
+        used |= dict.fromkeys(("test", "predict"), ("test",))
         return used.get(stage or "", ("train", "val", "test"))
 
     def finish(self, *, augmented: bool) -> Finish:
@@ -202,27 +164,32 @@ class ImageDataModule(LightningDataModule):
         """Return the training loader, starting at any batch.
 
         Args:
-            epoch: First epoch; None for the trainer's, or its checkpoint's, or 0.
+            epoch: First epoch; None for the trainer's, or its checkpoint's. Outside a trainer,
+                None is the one after the last epoch that any training loader has begun.
             batch: First batch of that epoch.
 
         Raises:
             ValueError: If the epoch has fewer batches.
         """
-        dataset = self.dataset("train", augmented=True)
-        order = TrainBatches(
-            len(dataset),  # type: ignore[arg-type]
+        dataset = self._dataset("train", augmented=True)
+        order = TrainSampler(
+            len(dataset),
             self.batch_size,
             seed=self.seed,
             repeats=self.repeats,
+            drop_last=self.drop_last,
+            counter=self._counter,
             **self._ranks(),
         )
-        if epoch is None:
-            epoch = 0 if self.trainer is None else self.trainer.current_epoch
+        trainer = self.trainer
+        if epoch is None and trainer is not None and is_running(trainer):
+            epoch = trainer.current_epoch
             # Lightning also asks before it has restored its epoch, for the schedule's length.
-            if self._resumed is self.trainer and self._begin[0] >= epoch:
+            if self._resumed is trainer and self._begin[0] >= epoch:
                 epoch, batch = self._begin
-        order.start_at(epoch, batch)
-        return self._loader(dataset, order)
+        if epoch is not None or batch:
+            order.start_at(self._counter.next if epoch is None else epoch, batch)
+        return self._loader(dataset, order, self.batch_size)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the identity of the data and, while training, the next batch and its size."""
@@ -250,14 +217,7 @@ class ImageDataModule(LightningDataModule):
         )
         if "epoch" not in state_dict:  # it was not saved in training
             return
-        here, saved = self._shares(), {key: state_dict[key] for key in self._shares()}
-        if state_dict["batch"] and here != saved:
-            raise MisconfigurationException(
-                f"The checkpoint was saved within an epoch, by {saved['world_size']} processes "
-                f"with batch_size={saved['batch_size']}, but this run has {here['world_size']} "
-                f"with batch_size={here['batch_size']}. Resume with the same numbers, or start a "
-                "new run from these weights (model.weights=)."
-            )
+        require_same_shares(state_dict, **self._shares())
         self._begin, self._resumed = (state_dict["epoch"], state_dict["batch"]), self.trainer
         # Lightning does not know that the loader resumes within the epoch.
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
@@ -272,24 +232,34 @@ class ImageDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader:  # noqa: D102
         return self.eval_dataloader("test")
 
+    def predict_dataloader(self) -> DataLoader:
+        """Return the batches of the test split."""
+        return self.eval_dataloader("test")
+
     def eval_dataloader(self, split: str) -> DataLoader:
         """Return the batches of ``train``, ``val`` or ``test``, in order, without augmentation."""
-        dataset = self.dataset(split, augmented=False)
-        size = len(dataset)  # type: ignore[arg-type]
-        return self._loader(dataset, EvalBatches(size, self.eval_batch_size, **self._ranks()))
+        dataset = self._dataset(split, augmented=False)
+        order = EvalSampler(len(dataset), **self._ranks())
+        return self._loader(dataset, order, self.eval_batch_size)
 
-    def _loader(self, dataset: Dataset, order: TrainBatches | EvalBatches) -> DataLoader:
-        return DataLoader(dataset, **self._options(order))
+    def _dataset(self, split: str, *, augmented: bool) -> ImageDataset:
+        return batches_of(self.dataset(split, augmented=augmented), augmented=augmented)
 
-    def _options(self, order: TrainBatches | EvalBatches) -> dict[str, Any]:
+    def _loader(
+        self, dataset: ImageDataset, order: TrainSampler | EvalSampler, batch_size: int
+    ) -> DataLoader:
+        return Loader(dataset, **self._options(order, batch_size))
+
+    def _options(self, order: TrainSampler | EvalSampler, batch_size: int) -> dict[str, Any]:
         workers = self._workers()
-        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         return {
-            "sampler": OneEpoch(order) if overfits else order,
-            "batch_size": None,  # the sampler yields whole batches
+            "sampler": OneEpoch(order) if getattr(self.trainer, "overfit_batches", 0) else order,
+            "batch_size": batch_size,
+            "drop_last": isinstance(order, TrainSampler) and self.drop_last,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "pin_memory": self._pin_memory(),
+            "pin_memory": self._pins(),
+            "find_ranks": self.trainer is None,
         }
 
     def _workers(self) -> int:
@@ -301,8 +271,8 @@ class ImageDataModule(LightningDataModule):
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
-    def _pin_memory(self) -> bool:
-        return self._on_gpu()
+    def _pins(self) -> bool:
+        return self._on_gpu() if self.pin_memory is None else self.pin_memory
 
     def _ranks(self) -> dict[str, int]:
         if self.trainer is None:

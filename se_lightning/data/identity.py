@@ -2,14 +2,14 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from se_lightning.lightning import MisconfigurationException
 
-__all__ = ["Identity", "digest"]
+__all__ = ["IdentifiedData", "Identity", "digest"]
 
 log = logging.getLogger(__name__)
 
@@ -97,3 +97,53 @@ def _is_whole(record: Any) -> bool:
 
 def _short(names: str) -> str:
     return names if len(names) <= 100 else names[:100] + " ..."
+
+
+class IdentifiedData:
+    """The part of a datamodule that compares its data with those of a checkpoint."""
+
+    class_names: Sequence[str]
+    _fingerprints: dict[str, dict[str, Any]]
+    _identity: Identity | None = None  # of a checkpoint's data
+
+    def labels(self, split: str) -> np.ndarray:
+        """Return the labels (N,) of ``train``, ``val`` or ``test``."""
+        raise TypeError(f"{type(self).__name__} must define `labels`.")
+
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        """Return the number of images of a split, and digests to compare where both have them."""
+        labels = self.labels(split)
+        return {"images": len(labels), "labels": digest(labels.astype("<i8"))}
+
+    def expect(self, state: Mapping[str, Any], *, strict: bool, remedy: str = "") -> None:
+        """Compare the data with those of a checkpoint, now and when more splits are found.
+
+        Args:
+            state: The datamodule's state in the checkpoint.
+            strict: Whether other images are an error or a warning; other classes are an error.
+            remedy: What to do about other images, for the message.
+
+        Raises:
+            ValueError: If the state is damaged.
+            MisconfigurationException: If the data differ.
+        """
+        if "data" in state:  # missing in checkpoints of version 0.1.0
+            self._identity = Identity(state["data"], strict=strict, remedy=remedy)
+            self._compare(self._splits_found())
+
+    def _compare(self, splits: Iterable[str]) -> None:
+        """Compare splits, which have been found, with those of the checkpoint."""
+        if self._identity is None:
+            return
+        for split in splits:
+            self._identity.check_classes(self.class_names)
+            self._identity.check_split(split, self._fingerprint(split))
+
+    def _fingerprint(self, split: str) -> dict[str, Any]:
+        if split not in self._fingerprints:
+            self._fingerprints[split] = self.fingerprint(split)
+        return self._fingerprints[split]
+
+    def _splits_found(self) -> Sequence[str]:
+        """Return the splits whose labels are known already."""
+        return ()

@@ -15,6 +15,8 @@ class ImageOptions(TypedDict, total=False):
 
     batch_size: int
     eval_batch_size: int
+    drop_last: bool
+    pin_memory: bool | None
     seed: int
     rotation: float
     pixel_jitter: int

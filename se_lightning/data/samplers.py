@@ -1,17 +1,46 @@
-"""Samplers that yield the batches of a rank as a function of seed and epoch."""
+"""Samplers that yield the samples of a rank as a function of seed and epoch."""
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler, SequentialSampler
 
 from se_lightning.arguments import positive_integer
 
-__all__ = ["EvalBatches", "OneEpoch", "TrainBatches"]
+__all__ = ["PADDING", "EpochCounter", "EvalSampler", "OneEpoch", "TrainSampler", "pack", "unpack"]
 
-Batch = tuple[int, np.ndarray]
+Batch = tuple[int, np.ndarray]  # epoch and keys
+# One integer per sample is all that a DataLoader and other libraries' samplers can carry.
+_BITS = 40  # of the key; the epoch, plus 1, is above them
+PADDING = -(1 << 62)  # no sample, on a rank that has one less than the others
+
+
+def pack(epoch: int, keys: np.ndarray) -> list[int]:
+    """Return one integer per key that contains its epoch.
+
+    Example:
+        >>> unpack(pack(3, np.array([5, 7])))
+        (3, array([5, 7]))
+    """
+    return (keys + ((epoch + 1) << _BITS)).tolist()
+
+
+def unpack(codes: Sequence[int]) -> tuple[int | None, np.ndarray]:
+    """Return the epoch and the keys of integers from a sampler; None if they are plain indices."""
+    keys = np.asarray(codes, np.int64)
+    keys = keys[keys != PADDING]
+    epochs = keys >> _BITS
+    if not len(keys) or epochs[0] <= 0:
+        return None, keys
+    return int(epochs[0]) - 1, keys - (epochs << _BITS)
+
+
+class EpochCounter:
+    """The epoch that comes after the last one that any loader of a datamodule has begun."""
+
+    next = 0
 
 
 class _Size(Dataset):
@@ -24,13 +53,15 @@ class _Size(Dataset):
         return self.size
 
 
-class TrainBatches(DistributedSampler):
-    """Training batches: a new permutation in each epoch, disjoint between ranks.
+class TrainSampler(DistributedSampler):
+    """Training samples: a new permutation in each epoch, disjoint between ranks.
 
-    Yields (epoch, keys) for ``DataLoader(dataset, sampler=..., batch_size=None)``. A key is the
-    index of a sample, plus ``size`` times the number of its copy if ``repeats`` is above 1. All
-    ranks get the same number of batches. Samples that do not divide among the ranks are left out
-    of the epoch, and so is a last batch of one, which batch norm cannot use. Lightning keeps it,
+    Yields one integer per sample, which contains the epoch and a key; see :func:`unpack`. A key is
+    the index of a sample, plus ``size`` times the number of its copy if ``repeats`` is above 1. All
+    ranks get the same number of samples. Samples that do not divide among the ranks are left out
+    of the epoch, and so is a last batch of one, which batch norm cannot use.
+
+    Each iteration is the next epoch, unless ``set_epoch`` chose one. Lightning keeps the sampler,
     since it is a DistributedSampler, and calls ``set_epoch``.
 
     Args:
@@ -41,13 +72,16 @@ class TrainBatches(DistributedSampler):
         rank: Rank of this process.
         repeats: Copies of a sample in an epoch of unchanged length, on different ranks where
             possible (repeated augmentation: Hoffer et al., arXiv:1901.09335, as in DeiT).
+        drop_last: Leave out a last batch of less than ``batch_size``.
+        counter: Counts the epochs, also for other samplers.
 
     Raises:
-        ValueError: If ``batch_size`` is below 2, or a rank would have fewer than 2 samples.
+        ValueError: If ``batch_size`` is below 2, or a rank would have too few samples.
 
     Example:
-        >>> [len(keys) for _, keys in TrainBatches(9, 4, seed=0)]
-        [4, 4]
+        >>> order = TrainSampler(9, 4, seed=0)
+        >>> [unpack(list(order))[0] for _ in range(3)]
+        [0, 1, 2]
     """
 
     def __init__(
@@ -59,6 +93,8 @@ class TrainBatches(DistributedSampler):
         world_size: int = 1,
         rank: int = 0,
         repeats: int = 1,
+        drop_last: bool = False,
+        counter: EpochCounter | None = None,
     ) -> None:
         super().__init__(_Size(size), num_replicas=world_size, rank=rank, seed=seed)
         self.size = size
@@ -67,15 +103,35 @@ class TrainBatches(DistributedSampler):
                 f"`batch_size` (={batch_size}) must be at least 2: batch norm cannot learn from "
                 "a batch of one."
             )
-        if size // world_size < 2:
-            raise ValueError(f"{size} training samples are too few for {world_size} processes.")
         positive_integer("repeats", repeats)
         self.batch_size = batch_size
         self.repeats = repeats
+        self.drop_last = drop_last
+        self.counter = EpochCounter() if counter is None else counter
         self.first = (0, 0)
-        self.share = size // world_size
-        if self.share % batch_size == 1:
-            self.share -= 1
+        self._chosen = False  # whether `epoch` was set since the last iteration
+        self.share_among(world_size, rank)
+
+    def share_among(self, world_size: int, rank: int) -> None:
+        """Yield the samples of one of several ranks.
+
+        Raises:
+            ValueError: If a rank would have too few samples.
+        """
+        share = self.size // world_size
+        if share < 2 or (self.drop_last and share < self.batch_size):
+            least = f" with batch_size={self.batch_size} and drop_last" if share >= 2 else ""
+            raise ValueError(
+                f"{self.size} training samples are too few for {world_size} processes{least}."
+            )
+        if self.drop_last or share % self.batch_size == 1:
+            share -= share % self.batch_size
+        self.num_replicas, self.rank, self.share = world_size, rank, share
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch of the next iteration; later ones go on from there."""
+        super().set_epoch(epoch)
+        self._chosen = True
 
     def start_at(self, epoch: int, batch: int) -> None:
         """Start at batch number ``batch`` of an epoch; later epochs are complete.
@@ -83,81 +139,91 @@ class TrainBatches(DistributedSampler):
         Raises:
             ValueError: If the epoch has fewer batches.
         """
-        if not 0 <= batch < len(self):
-            raise ValueError(f"`batch` (={batch}) must be from 0 to {len(self) - 1}.")
+        batches = math.ceil(self.share / self.batch_size)
+        if not 0 <= batch < batches:
+            raise ValueError(f"`batch` (={batch}) must be from 0 to {batches - 1}.")
         self.first = (epoch, batch)
         self.set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[Batch]:
-        generator = np.random.default_rng((self.seed, self.epoch))
+    def keys(self, epoch: int, rank: int | None = None) -> np.ndarray:
+        """Return the keys of a rank in an epoch, (samples,); None for the rank of this process."""
+        generator = np.random.default_rng((self.seed, epoch))
         indices = generator.permutation(self.size)[: -(-self.size // self.repeats)]
         copies = self.size * np.arange(self.repeats)
         keys = (indices[:, None] + copies).reshape(-1)[: self.size]
-        mine = keys[self.rank :: self.num_replicas]
+        return keys[self.rank if rank is None else rank :: self.num_replicas][: self.share]
+
+    def __iter__(self) -> Iterator[int]:
+        if not self._chosen:
+            self.epoch = self.counter.next
+        self._chosen, self.counter.next = False, self.epoch + 1
         skipped = self.first[1] if self.first[0] == self.epoch else 0
-        for start in range(skipped * self.batch_size, self.share, self.batch_size):
-            yield self.epoch, mine[start : min(start + self.batch_size, self.share)]
+        yield from pack(self.epoch, self.keys(self.epoch)[skipped * self.batch_size :])
 
     def __len__(self) -> int:
-        return math.ceil(self.share / self.batch_size)
+        return self.share
 
 
-class EvalBatches(DistributedSampler):
-    """Evaluation batches: every sample exactly once, in order, distributed over the ranks.
+class EvalSampler(DistributedSampler):
+    """Evaluation samples: the index of each exactly once, in order, distributed over the ranks.
 
-    Nothing is padded or repeated, so that metrics do not depend on the number of ranks. All ranks
-    get the same number of batches, whose sizes differ by at most one (0 if there are fewer samples
-    than ranks): DDP broadcasts buffers in each forward pass and would wait for a missing one.
+    No sample is repeated, so that metrics do not depend on the number of ranks. All ranks get
+    equally many integers: DDP broadcasts buffers in each forward pass and would wait for a missing
+    batch. On a rank that has one sample less, the last integer is :data:`PADDING`, which the data
+    sets of this package leave out of the batch.
 
     Args:
         size: Number of samples.
-        batch_size: Maximum samples per rank and batch.
         world_size: Number of ranks.
         rank: Rank of this process.
 
     Example:
-        >>> [len(indices) for _, indices in EvalBatches(101, 20, world_size=2, rank=1)]
-        [17, 17, 16]
+        >>> list(EvalSampler(5, world_size=2, rank=0))
+        [0, 2, 4]
+        >>> list(EvalSampler(5, world_size=2, rank=1))[:2]
+        [1, 3]
     """
 
-    def __init__(self, size: int, batch_size: int, *, world_size: int = 1, rank: int = 0) -> None:
+    def __init__(self, size: int, *, world_size: int = 1, rank: int = 0) -> None:
         super().__init__(_Size(size), num_replicas=world_size, rank=rank, shuffle=False)
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` (={batch_size}) must be at least 1.")
-        self.indices = np.arange(rank, size, world_size)
-        self.batches = math.ceil(math.ceil(size / world_size) / batch_size)
+        self.size = size
 
-    def __iter__(self) -> Iterator[Batch]:
-        for indices in np.array_split(self.indices, self.batches):
-            yield 0, indices
+    def share_among(self, world_size: int, rank: int) -> None:
+        """Yield the samples of one of several ranks."""
+        self.num_replicas, self.rank = world_size, rank
+
+    def __iter__(self) -> Iterator[int]:
+        mine = range(self.rank, self.size, self.num_replicas)
+        return itertools.chain(mine, [PADDING] * (len(self) - len(mine)))
 
     def __len__(self) -> int:
-        return self.batches
+        return math.ceil(self.size / self.num_replicas)
 
 
 class OneEpoch(SequentialSampler):
-    """Sampler that repeats the first epoch of batches, for ``overfit_batches`` of Lightning.
+    """Sampler that repeats the first epoch of another one, for ``overfit_batches`` of Lightning.
 
     Lightning replaces any sampler that is not a SequentialSampler.
 
     Args:
-        batches: Sampler of the epoch. If it starts within an epoch, so does this one.
+        order: Sampler of the epoch. If it starts within an epoch, so does this one.
     """
 
-    def __init__(self, batches: TrainBatches | EvalBatches) -> None:
-        self.batches = batches
+    def __init__(self, order: TrainSampler | EvalSampler) -> None:
+        self.order = order
         self.first, self.epoch = (0, 0), 0
-        if isinstance(batches, TrainBatches):
-            self.first, self.epoch = batches.first, batches.epoch
-            batches.start_at(0, 0)
+        if isinstance(order, TrainSampler):
+            self.first, self.epoch = order.first, order.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, which only decides whether batches are skipped."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[int]:
+        if isinstance(self.order, EvalSampler):
+            return iter(self.order)
         skipped = self.first[1] if self.epoch == self.first[0] else 0
-        return itertools.islice(self.batches, skipped, None)
+        return iter(pack(0, self.order.keys(0)[skipped * self.order.batch_size :]))
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.order)

@@ -43,8 +43,10 @@ def select_layers(names: Sequence[str], given: Sequence[str | int] | None) -> li
 def _find(names: Sequence[str], given: str | int) -> int:
     if isinstance(given, int) and 0 <= given < len(names):
         return given
-    if given in names:
-        return list(names).index(str(given))
+    # The name in the network is as good as that in the module around it.
+    for wanted in (given, f"backbone.{given}"):
+        if wanted in names:
+            return list(names).index(str(wanted))
     near = difflib.get_close_matches(str(given), names, n=3, cutoff=0.5) or names[:3]
     raise ValueError(
         f"`layers`: no layer {given!r} among the {len(names)}. Closest names: {', '.join(near)}."

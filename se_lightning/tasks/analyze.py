@@ -109,9 +109,9 @@ def _measure(
     chosen: Sequence[int],
     bins: int,
 ) -> _Found:
-    backbone, device = model.backbone, device_of(model)
-    require_gates(backbone)
-    with Taps(backbone, hidden=True) as taps:
+    device = device_of(model)
+    require_gates(model.backbone)
+    with Taps(model, hidden=True) as taps:
         kept = select_layers(taps.layers, layers)
         statistics = _statistics(taps, kept, model.num_classes, chosen, bins)
         statistics.on(device)
@@ -128,7 +128,7 @@ def _measure(
         }
     summary = statistics.summary()
     assert example is not None  # record() yields at least one batch
-    costs = [cost for cost in excitation_cost(backbone, example) if cost.layer in summary.layers]
+    costs = [cost for cost in excitation_cost(model, example) if cost.layer in summary.layers]
     return _Found(summary, costs, diagnose(summary, last), int(correct), images)
 
 

@@ -21,7 +21,8 @@ from torchvision.transforms import v2
 
 from se_lightning.atomic import write_json
 from se_lightning.data import FakeDataModule, ImageFolderDataModule
-from se_lightning.data.base import ImageDataModule, cores
+from se_lightning.data.base import ImageDataModule
+from se_lightning.data.cores import cores
 
 __all__ = ["benchmark_data", "machine"]
 

@@ -61,7 +61,8 @@ def compare(
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "compare.csv", csv_table(Drift._fields, drifts))
     accuracies = [
-        f"{name} (accuracy {hits / images:.4f})" for name, hits in zip(names, correct, strict=True)
+        f"{name} (accuracy {100 * hits / images:.2f} %)"
+        for name, hits in zip(names, correct, strict=True)
     ]
     heading = f"the gates of two networks on {images} images ({split})"
     write_text(out / "compare.md", _markdown(drifts, heading, accuracies))
@@ -85,7 +86,7 @@ def _measure(
     """Return the drift of each layer, the correct images of each model, and the image count."""
     device = device_of(models[0])
     require_gates(models[0].backbone)
-    with Taps(models[0].backbone) as first, Taps(models[1].backbone) as second:
+    with Taps(models[0]) as first, Taps(models[1]) as second:
         taps = (first, second)
         check_comparable(first, second, names)
         lows, highs = zip(*(each.ends for each in taps), strict=True)

@@ -52,7 +52,7 @@ def export(
     arrow, parquet = _arrow()
     path = Path(folder) / "excitations.parquet"
     require_gates(model.backbone)
-    with Taps(model.backbone) as taps:
+    with Taps(model) as taps:
         chosen = select_layers(taps.layers, layers)
         types = {taps.layers[k]: arrow.list_(arrow.float32(), taps.channels[k]) for k in chosen}
         whole = dict.fromkeys(("image", "label", "prediction"), arrow.int64())

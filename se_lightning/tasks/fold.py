@@ -72,7 +72,7 @@ def fold(
     device = device_of(model)
     without = copy.deepcopy(model).eval()
     batches = (images for images, _ in split_batches(datamodule, split, device))
-    report = fold_gates(without.backbone, batches, tolerance)
+    report = fold_gates(without.backbone, batches, tolerance, prefix="backbone.")
     metrics = {"fold/gates": float(len(report.gates)), "fold/folded": float(len(report.folded))}
     if not report.folded:
         log.info("%s", _why_not(report, split))

@@ -52,7 +52,7 @@ def what_if(
 
     Returns:
         ``what_if/baseline``, the accuracy, and the drop from it by replacement and block, as in
-        ``what_if/one/layer1.0.se``; all are fractions.
+        ``what_if/one/backbone.layer1.0.se``; all are fractions.
 
     Raises:
         ValueError: If the split, a replacement, the gates or `num_classes` do not exist, or
@@ -66,11 +66,10 @@ def what_if(
     classes = _count_classes(model, datamodule)
     rows = measure(model, batches, classes, replacements, device=device_of(model))
     out = Path(folder)
-    names = _short([row.block for row in rows])
     _save(rows, out)
-    write_text(out / "what_if.md", _table(rows, names, split))
-    draw_what_if(rows, names, split).savefig(out / "what_if.png", dpi=120)
-    log.info("%s", _words(rows, names, split))
+    write_text(out / "what_if.md", _table(rows, split))
+    draw_what_if(rows, split).savefig(out / "what_if.png", dpi=120)
+    log.info("%s", _words(rows, split))
     log.info("what if        %s", out / "what_if.png")
     drops = {f"what_if/{row.replacement}/{row.block}": row.drop for row in rows[1:]}
     return {"what_if/baseline": rows[0].acc1, **drops}
@@ -132,14 +131,6 @@ def _spread(datamodule: LightningDataModule, split: str, images: int | None) -> 
     return torch.arange(min(images, total)) * total // min(images, total)
 
 
-def _short(blocks: Sequence[str]) -> dict[str, str]:
-    """Return short names of the blocks for tables, without the common parts of their paths."""
-    return {
-        block: block.removeprefix("backbone.").replace(".se.", ".").removesuffix(".se") or block
-        for block in blocks
-    }
-
-
 def _save(rows: Sequence[WhatIfRow], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     names = [field.name for field in fields(WhatIfRow)]
@@ -147,7 +138,7 @@ def _save(rows: Sequence[WhatIfRow], folder: Path) -> None:
     write_text(folder / "what_if.csv", table)
 
 
-def _table(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
+def _table(rows: Sequence[WhatIfRow], split: str) -> str:
     blocks = drops_by_block(rows)
     kinds = list(next(iter(blocks.values())))
     lines = [
@@ -160,12 +151,12 @@ def _table(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
     ]
     for block, drops in blocks.items():
         cells = " | ".join(f"{drop:.2f}" for drop in drops.values())
-        lines.append(f"| {names[block]} | {cells} |")
+        lines.append(f"| {block} | {cells} |")
     lines += ["", *(f"- {kind}: gates replaced by {REPLACEMENTS[kind]}" for kind in kinds), ""]
     return "\n".join(lines)
 
 
-def _words(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
+def _words(rows: Sequence[WhatIfRow], split: str) -> str:
     """Return one line per replacement: the drop for all blocks, and for the worst single block."""
     first = f"Accuracy {100 * rows[0].acc1:.2f} % on {rows[0].samples} images of {split}. Drops:"
     lines = [first]
@@ -173,7 +164,7 @@ def _words(rows: Sequence[WhatIfRow], names: dict[str, str], split: str) -> str:
         *parts, everywhere = [row for row in rows[1:] if row.replacement == kind]
         worst = max((row for row in parts if row.gates == 1), key=lambda row: row.drop)
         text = f"{kind:14} {100 * everywhere.drop:6.2f} points in all blocks; at most "
-        text += f"{100 * worst.drop:.2f} in one ({names[worst.block]})"
+        text += f"{100 * worst.drop:.2f} in one ({worst.block})"
         if several := [row for row in parts if row.gates > 1]:
             text += f"; in the last stage {100 * several[-1].drop:.2f}"
         lines.append(text)

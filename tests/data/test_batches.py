@@ -1,67 +1,14 @@
 """A plain loop, Lightning with or without the datamodule, and Fabric see the same batches."""
 
 import lightning_fabric
-import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
 
-from se_lightning import (
-    CIFARDataModule,
-    DigitsDataModule,
-    FakeDataModule,
-    ImageFolderDataModule,
-    ImageNetDataModule,
-    MNISTDataModule,
-)
 from se_lightning.data.transforms.on_device import ImageBatch
 
-AUGMENTED = {"pixel_jitter": 20, "color_jitter": 0.4, "random_erasing": 0.5, "mixup": 0.2}
 KINDS = ["digits", "fake", "mnist", "cifar", "image_folder", "imagenet"]
 pytestmark = pytest.mark.filterwarnings("ignore:Only 3 of ImageNet's 1000 classes")
-
-
-@pytest.fixture
-def cifar_root(tmp_path):
-    folder = tmp_path / "cifar-10-batches-bin"
-    folder.mkdir()
-    for name, size in (*((f"data_batch_{i}", 12) for i in range(1, 6)), ("test_batch", 20)):
-        pixels = np.random.default_rng(size).integers(0, 256, (size, 3072))
-        rows = np.column_stack([np.arange(size) % 10, pixels])
-        (folder / f"{name}.bin").write_bytes(rows.astype(np.uint8).tobytes())
-    return tmp_path
-
-
-@pytest.fixture
-def imagenet_root(tmp_path, write_jpeg):
-    for split, count in (("train", 20), ("val", 6)):
-        for number in range(count):
-            wnid = ("n01443537", "n02110958", "n09246464")[number % 3]
-            write_jpeg(tmp_path / "imagenet" / split / wnid / f"{wnid}_{number}.JPEG", number)
-    return tmp_path / "imagenet"
-
-
-@pytest.fixture
-def make(request):
-    """Return a function that builds the datamodule of a name, set up."""
-
-    def build(name, **options):
-        options = {"batch_size": 8, "eval_batch_size": 5, "num_workers": 0, **AUGMENTED, **options}
-        kind, root, more = {
-            "digits": (DigitsDataModule, None, {}),
-            "fake": (FakeDataModule, None, {"crop_padding": 2, "flip": True}),
-            "mnist": (MNISTDataModule, "idx_root", {"val_size": 20}),
-            "cifar": (CIFARDataModule, "cifar_root", {"val_size": 10}),
-            "image_folder": (ImageFolderDataModule, "image_root", {"image_size": 32}),
-            "imagenet": (ImageNetDataModule, "imagenet_root", {"image_size": 32}),
-        }[name]
-        if root:
-            more = {**more, "root": str(request.getfixturevalue(root))}
-        data = kind(**more, **options)
-        data.setup()
-        return data
-
-    return build
 
 
 @pytest.fixture
@@ -178,15 +125,48 @@ def test_the_precision_of_the_trainer_reaches_the_batches(make, name, precision,
 
 
 @pytest.mark.parametrize("name", ["digits", "image_folder"])
-def test_overfit_batches_and_predict_take_the_loaders(make, name, tmp_path):
+def test_overfit_batches_takes_the_datamodule_and_its_loader(make, name, tmp_path):
     module = Recorder()
     fit = trainer(tmp_path, overfit_batches=2)
     fit.fit(module, datamodule=make(name))
-    assert_same(module.seen["train"], list(make(name).train_dataloader())[:2])
+    expected = list(make(name).train_dataloader())[:2]
+    assert_same(module.seen["train"], expected)
 
+    bare = Recorder()  # Lightning replaces the sampler
+    with pytest.warns(UserWarning, match="turning off the train dataloader shuffling"):
+        trainer(tmp_path, overfit_batches=2).fit(bare, make(name).train_dataloader())
+    assert [x.shape for x, _ in bare.seen["train"]] == [x.shape for x, _ in expected]
+
+
+class Predictions(pl.callbacks.BasePredictionWriter):
+    def __init__(self):
+        super().__init__("batch")
+        self.indices = []
+
+    def write_on_batch_end(self, trainer, pl_module, prediction, batch_indices, *_):
+        self.indices.append(batch_indices)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", [*KINDS, "shards"])
+def test_predicting_and_testing_take_the_datamodule_and_its_loaders(make, name, workers, tmp_path):
+    expected = list(make(name).test_dataloader())
+    count = sum(len(labels) for _, labels in expected)
+    module, data = Recorder(), make(name, num_workers=workers)
     module.predict_step = lambda batch, batch_idx: batch
-    seen = trainer(tmp_path).predict(module, make(name).test_dataloader())
-    assert_same(seen, list(make(name).test_dataloader()))
+    for given in (
+        {"datamodule": data},
+        {"dataloaders": make(name, num_workers=workers).test_dataloader()},
+        {"dataloaders": make(name, num_workers=workers).predict_dataloader()},
+    ):
+        writer = Predictions()
+        assert_same(trainer(tmp_path, callbacks=[writer]).predict(module, **given), expected)
+        assert [i for batch in writer.indices for i in batch] == list(range(count))
+    for given in ({"datamodule": data}, {"dataloaders": data.test_dataloader()}):
+        tested = Recorder()
+        tested.test_step = tested.validation_step
+        trainer(tmp_path).test(tested, verbose=False, **given)
+        assert_same(tested.seen["val"], expected)
 
 
 @pytest.mark.gpu

@@ -49,7 +49,7 @@ def by_hand(model, data):
     """Return the gates on the split in float64, its labels, and the accuracy."""
     batches = list(split_batches(data, "val", torch.device("cpu")))
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    gates = {k: v.double().numpy() for k, v in excitations(model.backbone, images).items()}
+    gates = {k: v.double().numpy() for k, v in excitations(model, images).items()}
     with torch.no_grad():
         right = (model(images).argmax(1) == labels).double().mean()
     return gates, labels.numpy(), float(right)
@@ -173,7 +173,7 @@ def test_nan_gates_and_gates_that_are_never_executed_are_reported(data, tmp_path
 
 def test_only_the_chosen_layers_are_analyzed(model, data, tmp_path):
     metrics = analyze(model, data, folder=str(tmp_path), layers=["layer3.2.se", "layer1.0.se"])
-    layers = ["layer1.0.se", "layer3.2.se"]
+    layers = ["backbone.layer1.0.se", "backbone.layer3.2.se"]
     assert list(metrics)[2:] == [f"analyze/selectivity/{layer}" for layer in layers]
     assert np.load(tmp_path / "analysis" / "statistics.npz")["layers"].tolist() == layers
     assert "layer2.0.se" not in (tmp_path / "analysis" / "report.html").read_text()

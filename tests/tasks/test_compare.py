@@ -34,7 +34,7 @@ def test_a_network_equals_itself(data, tmp_path):
     net = classifier().eval()
     metrics = compare([net, copy.deepcopy(net)], data, folder=str(tmp_path), names=NAMES)
     assert metrics.pop("compare/images") == 180
-    layers = list(excitations(net.backbone, torch.zeros(1, 1, 32, 32)))
+    layers = list(excitations(net, torch.zeros(1, 1, 32, 32)))
     cosines = {f"compare/cosine/{layer}": pytest.approx(1, abs=1e-12) for layer in layers}
     assert metrics == cosines | {f"compare/js/{layer}": 0 for layer in layers}
     with (tmp_path / "compare.csv").open() as file:
@@ -48,7 +48,7 @@ def test_the_drift_of_two_networks_equals_that_by_hand(data, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         metrics = compare(nets, data, folder=str(tmp_path), split="test", names=NAMES)
     images = torch.cat([x for x, _ in split_batches(data, "test", torch.device("cpu"))])
-    gates = [excitations(net.backbone, images) for net in nets]
+    gates = [excitations(net, images) for net in nets]
     with (tmp_path / "compare.csv").open() as file:
         rows = {row["layer"]: row for row in csv.DictReader(file)}
     text = (tmp_path / "compare.md").read_text()
@@ -74,7 +74,7 @@ def test_the_drift_of_two_networks_equals_that_by_hand(data, tmp_path, caplog):
 def test_networks_that_cannot_be_compared_are_refused(data, tmp_path):
     net = classifier()
     deeper = classifier(depth=32)
-    with pytest.raises(ValueError, match=r"layer2.0.se \(32 .* in a.ckpt, layer1.3.se \(16 "):
+    with pytest.raises(ValueError, match=r"layer2.0.se \(32 .* in a.ckpt, backbone.layer1.3.se "):
         compare([net, deeper], data, folder=str(tmp_path), names=NAMES)
     with pytest.raises(ValueError, match=r"two checkpoints, got 1: ckpt_path=\[A.ckpt,B.ckpt\]"):
         compare([net], data, folder=str(tmp_path), names=NAMES[:1])
@@ -91,4 +91,4 @@ def test_gates_with_different_ranges_share_their_bins(data, tmp_path):
     """The gates of a double sigmoid are initially 1, those of a sigmoid are below."""
     nets = [classifier().eval(), classifier(gate_activation="double-sigmoid").eval()]
     metrics = compare(nets, data, folder=str(tmp_path), names=NAMES)
-    assert metrics["compare/js/layer1.0.se"] == pytest.approx(1)
+    assert metrics["compare/js/backbone.layer1.0.se"] == pytest.approx(1)

@@ -38,7 +38,7 @@ def test_the_rows_are_the_images_of_the_split(model, data, tmp_path):
     images = torch.cat([x for x, _ in split_batches(data, "test", torch.device("cpu"))])
     with torch.no_grad():
         assert table["prediction"].to_pylist() == model(images).argmax(1).tolist()
-    gates = excitations(model.backbone, images)
+    gates = excitations(model, images)
     assert table.column_names == ["image", "label", "prediction", *gates]
     for layer, expected in gates.items():
         kind = table.schema.field(layer).type
@@ -49,13 +49,13 @@ def test_the_rows_are_the_images_of_the_split(model, data, tmp_path):
 
 def test_a_single_layer_of_another_split_is_exported(model, data, tmp_path):
     export(model, data, folder=str(tmp_path), split="val", layers=["layer3.0.se"])
-    table = pq.read_table(tmp_path / "excitations.parquet", columns=["layer3.0.se"])
-    assert table.column_names == ["layer3.0.se"]
+    table = pq.read_table(tmp_path / "excitations.parquet", columns=["backbone.layer3.0.se"])
+    assert table.column_names == ["backbone.layer3.0.se"]
     assert table.num_rows == len(data.labels("val"))
 
 
 def test_a_layer_that_does_not_exist_is_refused_and_no_file_is_left(model, data, tmp_path):
-    with pytest.raises(ValueError, match=r"no layer 'layer3.0' .*Closest names: layer3.0.se"):
+    with pytest.raises(ValueError, match=r"no layer 'layer3.0' .*names: backbone.layer3.0.se"):
         export(model, data, folder=str(tmp_path), layers=["layer3.0"])
     with pytest.raises(ValueError, match=r"`split` \(='all'\)"):
         export(model, data, folder=str(tmp_path), split="all")
@@ -96,8 +96,8 @@ def test_a_gate_that_is_never_executed_is_null(data, tmp_path):
         excitations(net, torch.rand(1, 1, 8, 8))
     export(model, data, folder=str(tmp_path))
     table = pq.read_table(tmp_path / "excitations.parquet")
-    assert table["1"].null_count == 360
-    assert table["0"].null_count == 0
+    assert table["backbone.1"].null_count == 360
+    assert table["backbone.0"].null_count == 0
 
 
 def test_missing_gates_and_missing_pyarrow_give_one_message(data, model, tmp_path, monkeypatch):

@@ -103,7 +103,8 @@ def test_constants_that_no_layer_absorbs_are_saved_and_reported_as_scales(data, 
     scales = [p for p, m in again.backbone.named_modules() if isinstance(m, ChannelScale)]
     assert scales == [path for path, kind in kinds.items() if kind == "scale"]
     facts = json.loads((tmp_path / "fold.json").read_text())
-    assert {gate["layer"]: gate["action"] for gate in facts["gates"]} == kinds
+    paths = {f"backbone.{path}": kind for path, kind in kinds.items()}  # as in all tables
+    assert {gate["layer"]: gate["action"] for gate in facts["gates"]} == paths
     assert facts["samples"] == len(data.labels("val"))
     assert facts["batch_size"] == 90
     assert "replaced by a channel scale" in (tmp_path / "fold.md").read_text()

@@ -5,6 +5,7 @@ import torch
 from matplotlib.image import imread
 
 from se_lightning import DigitsDataModule, FakeDataModule
+from se_lightning.data.samplers import unpack
 from se_lightning.tasks import look
 from se_lightning.tasks.look import _caption, _first_images
 
@@ -36,7 +37,7 @@ def test_its_pixels_are_those_of_the_training_batches():
     data.setup()
     pixels, labels = _first_images(data, 12, epoch=3)
     order = data.train_dataloader(epoch=3).sampler
-    keys = torch.cat([torch.from_numpy(keys) for _, keys in order])[:12].numpy()
+    keys = unpack(list(order))[1][:12]
     images = data._splits["train"][0][keys]
     assert torch.equal(pixels, data.crop_flip(images, 3, keys))
     assert torch.equal(labels, data._splits["train"][1][keys])

@@ -44,7 +44,7 @@ def test_the_table_the_plot_and_all_numbers_are_written(model, data, tmp_path, c
         assert float(row["drop"]) == metrics[name]
     text = (tmp_path / "what_if.md").read_text()
     assert f"on {images} images of test" in text
-    assert "| layer2.0 | " in text
+    assert "| backbone.layer2.0.se | " in text
     assert imread(tmp_path / "what_if.png").std() > 0.05
     assert f"on {images} images of test" in caplog.text
     assert what_if(model, data, folder=str(tmp_path)) == metrics

@@ -1,7 +1,6 @@
 """Report on a step with non-finite numbers: samples, layers and the JSON file."""
 
 import contextlib
-import copy
 import inspect
 import json
 import math
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from se_lightning.atomic import write_text
 from se_lightning.callbacks.checkpointing.last_checkpoint import LastCheckpoint
-from se_lightning.data.samplers import OneEpoch, TrainBatches
+from se_lightning.data.samplers import OneEpoch, TrainSampler
 from se_lightning.excitation.taps import eager
 from se_lightning.lightning import LightningModule, Trainer
 
@@ -30,18 +29,11 @@ def sample_ids(trainer: Trainer, epoch: int, batches: Sequence[int], rank: int) 
     """
     order = getattr(trainer.train_dataloader, "sampler", None)
     if isinstance(order, OneEpoch):
-        order = order.batches
-        epoch = getattr(order, "epoch", 0)
-    if not isinstance(order, TrainBatches):
+        order, epoch = order.order, 0
+    if not isinstance(order, TrainSampler):
         return None
-    order = copy.copy(order)
-    order.rank = rank
-    ids: list[int] = []
-    for batch in batches:
-        order.start_at(epoch, batch)
-        _, keys = next(iter(order))
-        ids += (keys % order.size).tolist()
-    return ids
+    keys, size = order.keys(epoch, rank) % order.size, order.batch_size
+    return [key for batch in batches for key in keys[batch * size : (batch + 1) * size].tolist()]
 
 
 def bad_rows(batch: Any) -> list[int]:

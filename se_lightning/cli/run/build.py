@@ -19,7 +19,7 @@ from se_lightning.cli.run.checkpoint_data import data_of, expect, given_keys, re
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.schema import make
-from se_lightning.data.base import cores
+from se_lightning.data.cores import cores
 from se_lightning.ranks import external_rank, is_further_rank
 
 __all__ = ["build", "checkpoint_paths", "rebuild"]
@@ -48,10 +48,10 @@ def build(
         # Before loggers and ranks start, so that an error in the data is reported once.
         datamodule.prepare_data()
         datamodule.setup("fit" if trains else "test")
-    trainer = _trainer(cfg)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-    return trainer, model, datamodule
+    # The whole config is logged, which contains their options.
+    for part in (model, datamodule):
+        part._log_hyperparams = False
+    return _trainer(cfg), model, datamodule
 
 
 def checkpoint_paths(cfg: DictConfig, *, count: int) -> list[str | None]:

@@ -5,17 +5,29 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from se_lightning.cli.command import Command, key_of, value_of
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.result import RunResult
 from se_lightning.excitation import find_gates
+from se_lightning.loggers import GracefulWandbLogger
 from se_lightning.models import hidden_widths
 
-__all__ = ["describe", "first_line", "last_lines", "products"]
+__all__ = ["describe", "first_line", "last_lines", "products", "run_name", "start_loggers"]
 
 log = logging.getLogger(__name__)
+
+_FACTS = ("task", "model", "data", "parameters", "gates", "hidden_widths", "world_size")
+_EXPERIMENT = (
+    "experiment", "model", "data", "optimizer", "lr_scheduler", "callbacks", "trainer", "seed"
+)  # fmt: skip
+_PLACES = (
+    "root", "download", "num_workers", "accelerator", "devices", "num_nodes", "strategy",
+    "profiler", "log_every_n_steps", "benchmark",
+)  # fmt: skip
 
 
 def describe(
@@ -41,7 +53,7 @@ def describe(
         "seed": cfg.seed,
         "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
         "gates": len(find_gates(backbone)),
-        "hidden_widths": hidden_widths(backbone),
+        "hidden_widths": hidden_widths(model),
         "world_size": trainer.world_size,
         # Not the config's: the datamodule may come from a checkpoint.
         "batch_size": getattr(datamodule, "batch_size", None),
@@ -49,18 +61,58 @@ def describe(
     }
 
 
+def start_loggers(cfg: DictConfig, trainer: pl.Trainer, result: RunResult) -> None:
+    """Name the W&B run, and log the config and the sizes of the network, once."""
+    facts = {key: result[key] for key in _FACTS}  # type: ignore[literal-required]
+    options = OmegaConf.to_container(cfg, resolve=True)
+    for logger in trainer.loggers:
+        if isinstance(logger, GracefulWandbLogger):
+            logger.default_name = run_name(result, Command.recorded(HydraConfig.get()))
+        logger.log_hyperparams({**options, "run": facts})  # type: ignore[dict-item]
+
+
+def run_name(result: RunResult, command: Command) -> str:
+    """Return the network, the data, and the options in which this run differs from the default.
+
+    Options that say where or how fast it runs are left out.
+    """
+    differences = {}
+    for override in command.task_overrides:
+        group, _, option = key_of(override).partition(".")
+        if group not in _EXPERIMENT or option.split("_")[0] == "enable" or option in _PLACES:
+            continue
+        name, value = option or group, value_of(override)
+        if option or group == "seed":
+            differences[name] = f"{name}={value}"
+        elif group not in ("model", "data"):
+            differences[name] = value
+    return " ".join([result["model"], result["data"], *differences.values()])
+
+
 def products(trainer: pl.Trainer, folder: RunFolder) -> RunResult:
-    """Return the best checkpoint, its score, and the excitation picture."""
+    """Return the best checkpoint, its score, and the excitation picture.
+
+    The score is also written to the summary of each W&B run, as in ``best/val/loss``.
+    """
     callbacks = cast(list[Any], trainer.callbacks)  # type: ignore[attr-defined]
     pictures = [getattr(callback, "picture", None) for callback in callbacks]
     best = trainer.checkpoint_callback
     score = getattr(best, "best_model_score", None)
     path = getattr(best, "best_model_path", "")
+    if score is not None:
+        _summarize(trainer, {f"best/{getattr(best, 'monitor', 'score')}": float(score)})
     return {
         "checkpoint": folder.relative(path) if path else None,
         "score": None if score is None else float(score),
         "picture": next((folder.relative(path) for path in pictures if path), None),
     }
+
+
+@rank_zero_only
+def _summarize(trainer: pl.Trainer, values: dict[str, float]) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(values)
 
 
 @rank_zero_only

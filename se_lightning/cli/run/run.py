@@ -90,6 +90,7 @@ def _call_with_trainer(cfg: DictConfig, task: Task) -> RunResult:
     trains = _trains(task)
     trainer, model, datamodule = build(cfg, trains=trains)
     result = report.describe(cfg, trainer, model, datamodule, trains=trains)
+    report.start_loggers(cfg, trainer, result)
     report.first_line(result)
     # Other tasks have their weights already.
     ckpt_path = cfg.ckpt_path if trains else None

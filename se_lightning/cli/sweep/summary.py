@@ -46,7 +46,7 @@ def _markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
     shown = [c for c in columns if c not in shared and not c.startswith(("train/", "val/"))]
     shown = [c for c in shown if any(str(row.get(c, "")) for row in rows)]
     cells = [list(map(_cell, shown))]
-    cells += [[_cell(row.get(column, "")) for column in shown] for row in rows]
+    cells += [[_cell(_shown(column, row.get(column, ""))) for column in shown] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
@@ -57,6 +57,13 @@ def _markdown(rows: list[dict[str, Any]], columns: list[str]) -> str:
         settings = " ".join(f"`{_cell(f'{key}={value}')}`" for key, value in shared.items())
         lines[:0] = [f"All jobs: {settings}", ""]
     return "\n".join(lines) + "\n"
+
+
+def _shown(column: str, value: Any) -> Any:
+    """Return an accuracy in percent; only files for programs have fractions."""
+    if value and column.endswith(("/acc1", "/acc5")):
+        return f"{100 * float(value):.2f} %"
+    return value
 
 
 def _cell(value: Any) -> str:

@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Unpack
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from se_lightning.arguments import positive_integer
 from se_lightning.data.base import ImageDataModule, ImageOptions
+from se_lightning.data.dataset import ImageDataset, Loader
 from se_lightning.data.files.crops import CenterCrop, RandomResizedCrop
 from se_lightning.data.files.dataset import BadFiles, FileLoader, ImageFiles
 from se_lightning.data.files.decode import check_interpolation
 from se_lightning.data.files.sources import Source
 from se_lightning.data.identity import digest
-from se_lightning.data.samplers import EvalBatches, TrainBatches
+from se_lightning.data.samplers import EvalSampler, TrainSampler
 
 __all__ = ["FileDataModule", "FileOptions"]
 
@@ -139,15 +140,11 @@ class FileDataModule(ImageDataModule):
         """Return the labels (N,) of ``train``, ``val`` or ``test``."""
         return self.source(split).labels
 
-    def _loader(self, dataset: Dataset, order: TrainBatches | EvalBatches) -> DataLoader:
-        assert isinstance(dataset, ImageFiles)
-        folder, ranks = Path(), 1
-        if self.trainer is not None:
-            folder, ranks = Path(self.trainer.default_root_dir), self.trainer.world_size
-        return FileLoader(
-            dataset,
-            bad_files=self._bad_files,
-            folder=folder,
-            alone=ranks == 1,
-            **self._options(order),
-        )
+    def _loader(
+        self, dataset: ImageDataset, order: TrainSampler | EvalSampler, batch_size: int
+    ) -> DataLoader:
+        options = self._options(order, batch_size)
+        if not isinstance(dataset, ImageFiles):
+            return Loader(dataset, **options)
+        folder = Path() if self.trainer is None else Path(self.trainer.default_root_dir)
+        return FileLoader(dataset, bad_files=self._bad_files, folder=folder, **options)

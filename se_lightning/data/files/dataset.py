@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import default_collate
 
+from se_lightning.data.dataset import ImageDataset, Loader
 from se_lightning.data.files.crops import CenterCrop, RandomResizedCrop
 from se_lightning.data.files.decode import BadImage
 from se_lightning.data.files.sources import Source
-from se_lightning.data.samplers import Batch
-from se_lightning.data.transforms.on_device import Finish, ImageBatch
+from se_lightning.data.transforms.on_device import Finish, ImageBatch, unreadable
 from se_lightning.data.transforms.per_image import SampleTransforms
 
 __all__ = ["BadFiles", "FileLoader", "ImageFiles"]
@@ -23,8 +24,8 @@ log = logging.getLogger(__name__)
 BAD_FILES = "bad_files.txt"
 
 
-class ImageFiles(Dataset):
-    """Image files; an item is a batch of the readable ones.
+class ImageFiles(ImageDataset):
+    """Image files; a batch contains the readable ones.
 
     Args:
         source: Source of the files.
@@ -43,13 +44,14 @@ class ImageFiles(Dataset):
         finish: Finish,
         transforms: SampleTransforms | None = None,
     ) -> None:
+        super().__init__(augmented=transforms is not None)
         self.source, self.view, self.finish, self.transforms = source, view, finish, transforms
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, batch: Batch) -> ImageBatch:
-        epoch, keys = batch
+    def batch(self, epoch: int, keys: np.ndarray) -> ImageBatch:
+        """Return the samples ``keys`` (N,), augmented as in an epoch."""
         pixels: list[Tensor] = []
         good: list[int] = []
         bad = []
@@ -103,12 +105,9 @@ class BadFiles:
         """
         if not batch.bad:
             return
-        name, reason = batch.bad[0]
         if not self.skip:
-            raise ValueError(
-                f"{name} cannot be read: {reason}. Repair or remove the file, or skip such files "
-                "with data.on_error=skip."
-            )
+            raise unreadable(batch.bad)
+        name, reason = batch.bad[0]
         if train and not len(batch.keys):
             raise ValueError(
                 f"None of the {len(batch.bad)} files of a batch can be read; the first is {name}: "
@@ -135,15 +134,14 @@ class BadFiles:
         self._new = {}
 
 
-class FileLoader(DataLoader):
-    """DataLoader that lists unreadable files at the end of its epoch.
+class FileLoader(Loader):
+    """Loader that lists unreadable files at the end of its epoch.
 
     Args:
         dataset: Image files.
         bad_files: Records the unreadable files.
         folder: Folder of the list.
-        alone: Whether no other rank reads a part of the same epoch.
-        **options: Options of DataLoader.
+        **options: Options of Loader.
     """
 
     def __init__(
@@ -152,24 +150,25 @@ class FileLoader(DataLoader):
         *,
         bad_files: BadFiles,
         folder: Path,
-        alone: bool = True,
         **options: Any,
     ) -> None:
         super().__init__(dataset, **options)
-        self.bad_files, self.folder, self.alone = bad_files, folder, alone
+        self.bad_files, self.folder = bad_files, folder
 
     def __iter__(self) -> Iterator[ImageBatch]:  # type: ignore[override]
-        train = self.dataset.transforms is not None  # type: ignore[attr-defined]
+        train = self.dataset.augmented  # type: ignore[attr-defined]
         read = 0
         try:
             for batch in super().__iter__():
                 self.bad_files.take(batch, train=train)
                 read += len(batch.keys)
+                batch.bad = ()
                 yield batch
         finally:
             self.bad_files.write(self.folder)
         # Other ranks may have read some; ImageClassifier counts those of all ranks.
-        if self.alone and not read and len(self):
+        alone = self.order is None or self.order.num_replicas == 1
+        if alone and not read and len(self):
             raise ValueError(
                 f"None of the {len(self.dataset)} files of a split can be read; see "  # type: ignore[arg-type]
                 f"{self.folder / BAD_FILES}."

@@ -6,10 +6,9 @@ from typing import ClassVar, Unpack
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from se_lightning.data.base import ImageDataModule, ImageOptions
-from se_lightning.data.samplers import Batch
+from se_lightning.data.dataset import ImageDataset
 from se_lightning.data.transforms.on_device import Finish, ImageBatch
 from se_lightning.data.transforms.per_image import CropFlip
 
@@ -18,30 +17,38 @@ __all__ = ["InMemoryDataModule", "InMemoryImages", "InMemoryOptions", "cut_valid
 Step = Callable[[Tensor, int, np.ndarray], Tensor]
 
 
-class InMemoryImages(Dataset):
-    """Images as one uint8 tensor; an item is a batch on the device of the tensor.
+class InMemoryImages(ImageDataset):
+    """Images as one uint8 tensor; batches are on its device.
 
     Args:
         images: (N, C, H, W) uint8.
         labels: (N,) int64.
         finish: Turns bytes into the network's input.
         steps: Transforms of the bytes, applied first.
+        augmented: Whether the steps or ``finish`` are random.
 
     Shape:
         ``self[epoch, keys]`` unpacks to ((B, C, H, W) float32, (B,) int64).
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, finish: Finish, steps: Sequence[Step] = ()
+        self,
+        images: Tensor,
+        labels: Tensor,
+        finish: Finish,
+        steps: Sequence[Step] = (),
+        *,
+        augmented: bool = True,
     ) -> None:
+        super().__init__(augmented=augmented)
         self.images, self.labels = images, labels
         self.finish, self.steps = finish, steps
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, batch: Batch) -> ImageBatch:
-        epoch, keys = batch
+    def batch(self, epoch: int, keys: np.ndarray) -> ImageBatch:
+        """Return the samples ``keys`` (N,), augmented as in an epoch."""
         indices = torch.from_numpy(keys % len(self)).to(self.images.device, non_blocking=True)
         images = self.images.index_select(0, indices)  # 14 times as fast as images[indices]
         for step in self.steps:
@@ -114,14 +121,16 @@ class InMemoryDataModule(ImageDataModule):
             device = self.trainer.strategy.root_device  # type: ignore[union-attr]
             self._splits[split] = images, labels = images.to(device), labels.to(device)
         steps = (self.crop_flip, self.transforms) if augmented else ()
-        return InMemoryImages(images, labels, self.finish(augmented=augmented), steps)
+        finish = self.finish(augmented=augmented)
+        return InMemoryImages(images, labels, finish, steps, augmented=augmented)
 
     def labels(self, split: str) -> np.ndarray:
         """Return the labels (N,) of ``train``, ``val`` or ``test``."""
         return self._splits[split][1].cpu().numpy()
 
-    def _pin_memory(self) -> bool:
-        return self._on_gpu() and self._workers() > 0  # otherwise they are on the device
+    def _pins(self) -> bool:
+        on_device = self._on_gpu() and not self._workers()
+        return super()._pins() and not on_device
 
 
 def cut_validation(size: int, val_size: int, split_seed: int) -> tuple[np.ndarray, np.ndarray]:

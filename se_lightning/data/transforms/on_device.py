@@ -13,7 +13,7 @@ from se_lightning.data.transforms.color import ColorJitter
 from se_lightning.data.transforms.per_image import check_number, check_pixels
 from se_lightning.data.transforms.sample_rng import sample_seeds, uniform
 
-__all__ = ["Erasing", "Finish", "ImageBatch", "Mixing", "erase"]
+__all__ = ["Erasing", "Finish", "ImageBatch", "Mixing", "erase", "unreadable"]
 
 _ATTEMPTS = 10  # to find a box that fits into the image, as in torchvision
 
@@ -217,6 +217,15 @@ class Finish:
         return images.float().mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1))
 
 
+def unreadable(bad: Sequence[tuple[str, str]]) -> ValueError:
+    """Return the error for the name and reason of files that cannot be read."""
+    name, reason = bad[0]
+    return ValueError(
+        f"{name} cannot be read: {reason}. Repair or remove the file, or skip such files in the "
+        "datamodule's loaders with data.on_error=skip."
+    )
+
+
 _FLOAT32 = torch.empty(0, dtype=torch.float32)
 
 
@@ -235,7 +244,8 @@ class ImageBatch:
         epoch: Epoch, from 0.
         keys: (B,) keys of the samples; they stay on the CPU.
         first: Key of the first sample, readable or not; None if the batch is empty.
-        bad: Name and reason of each file that could not be read.
+        bad: Name and reason of each file that could not be read. Such a batch cannot be used until
+            they are removed from here, which the datamodules' loaders do for ``on_error="skip"``.
         like: Empty tensor of the dtype of the finished images. Lightning's precision plugins
             convert floating-point tensors before the transfer, including this one.
     """
@@ -250,7 +260,13 @@ class ImageBatch:
     like: Tensor = _FLOAT32
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> tuple[Tensor, Tensor]:
-        """Return the finished images (B, C, H, W) and labels (B,) or, mixed, (B, K)."""
+        """Return the finished images (B, C, H, W) and labels (B,) or, mixed, (B, K).
+
+        Raises:
+            ValueError: If a file could not be read.
+        """
+        if self.bad:
+            raise unreadable(self.bad)
         # A copy to the CPU must be complete before it is read.
         non_blocking = non_blocking and torch.device(device).type == "cuda"
         images = self.images.to(device, non_blocking=non_blocking)

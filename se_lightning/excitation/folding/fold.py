@@ -72,7 +72,9 @@ class FoldReport:
         return "\n".join(lines + [f"{gate.layer}: {gate.reason}" for gate in self.gates])
 
 
-def fold_gates(model: nn.Module, batches: Iterable[Tensor], tolerance: float = 0.01) -> FoldReport:
+def fold_gates(
+    model: nn.Module, batches: Iterable[Tensor], tolerance: float = 0.01, *, prefix: str = ""
+) -> FoldReport:
     """Replace gates that are constant over these images, in place.
 
     A gate whose values are all within ``tolerance`` of their channel's mean is replaced by these
@@ -84,6 +86,7 @@ def fold_gates(model: nn.Module, batches: Iterable[Tensor], tolerance: float = 0
         model: A network, not the LightningModule around it; evaluated in eval mode.
         batches: Images, (N, C, H, W), on the model's device.
         tolerance: Largest distance of a constant gate from its channel's mean.
+        prefix: Path of the network in the module around it, with a dot, for the report.
 
     Raises:
         ValueError: If `tolerance` is negative, or there are no images.
@@ -101,7 +104,7 @@ def fold_gates(model: nn.Module, batches: Iterable[Tensor], tolerance: float = 0
     if not samples:
         raise ValueError("`batches` must contain at least one image.")
     neighbours = Neighbours(model)
-    gates = [_fold(model, path, extremes[path], tolerance, neighbours) for path in extremes]
+    gates = [_fold(model, path, extremes[path], tolerance, neighbours, prefix) for path in extremes]
     model.train(training)
     return FoldReport(tuple(gates), samples, tolerance)
 
@@ -151,12 +154,13 @@ def _fold(
     extreme: tuple[Tensor, float],
     tolerance: float,
     neighbours: Neighbours,
+    prefix: str,
 ) -> FoldedGate:
     mean, spread = extreme
 
     def result(action: str, reason: str, into: tuple[str, ...] = ()) -> FoldedGate:
         ends = float(mean.min()), float(mean.max())
-        return FoldedGate(path, spread, *ends, action, into, reason)
+        return FoldedGate(prefix + path, spread, *ends, action, into, reason)
 
     if math.isnan(spread):
         return result("kept", "kept: never executed, or NaN")
@@ -175,7 +179,7 @@ def _fold(
     if places := neighbours.of(path, scale):
         for place in places:
             place.absorb()
-        into = tuple(place.path for place in places)
+        into = tuple(prefix + place.path for place in places)
         return result("identity", f"folded into {', '.join(into)}", into)
     put_in_place(model, path, scale.to(weight.device, weight.dtype))
     return result("scale", "replaced by a channel scale: no adjacent layer can absorb it")

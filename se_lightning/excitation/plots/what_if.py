@@ -14,16 +14,14 @@ __all__ = ["draw_what_if"]
 
 
 @plain_text
-def draw_what_if(rows: Sequence[WhatIfRow], names: Mapping[str, str], split: str) -> Figure:
+def draw_what_if(rows: Sequence[WhatIfRow], split: str) -> Figure:
     """Draw the drops in accuracy: one group of bars per block, one bar per replacement.
 
     Args:
         rows: Results of :func:`se_lightning.excitation.what_if`.
-        names: Short names of the blocks.
         split: Name of the split, for the title.
     """
     drops = drops_by_block(rows)
-    names = {block: legible(name) for block, name in names.items()}
     several = {row.block for row in rows[1:] if row.gates > 1} | {ALL_BLOCKS}
     single = {block: each for block, each in drops.items() if block not in several}
     together = {block: each for block, each in drops.items() if block in several}
@@ -33,8 +31,8 @@ def draw_what_if(rows: Sequence[WhatIfRow], names: Mapping[str, str], split: str
     widths[0] = min(widths[0], 14.0)
     figure = Figure(figsize=(max(sum(widths), 7.5), 4.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=widths)
-    _bars(left, single, names)
-    _bars(right, together, names)
+    _bars(left, single)
+    _bars(right, together)
     left.set_xlabel("block whose gates are replaced, by depth")
     left.set_ylabel("drop in accuracy (percentage points)")
     left.legend(title="gates replaced by", fontsize=8, title_fontsize=8)
@@ -47,7 +45,7 @@ def draw_what_if(rows: Sequence[WhatIfRow], names: Mapping[str, str], split: str
     return figure
 
 
-def _bars(axes: Axes, drops: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) -> None:
+def _bars(axes: Axes, drops: Mapping[str, Mapping[str, float]]) -> None:
     colors = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
     kinds = list(dict.fromkeys(kind for each in drops.values() for kind in each))
     bar = 0.8 / len(kinds)
@@ -57,8 +55,12 @@ def _bars(axes: Axes, drops: Mapping[str, Mapping[str, float]], names: Mapping[s
         axes.bar(places, values, bar, color=colors[index % len(colors)], label=kind)
     step = -(-len(drops) // 60)
     size = 8 if len(drops) <= 25 else 6
-    shown = [names[block] for block in drops][::step]
-    axes.set_xticks(range(0, len(drops), step), shown, rotation=90, fontsize=size)
+    axes.set_xticks(
+        range(0, len(drops), step),
+        [legible(block) for block in drops][::step],
+        rotation=90,
+        fontsize=size,
+    )
     axes.set_xlim(-0.6, len(drops) - 0.4)
     axes.axhline(0, color=matplotlib.rcParams["axes.edgecolor"], linewidth=0.8)
     axes.grid(axis="y", alpha=0.3)

@@ -40,7 +40,7 @@ def test_the_csv_has_every_job_in_order(sweep):
     failed, completed = rows(sweep)
     assert (failed["job"], completed["job"]) == ("2", "10")
     assert failed["error"] == "bad ratio | of 0"
-    assert completed["val/acc1"] == "0.5"
+    assert (completed["val/acc1"], completed["test/acc1"]) == ("0.5", "0.12346")
     assert completed["hidden widths"] == "2 4"
     assert list(completed)[:2] == ["job", "status"]
     assert list(completed)[-3:] == ["world size", "wall time, s", "error"]
@@ -52,7 +52,7 @@ def test_the_markdown_table_has_only_the_columns_to_compare(sweep):
     assert lines[0] == "All jobs: `trainer.max_epochs=1`"
     assert lines[2].split("|")[1:4] == [" job ", " status    ", " model.ratio "]
     assert "val/acc1" not in text
-    assert "0.12346" in text
+    assert "| 12.35 % " in text
     assert "bad ratio \\| of 0" in text
     assert len({line.replace("\\|", "##").count("|") for line in lines[2:]}) == 1
     assert len({len(line) for line in lines[2:]}) == 1

@@ -19,7 +19,7 @@ def test_there_is_one_bar_per_block_and_replacement(blocks, style_name, tmp_path
         for k, kind in enumerate(REPLACEMENTS)
     ]
     with matplotlib.style.context(style_name):
-        figure = draw_what_if(rows, {name: name for name in names}, "test")
+        figure = draw_what_if(rows, "test")
         figure.savefig(tmp_path / "x.png", dpi=120)
     left, right = figure.axes
     assert len(left.patches) == 4 * blocks
