@@ -98,6 +98,13 @@ class FileDataModule(ImageDataModule):
         self._bad_files = BadFiles(on_error)
         self._sources: dict[str, Source] = {}
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """As in the base class, with ``resize``, the shorter side before the center crop."""
+        view = self._eval_view
+        crop = {"resize": view.resize, "interpolation": view.interpolation}
+        return super().preprocessing | crop
+
     def find(self, split: str) -> Source:
         """Return the files of ``train``, ``val`` or ``test``."""
         raise TypeError(f"{type(self).__name__} must define `find`.")
