@@ -120,6 +120,7 @@ class SEDenseNet(ImageNetwork):
         halved = 2 ** (stages - 1)
         smallest = 4 * halved - 3 if stem == "imagenet" else halved
         super().__init__(num_classes, in_channels, min_size=smallest)
+        self.native_size = 32 if stem == "cifar" else 224
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         parts["conv0"] = stem_conv(stem, in_channels, member.init_features)
         if stem == "imagenet":

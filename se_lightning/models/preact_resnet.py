@@ -171,6 +171,7 @@ class SEPreActResNet(ImageNetwork):
         excitations = self._excitations(gates, len(chosen.layers))
         super().__init__(num_classes, in_channels)
         channels = chosen.widths[0]
+        self.native_size = 32 if chosen.stem == "cifar" else 224
         self.conv1 = stem_conv(chosen.stem, in_channels, channels)
         self.bn1: nn.Module = nn.Identity()
         self.stem_act: nn.Module = nn.Identity()

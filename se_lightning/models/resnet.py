@@ -221,6 +221,7 @@ class SEResNet(ImageNetwork):
         smallest = CEIL_POOL_SIZE if ceil_pool else 1
         super().__init__(num_classes, in_channels, min_size=smallest, dropout=dropout)
         channels = chosen.widths[0] * (2 if chosen.stem == "deep" else 1)
+        self.native_size = 32 if chosen.stem == "cifar" else 224
         self.conv1 = stem_conv(chosen.stem, in_channels, chosen.widths[0])
         self.bn1 = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from torch import nn
 
-from se_lightning.arguments import boolean, one_of
+from se_lightning.arguments import boolean, one_of, refuse_unknown
 from se_lightning.models.layers.gates import (
     ACTIVATIONS,
     GATES,
@@ -180,11 +180,7 @@ class Excitation:
         known = [field.name for field in fields(cls) if field.name not in unknown]
         known += ["stages"] if stages else []
         known += own_options()
-        for name in options:
-            if name not in known:
-                raise ValueError(
-                    f"{family} has no option `{name}`. Its gates' options are: {', '.join(known)}."
-                )
+        refuse_unknown(family, options, known)
         given = {**defaults, **options}
         if placements:
             one_of("placement", given.get("placement", "standard"), placements)

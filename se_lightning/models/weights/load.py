@@ -168,7 +168,7 @@ def _check_folds(model: nn.Module, there: Any, name: str) -> None:
 def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any]:
     if isinstance(source, Mapping):
         return "The state dict", source
-    path, name = Path(source), str(source)
+    path, name = Path(source).expanduser(), str(source)
     if path.is_file():
         return name, read_file(path, weights=True)
     if path.is_dir():
