@@ -118,7 +118,10 @@ class Command:
         command = cls(
             tuple(map(_in_home, flags)), tuple(_literal(_without_plus(o)) for o in overrides)
         )
-        return command._with_data_on_top() if command.takes_checkpoints_data else command
+        if command.takes_checkpoints_data:  # Hydra accepts ++ for any key
+            on_top = (o if o[0] == "~" else f"++{o.lstrip('+')}" for o in command.given("data"))
+            command = cls(command.flags, (*command.without("data").overrides, *on_top))
+        return command
 
     @classmethod
     def recorded(cls, hydra: Any) -> Self:
@@ -159,16 +162,6 @@ class Command:
         trains = self.value("task") in (None, "fit")
         chosen = {"data", "experiment"} & set(map(key_of, self.overrides))
         return not trains and not chosen and self.value("ckpt_path") not in (None, "", "null")
-
-    def _with_data_on_top(self) -> Self:
-        """Return the command with ``++data.key=value``, which Hydra accepts for any key."""
-        return type(self)(
-            self.flags,
-            tuple(
-                f"++{o.lstrip('+')}" if key_of(o).startswith("data.") and o[:1] != "~" else o
-                for o in self.overrides
-            ),
-        )
 
     @property
     def task_overrides(self) -> list[str]:
