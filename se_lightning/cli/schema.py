@@ -4,7 +4,6 @@ Otherwise text in place of a number fails deep inside a library, or counts as tr
 the schema.
 """
 
-import difflib
 import inspect
 import math
 import typing
@@ -20,6 +19,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from se_lightning.cli.command import GROUPS, Command, key_of
+from se_lightning.cli.hints import nearest_key
 
 __all__ = ["VALUES", "check_values", "make", "refuse_unknown_keys"]
 
@@ -255,17 +255,19 @@ def refuse_unknown_keys(cfg: DictConfig) -> None:
     given = Command.recorded(composed).task_overrides
     choices = [override for override in given if loader.get_group_options(key_of(override))]
     shipped = loader.load_configuration(composed.job.config_name, choices, run_mode=RunMode.RUN)
-    _refuse_others(cfg, (*GROUPS, *VALUES))
+    _refuse_others(cfg, (*GROUPS, *VALUES), shipped)
     for group in {*GROUPS, "checkpoint", "jobs"} - set(_OPEN):
         node = cfg.get(group)
         if isinstance(node, DictConfig) and node.get("_target_") == shipped[group].get("_target_"):
             # A list, since `in` is False for the keys of a DictConfig that have no value.
-            _refuse_others(node, list(shipped[group]), f"{group}.")
+            _refuse_others(node, list(shipped[group]), shipped, f"{group}.")
 
 
-def _refuse_others(node: DictConfig, known: Collection[Any], prefix: str = "") -> None:
+def _refuse_others(
+    node: DictConfig, known: Collection[Any], shipped: DictConfig, prefix: str = ""
+) -> None:
     for key in map(str, node):
         if key not in known:
-            near = difflib.get_close_matches(key, map(str, known), n=1)
-            advice = f" Did you mean `{prefix}{near[0]}`?" if near else ""
+            near = nearest_key(f"{prefix}{key}", shipped)
+            advice = f" Did you mean `{near}`?" if near else ""
             raise ValueError(f"There is no config key `{prefix}{key}`.{advice}")

@@ -17,6 +17,7 @@ from se_lightning import checkpoint
 from se_lightning.callbacks import LastCheckpoint
 from se_lightning.cli.command import Command, key_of
 from se_lightning.cli.run.folder import RunFolder
+from se_lightning.cli.run.paths import NO_CHECKPOINT
 from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.schema import make
 from se_lightning.data.base import ImageDataModule
@@ -79,7 +80,7 @@ def rebuild(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.L
         ValueError: If there is no checkpoint, or if the command line changes the model.
     """
     if path is None:
-        raise ValueError("This task needs a checkpoint: ckpt_path=RUN_DIR/checkpoints/best.ckpt.")
+        raise ValueError(NO_CHECKPOINT)
     given = given_keys()
     structural = [key for key in given if key.split(".")[0] == "model"]
     if structural:
@@ -168,8 +169,8 @@ def _continue(cfg: DictConfig) -> None:
         )
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     last = RunFolder(run_dir).last_checkpoint
-    if saving[0].dirpath is not None:
-        last = Path(saving[0].dirpath, last.name)
+    if (folder := saving[0].get("dirpath")) is not None:
+        last = Path(folder, last.name).expanduser()
     if last.is_relative_to(run_dir):  # further ranks of torchrun write elsewhere
         last = Path(cfg.resume) / last.relative_to(run_dir)
     if last.exists():
