@@ -12,6 +12,7 @@ from se_lightning.models.layers.gate_base import start_at_one
 from se_lightning.models.layers.gradient_checkpointing import run, run_checkpointed
 from se_lightning.models.layers.head import POOLS, GlobalPool
 from se_lightning.models.layers.image_check import check_images
+from se_lightning.models.layers.init import INITS
 from se_lightning.models.layers.options import Excitation, GateOptions, HeadOptions
 from se_lightning.models.layers.scripting import traced
 from se_lightning.models.layers.signature import with_checked_options
@@ -48,6 +49,7 @@ class ImageNetwork(nn.Module):
     gate_defaults: ClassVar[GateOptions] = {}  # those that differ from Excitation's
     pools: ClassVar[Sequence[str]] = POOLS  # kinds of pools before the classifier, default first
     classifier_name = "fc"
+    init = "fan_out"
     native_size = 224  # side of the images that the network was designed for
     native_map: int | None = None  # side of their last map, where layers have no padding
 
@@ -228,6 +230,8 @@ class ImageNetwork(nn.Module):
         kind = options.get("global_pool", self.pools[0])
         natural_number("num_classes", num_classes)
         one_of("global_pool", kind, self.pools)
+        self.init = options.get("init", self.init)
+        one_of("init", self.init, INITS)
         if num_classes and not kind:
             raise ValueError(
                 f"`global_pool` (='') must be one of {', '.join(filter(None, self.pools))}: the "
@@ -271,16 +275,8 @@ class ImageNetwork(nn.Module):
         return set()
 
     def _finish(self) -> None:
-        """Initialize the convolutions (He et al., arXiv:1502.01852), and check the gates."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                # A depthwise convolution has the fan-out of one channel, which is its fan-in. The
-                # fan-out of a spatial gate's single output would saturate the gate.
-                depthwise = module.groups == module.in_channels > 1
-                small = depthwise or module.out_channels == 1
-                nn.init.kaiming_normal_(module.weight, mode="fan_in" if small else "fan_out")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        """Initialize the weights, and check the gates."""
+        INITS[self.init](self)
         start_at_one(self)
         slice_strided(self)
         self.pretrained_cfg = pretrained_cfg(self)

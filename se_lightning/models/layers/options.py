@@ -48,9 +48,13 @@ class HeadOptions(TypedDict, total=False):
     Args:
         global_pool: Pool before the classifier: ``"avg"``, ``"max"``, or another one that the
             network's ``pools`` lists.
+        init: Initial weights of the convolutions: ``"fan_out"`` (He et al., as in torchvision), or
+            ``"he_normal"``, Keras's, as in the Keras seeds: a normal distribution of variance 2 /
+            fan-in, cut off at twice its deviation, also for the classifier.
     """
 
     global_pool: str
+    init: str
 
 
 class StagedGateOptions(GateOptions, HeadOptions, total=False):

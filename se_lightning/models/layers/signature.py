@@ -15,7 +15,7 @@ __all__ = ["DEFAULTS", "arguments_of", "renamed", "with_checked_options"]
 
 # Defaults of the options that a constructor takes by `**`.
 DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Excitation)}
-DEFAULTS |= {"stages": None, "global_pool": "avg"}
+DEFAULTS |= {"stages": None, "global_pool": "avg", "init": "fan_out"}
 _TIMMS_NAMES = {"in_chans": "in_channels"}
 
 
