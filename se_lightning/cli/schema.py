@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from se_lightning.cli.command import GROUPS, Command, key_of
 from se_lightning.cli.hints import nearest_key
 
-__all__ = ["VALUES", "check_values", "make", "refuse_unknown_keys"]
+__all__ = ["VALUES", "check_arguments", "check_values", "make", "refuse_unknown_keys"]
 
 # Top-level keys that are not groups.
 VALUES = (
@@ -91,11 +91,7 @@ def check_values(cfg: DictConfig) -> None:
                 "package.module.Name."
             )
     for key, target, values in _calls(cfg):
-        _check_names(key, target, values)
-        for name, value in values.items():
-            hint = _hints(target).get(name, Any)
-            if not _fits(value, hint) and not (value is None and f"{key}.{name}" in _FILLED):
-                raise ValueError(f"{key}: `{name}` (={value!r}) must be {_words(hint)}.")
+        check_arguments(key, target, values)
     for name, least in _LEAST.items():
         value = cfg.trainer.get(name)
         if value is not None and value < least:
@@ -104,6 +100,19 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(
             "trainer: `val_check_interval` (=0) must be above 0; null validates each epoch."
         )
+
+
+def check_arguments(key: str, target: str, values: dict[str, Any]) -> None:
+    """Check the arguments of one call; ``key`` is its place in the config.
+
+    Raises:
+        ValueError: If a value does not have the type of its parameter.
+    """
+    _check_names(key, target, values)
+    for name, value in values.items():
+        hint = _hints(target).get(name, Any)
+        if not _fits(value, hint) and not (value is None and f"{key}.{name}" in _FILLED):
+            raise ValueError(f"{key}: `{name}` (={value!r}) must be {_words(hint)}.")
 
 
 def make(node: DictConfig, name: str, kind: type, **more: Any) -> Any:
@@ -252,11 +261,14 @@ def refuse_unknown_keys(cfg: DictConfig) -> None:
     """
     composed = HydraConfig.get()
     loader = GlobalHydra.instance().config_loader()
-    given = Command.recorded(composed).task_overrides
+    command = Command.recorded(composed)
+    given = command.task_overrides
     choices = [override for override in given if loader.get_group_options(key_of(override))]
     shipped = loader.load_configuration(composed.job.config_name, choices, run_mode=RunMode.RUN)
     _refuse_others(cfg, (*GROUPS, *VALUES), shipped)
-    for group in {*GROUPS, "checkpoint", "jobs"} - set(_OPEN):
+    # Which options those data have, is in the checkpoint.
+    elsewhere = ["data"] if command.takes_checkpoints_data else []
+    for group in {*GROUPS, "checkpoint", "jobs"} - {*_OPEN, *elsewhere}:
         node = cfg.get(group)
         if isinstance(node, DictConfig) and node.get("_target_") == shipped[group].get("_target_"):
             # A list, since `in` is False for the keys of a DictConfig that have no value.
