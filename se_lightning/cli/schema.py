@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from se_lightning.cli.command import GROUPS
 from se_lightning.cli.hints import nearest_key
 from se_lightning.cli.signatures import hints
-from se_lightning.cli.targets import is_shipped
+from se_lightning.cli.targets import compared_elsewhere, is_shipped
 
-__all__ = ["FROM_DATA", "VALUES", "check_values", "make", "refuse_unknown_keys"]
+__all__ = ["FROM_DATA", "VALUES", "check_arguments", "check_values", "make", "refuse_unknown_keys"]
 
 # Top-level keys that are not groups.
 VALUES = (
@@ -87,12 +87,7 @@ def check_values(cfg: DictConfig) -> None:
                 "package.module.Name."
             )
     for key, target, values in _calls(cfg):
-        wanted = hints(target)
-        for name, value in values.items():
-            hint = wanted.get(name, Any)
-            filled = value is None and key.partition(".")[0] == "model" and name in FROM_DATA
-            if not filled and not _fits(value, hint):
-                raise ValueError(f"{key}: `{name}` (={value!r}) must be {_words(hint)}.")
+        check_arguments(key, target, values)
     for name, least in _LEAST.items():
         value = cfg.trainer.get(name)
         if value is not None and value < least:
@@ -101,6 +96,20 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(
             "trainer: `val_check_interval` (=0) must be above 0; null validates each epoch."
         )
+
+
+def check_arguments(key: str, target: str, values: dict[str, Any]) -> None:
+    """Check the arguments of one call; ``key`` is its place in the config.
+
+    Raises:
+        ValueError: If a value does not have the type of its parameter.
+    """
+    wanted = hints(target)
+    for name, value in values.items():
+        hint = wanted.get(name, Any)
+        filled = value is None and key.partition(".")[0] == "model" and name in FROM_DATA
+        if not filled and not _fits(value, hint):
+            raise ValueError(f"{key}: `{name}` (={value!r}) must be {_words(hint)}.")
 
 
 def make(node: DictConfig, name: str, kind: type, **more: Any) -> Any:
@@ -216,7 +225,7 @@ def refuse_unknown_keys(cfg: DictConfig, options: DictConfig) -> None:
         ValueError: If a key is unknown; the message suggests the nearest one.
     """
     _refuse_others(cfg, (*GROUPS, *VALUES), options)
-    for group in {*GROUPS, "checkpoint", "jobs"} - set(_OPEN):
+    for group in {*GROUPS, "checkpoint", "jobs"} - {*_OPEN, *compared_elsewhere()}:
         node, option = cfg.get(group), options.get(group)
         if not isinstance(node, DictConfig) or not isinstance(option, DictConfig):
             continue

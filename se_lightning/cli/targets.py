@@ -20,7 +20,14 @@ from se_lightning.cli.command import GROUPS, Command, key_of
 from se_lightning.cli.signatures import Taken, taken
 from se_lightning.ranks import is_further_rank
 
-__all__ = ["LINKS", "chosen_options", "fit_to_targets", "given_keys", "is_shipped"]
+__all__ = [
+    "LINKS",
+    "chosen_options",
+    "compared_elsewhere",
+    "fit_to_targets",
+    "given_keys",
+    "is_shipped",
+]
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +71,11 @@ def given_keys() -> list[str]:
     return [key_of(o) for o in Command.recorded(HydraConfig.get()).task_overrides]
 
 
+def compared_elsewhere() -> list[str]:
+    """Return the group whose options are compared with the data of a checkpoint, if there is one."""
+    return ["data"] if Command.recorded(HydraConfig.get()).takes_checkpoints_data else []
+
+
 def is_shipped(group: str) -> bool:
     """Return whether the chosen option of a group is one of this package's."""
     option = HydraConfig.get().runtime.choices.get(group)
@@ -87,7 +99,8 @@ def fit_to_targets(cfg: DictConfig, options: DictConfig) -> None:
     given = given_keys()
     plain: Any = OmegaConf.to_container(cfg)
     before: Any = OmegaConf.to_container(options)
-    for group in _ORDER:
+    elsewhere = compared_elsewhere()
+    for group in (each for each in _ORDER if each not in elsewhere):
         for path, node in _nodes(plain.get(group), group):
             found = taken(node["_target_"])
             if found is None:

@@ -92,6 +92,7 @@ def fit(monkeypatch, tmp_path):
 
     def run(changes: dict, given: tuple[str, ...] = (), options: dict = OPTIONS) -> dict:
         monkeypatch.setattr(targets, "given_keys", lambda: list(given))
+        monkeypatch.setattr(targets, "compared_elsewhere", list)
         cfg = OmegaConf.merge(OmegaConf.create(options), OmegaConf.create(changes))
         targets.fit_to_targets(cfg, OmegaConf.create(options))
         return OmegaConf.to_container(cfg)

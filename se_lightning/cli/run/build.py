@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from se_lightning import checkpoint
 from se_lightning.callbacks import LastCheckpoint
+from se_lightning.cli.run.checkpoint_data import data_of, expect, record_data
 from se_lightning.cli.run.data_facts import fill_in
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.paths import NO_CHECKPOINT
@@ -28,7 +29,6 @@ from se_lightning.cli.run.recorded import (
 from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.schema import make
 from se_lightning.cli.targets import given_keys
-from se_lightning.data.base import ImageDataModule
 from se_lightning.data.cores import cores
 from se_lightning.modules import ImageClassifier
 from se_lightning.ranks import external_rank, is_further_rank
@@ -52,6 +52,8 @@ def build(
         _continue(cfg)
     (path,) = checkpoint_paths(cfg, count=1)
     model, datamodule = _new(cfg, path) if trains else rebuild(cfg, path)
+    if not trains:
+        record_data(cfg, datamodule)
     trains = trains and cfg.get("train", True)
     if not is_further_rank() and external_rank() is None:
         # Before loggers and ranks start, so that an error in the data is reported once.
@@ -93,29 +95,31 @@ def rebuild(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.L
         raise ValueError(
             f"The model is rebuilt from `ckpt_path` as it was trained; leave out {structural[0]}=."
         )
-    datamodule = _data_of(cfg, read, given)
     if chosen:
+        trained = read.get(pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        datamodule = _data(cfg, read, trained.get("num_classes"))
         fill_in(cfg, datamodule)
         model = make(cfg.model, "model", pl.LightningModule)
         load_weights(model, read, path)
-    elif node := recorded(read, "model"):
+        return model, datamodule
+    if node := recorded(read, "model"):
         model = make_recorded(node, "model", pl.LightningModule, trust=cfg.trust)
         load_weights(model, read, path)
     else:
         model = checkpoint.model_from(read, path)
-    return model, datamodule
+    return model, _data(cfg, read, getattr(model, "num_classes", None))
 
 
-def _data_of(cfg: DictConfig, read: dict[str, Any], given: list[str]) -> pl.LightningDataModule:
-    """Build the data of the command line, or else those of a checkpoint."""
-    if "data" in given or "experiment" in given:
-        datamodule = make(cfg.data, "data", pl.LightningDataModule)
-        _expect(read, datamodule, strict=False)  # perhaps moved, or more images
-        return datamodule
-    changes = {key[5:]: OmegaConf.select(cfg, key) for key in given if key.startswith("data.")}
-    if node := recorded(read, "data"):
+def _data(cfg: DictConfig, read: dict[str, Any], num_classes: int | None) -> pl.LightningDataModule:
+    """Build the data of a checkpoint, with the command line on top."""
+    given = given_keys()
+    chosen = "data" in given or "experiment" in given
+    if not chosen and (node := recorded(read, "data")):
+        changes = {key[5:]: OmegaConf.select(cfg, key) for key in given if key[:5] == "data."}
         return make_recorded(node | changes, "data", pl.LightningDataModule, trust=cfg.trust)
-    return checkpoint.datamodule_from(read, **changes)
+    if chosen and num_classes is None:
+        return make(cfg.data, "data", pl.LightningDataModule)
+    return data_of(cfg, read, num_classes or 0)  # counted for chosen data only
 
 
 def _new(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.LightningDataModule]:
@@ -124,7 +128,7 @@ def _new(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.Ligh
     datamodule = make(cfg.data, "data", pl.LightningDataModule)
     read = None if path is None else checkpoint.read_checkpoint(path, any_module=_is_foreign(cfg))
     if read is not None:
-        _expect(read, datamodule, strict=cfg.get("train", True))
+        expect(read, datamodule, strict=cfg.get("train", True))
     fill_in(cfg, datamodule)
     model = make(cfg.model, "model", pl.LightningModule)
     if read is not None and isinstance(model, ImageClassifier):
@@ -135,14 +139,6 @@ def _new(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.Ligh
 def _is_foreign(cfg: DictConfig) -> bool:
     target = get_object(cfg.model["_target_"])
     return not (isinstance(target, type) and issubclass(target, ImageClassifier))
-
-
-def _expect(read: dict[str, Any], datamodule: pl.LightningDataModule, *, strict: bool) -> None:
-    """Compare a data set with that of a checkpoint, if they are of one kind."""
-    name = type(datamodule).__name__
-    if isinstance(datamodule, ImageDataModule) and read["se_lightning"].get("datamodule") == name:
-        remedy = "Restore the files, or start a new run from its weights (model.weights=)."
-        datamodule.expect(read.get(name, {}), strict=strict, remedy=remedy)
 
 
 def _trainer(cfg: DictConfig, record: Record | None) -> pl.Trainer:
