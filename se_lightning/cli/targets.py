@@ -72,7 +72,7 @@ def given_keys() -> list[str]:
 
 
 def compared_elsewhere() -> list[str]:
-    """Return the group whose options are compared with the data of a checkpoint, if there is one."""
+    """Return the groups whose options are compared with the data of a checkpoint."""
     return ["data"] if Command.recorded(HydraConfig.get()).takes_checkpoints_data else []
 
 
