@@ -25,8 +25,16 @@ from se_lightning.models.surgery.folded import folded, repeat_folds
 from se_lightning.models.surgery.insert import restore_hooks
 from se_lightning.models.weights.structure import classifier_path, structure
 from se_lightning.modules import freezing
+from se_lightning.modules.batches import images_of, pair_of
 from se_lightning.modules.check_data import check_data
-from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation, require_samples
+from se_lightning.modules.metrics import (
+    MixedAccuracy,
+    accuracy,
+    evaluation,
+    log_computed,
+    log_metrics,
+    require_samples,
+)
 from se_lightning.modules.optim import (
     OptimizerFactory,
     SchedulerFactory,
@@ -169,8 +177,9 @@ class ImageClassifier(LightningModule):
         if self.frozen is not None:
             freezing.hold_statistics(self.backbone)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: D102
-        images, labels = batch
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch; see :func:`se_lightning.modules.batches.pair_of`."""
+        images, labels = pair_of(batch)
         output = self(images)
         logits, *auxiliary = output if isinstance(output, tuple) else (output,)
         loss = self._loss(logits, labels)
@@ -182,37 +191,57 @@ class ImageClassifier(LightningModule):
             name, metric = "acc1_mixed", self.train_acc1_mixed
         metric.update(logits, labels)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
-        self.log(f"train/{name}", metric, on_step=False, on_epoch=True)
+        if self.fabric is None:  # which cannot log metrics; see `on_train_epoch_end`
+            self.log(f"train/{name}", metric, on_step=False, on_epoch=True)
         return loss
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: D102
-        self._evaluate(batch, self.val_metrics)
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch of one of the validation loaders to its metrics."""
+        self._evaluate("val", batch, dataloader_idx)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: D102
-        self._evaluate(batch, self.test_metrics)
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch of one of the test loaders to its metrics."""
+        self._evaluate("test", batch, dataloader_idx)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the accuracy and reset it, if Fabric runs the loop."""
+        if self.fabric is not None:
+            log_computed(self, MetricCollection({"train/acc1": self.train_acc1}))
+            log_computed(self, MetricCollection({"train/acc1_mixed": self.train_acc1_mixed}))
 
     def on_validation_epoch_end(self) -> None:  # noqa: D102
         if type(self).validation_step is ImageClassifier.validation_step:
-            require_samples(self.trainer, self.val_metrics)
+            self._finish("val")
 
     def on_test_epoch_end(self) -> None:  # noqa: D102
         if type(self).test_step is ImageClassifier.test_step:
-            require_samples(self.trainer, self.test_metrics)
+            self._finish("test")
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the class probabilities, (N, K)."""
-        images = batch[0] if isinstance(batch, list | tuple) else batch
-        return self(images).softmax(dim=1)
+        return self(images_of(batch)).softmax(dim=1)
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> None:
-        images, labels = batch
+    def _evaluate(self, split: str, batch: Any, loader: int) -> None:
+        images, labels = pair_of(batch)
         logits = self(images)
+        name = f"{split}_metrics" + (f"_{loader}" if loader else "")
+        if not hasattr(self, name):  # the number of loaders is not known before
+            setattr(self, name, evaluation(self.num_classes, split).to(self.device))
+        metrics = getattr(self, name)
         if len(labels):  # a rank may have no sample of the last batch
             metrics.update(logits, labels)
-        self.log_dict(metrics, prog_bar=True, batch_size=len(labels))
+        log_metrics(self, name, metrics, len(labels))
+
+    def _finish(self, split: str) -> None:
+        if self.fabric is None:
+            require_samples(self, split)
+            return
+        for name, metrics in self.named_children():
+            if name.startswith(f"{split}_metrics") and isinstance(metrics, MetricCollection):
+                log_computed(self, metrics, name.removeprefix(f"{split}_metrics"))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:  # noqa: D102
         strategy = None if self._trainer is None else self.trainer.strategy
