@@ -15,6 +15,7 @@ from se_lightning.lightning import LightningDataModule, LightningModule, TorchCh
 from se_lightning.models.weights.safe_files import check_sums, read_file, write_file
 from se_lightning.models.weights.structure import check_structure
 from se_lightning.modules import ImageClassifier
+from se_lightning.modules.compiled import plain, rename
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -169,7 +170,9 @@ def check_fits(checkpoint: dict[str, Any], model: ImageClassifier, path: str | P
         ValueError: If parameters or options differ, or the state of training is damaged.
     """
     model.on_load_checkpoint(checkpoint)  # repeats the folding of its gates
-    saved = {key: tuple(tensor.shape) for key, tensor in checkpoint["state_dict"].items()}
+    state = dict(checkpoint["state_dict"])
+    rename(state)
+    saved = {key: tuple(tensor.shape) for key, tensor in state.items()}
     here = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     differing = [key for key in {**here, **saved} if here.get(key) != saved.get(key)]
     if differing:
@@ -209,7 +212,9 @@ def _check_training(checkpoint: dict[str, Any], path: str | Path) -> None:
 def _check_structure(checkpoint: dict[str, Any], model: ImageClassifier, path: str | Path) -> None:
     """Compare what shapes do not show: strides, and the positions and squeezes of gates."""
     try:
-        check_structure(model.backbone, checkpoint["se_lightning"].get("structure", {}), str(path))
+        there = dict(checkpoint["se_lightning"].get("structure", {}))
+        rename(there)
+        check_structure(plain(model.backbone), there, str(path))
     except ValueError as error:
         trained = checkpoint.get(LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
         there, here = ({k: repr(v) for k, v in given.items()} for given in (trained, model.hparams))

@@ -58,18 +58,28 @@ class _Rows(ExperimentWriter):
         rows = self._read()
         self.rows = len(rows)
         self.metrics_keys = list(rows[0]) if rows else []
+        self._written = self._size()
+
+    def _size(self) -> int:
+        return self._path.stat().st_size if self._path.is_file() else 0
+
+    def _refresh(self) -> None:
+        """Adopt the file if another process has written to it, as with ddp_spawn and ddp_fork."""
+        if self._size() != self._written:
+            self._adopt()
 
     def _check_log_dir_exists(self) -> None:
         """Do not delete anything."""
 
     def save(self) -> None:
+        self._refresh()
         logged = len(self.metrics)
-        if logged and not self.metrics_keys:
-            self._adopt()  # with ddp_spawn, another process has written during the fit
         super().save()
         self.rows += logged
+        self._written = self._size()
 
     def keep(self, rows: int) -> None:
+        self._refresh()
         self.metrics = []
         self.rows = rows
         if rows:
@@ -77,6 +87,7 @@ class _Rows(ExperimentWriter):
         else:
             self.metrics_keys = []
             self._path.unlink(missing_ok=True)
+            self._written = 0
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self._write(self._read(), fieldnames)
@@ -94,6 +105,7 @@ class _Rows(ExperimentWriter):
         writer.writeheader()
         writer.writerows(rows)
         write_text(self._path, text.getvalue())
+        self._written = self._size()
 
 
 class GracefulWandbLogger(WandbLogger):

@@ -2,6 +2,7 @@ import csv
 import gzip
 import json
 import os
+import pickle
 import shlex
 import sys
 import threading
@@ -303,6 +304,36 @@ def test_the_csv_file_continues_from_a_checkpoint(tmp_path):
     assert files[0] == files[1]
     resumed.keep(0)
     assert not (tmp_path / "cut" / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("first", ["logged", "counted", "kept"])
+def test_rows_of_several_processes_stay_under_their_names(tmp_path, first):
+    """With ddp_spawn, each call of the trainer starts processes with a copy of the logger."""
+    parent = ContinuedCSVLogger(tmp_path, "", "")
+    if first == "logged":
+        parent.log_metrics({"size": 9.0}, step=0)
+        parent.save()
+    elif first == "kept":
+        parent.keep(0)
+    assert parent.rows == (first == "logged")
+    for step, names in enumerate(("b", "ca", "d", "ba")):
+        child = pickle.loads(pickle.dumps(parent))
+        child.log_metrics({name: float(step) for name in names}, step=step)
+        child.save()
+    parent.log_metrics({"aa": 7.0}, step=9)
+    assert parent.rows == 5 + (first == "logged")
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+    assert rows[-5:] == [
+        {"b": "0.0", "step": "0"},
+        {"a": "1.0", "c": "1.0", "step": "1"},
+        {"d": "2.0", "step": "2"},
+        {"a": "3.0", "b": "3.0", "step": "3"},
+        {"aa": "7.0", "step": "9"},
+    ]
+    parent.keep(2)
+    child = pickle.loads(pickle.dumps(parent))
+    assert child.rows == parent.rows == 2
 
 
 def test_rows_of_another_process_are_kept(tmp_path):

@@ -7,11 +7,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchmetrics import MetricCollection
 
 from se_lightning.lightning import (
-    LightningModule,
     MisconfigurationException,
     OptimizerLRScheduler,
     TrainerFn,
@@ -20,21 +17,16 @@ from se_lightning.lightning import (
     warn_of_both,
 )
 from se_lightning.models import load_weights
+from se_lightning.models.layers.gradient_checkpointing import checkpoint_gradients
 from se_lightning.models.layers.strided import slice_strided
 from se_lightning.models.surgery.folded import folded, repeat_folds
 from se_lightning.models.surgery.insert import restore_hooks
 from se_lightning.models.weights.structure import classifier_path, structure
 from se_lightning.modules import freezing
-from se_lightning.modules.batches import images_of, pair_of
 from se_lightning.modules.check_data import check_data
-from se_lightning.modules.metrics import (
-    MixedAccuracy,
-    accuracy,
-    evaluation,
-    log_computed,
-    log_metrics,
-    require_samples,
-)
+from se_lightning.modules.compiled import keys_of, plain, rename
+from se_lightning.modules.example import example_images
+from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation
 from se_lightning.modules.optim import (
     OptimizerFactory,
     SchedulerFactory,
@@ -43,16 +35,16 @@ from se_lightning.modules.optim import (
     scale_rates,
     scheduled,
 )
+from se_lightning.modules.rate import set_rate
+from se_lightning.modules.steps import ClassificationSteps
 
 __all__ = ["TRAINING_OPTIONS", "ImageClassifier"]
 
 # Arguments that a checkpoint makes unnecessary or cannot contain.
 NOT_SAVED = ("backbone", "optimizer", "lr_scheduler", "weights", "use_ema")
-# Weight of an auxiliary classifier's loss, as in torchvision's training reference.
-AUXILIARY_WEIGHT = 0.4
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(ClassificationSteps):
     """Cross-entropy training, with top-1 and (for more than 5 classes) top-5 accuracy.
 
     Logs ``train/loss`` per step, and ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5``,
@@ -65,8 +57,9 @@ class ImageClassifier(LightningModule):
         num_classes: Number of classes K, at least 2.
         label_smoothing: Fraction of the target spread over all classes, in training only.
         decay_norm_bias: Whether weight decay applies to biases and norms.
-        channels_last: Use the channels-last memory format, which suits tensor cores; on a CPU with
-            AVX-512, training steps of seven networks took 1.07 to 1.19 times as long without it.
+        channels_last: Use the channels-last memory format for images, and so for all activations,
+            which suits tensor cores; on a CPU with AVX-512, training steps of seven networks took
+            1.07 to 1.19 times as long without it. Parameters stay contiguous.
         grad_checkpointing: Recompute each unit for its gradients instead of storing its
             activations: less memory, more time.
         weights: Initial weights: a file of published weights, a name on the Hugging Face hub, a
@@ -83,6 +76,10 @@ class ImageClassifier(LightningModule):
         lr_scheduler: Function from an optimizer to a scheduler. If it takes ``total_steps`` (as in
             :mod:`se_lightning.modules.optim`, ``OneCycleLR``), it gets the length of the run and
             advances per step, otherwise per epoch. None keeps the rate constant. Not saved.
+
+    Attributes:
+        lr: Learning rate instead of that of ``optimizer``; None, the default, keeps the latter.
+            Lightning's ``Tuner.lr_find`` and ``LearningRateFinder`` set it.
 
     Raises:
         ValueError: If a number is out of range, a name is unknown, the weights cannot be loaded,
@@ -130,20 +127,20 @@ class ImageClassifier(LightningModule):
         if layer_decay is not None:
             parameter_groups(backbone, layer_decay=layer_decay)  # checks the argument
         if grad_checkpointing:
-            _checkpoint_gradients(backbone)
+            checkpoint_gradients(backbone)
         if sliced := slice_strided(backbone):
             rank_zero_info("Convolutions that slice their input: %s", ", ".join(sliced))
         # This includes the constructor arguments of subclasses.
         self.save_hyperparameters(ignore=NOT_SAVED)
-        self.backbone = (
-            backbone.to(memory_format=torch.channels_last) if channels_last else backbone
-        )
+        self.backbone = backbone
         self.channels_last = channels_last
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
         self.decay_norm_bias = decay_norm_bias
         self.frozen = freeze
         self.layer_decay = layer_decay
+        self.lr: float | None = None
+        self._applied_lr: float | None = None
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.train_acc1 = accuracy(num_classes, 1)
@@ -167,81 +164,46 @@ class ImageClassifier(LightningModule):
         """Check that the network fits the data, if the datamodule describes it."""
         data = getattr(self.trainer, "datamodule", None)
         check_data(self.backbone, self.num_classes, data, trains=stage == "fit")
+        if any(is_lightnings(each, "BaseFinetuning") for each in self.trainer.callbacks):  # type: ignore[attr-defined]
+            freezing.spare_classifier(plain(self.backbone))
+
+    @property
+    def example_input_array(self) -> Any:
+        """An image for ModelSummary, graphs and ``to_onnx``, unless it is set; None if unknown."""
+        own, network = type(self).forward is ImageClassifier.forward, self.backbone
+        compiled = plain(network) is not network or network._compiled_call_impl is not None
+        if self._example_input_array is not None or not own or compiled:
+            return self._example_input_array
+        data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
+        return example_images(network, data, self.hparams.get("in_channels"))
+
+    @example_input_array.setter
+    def example_input_array(self, example: Any) -> None:
+        self._example_input_array = example
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the state with the names of the network before ``torch.compile``."""
+        state = super().state_dict(*args, **kwargs)
+        rename(state)
+        return state
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a state; ``torch.compile`` may have wrapped the saved network or this one."""
+        return super().load_state_dict(keys_of(super().state_dict(), state_dict), *args, **kwargs)
 
     def on_train_start(self) -> None:
         """Restore the hooks that Lightning's setup removes, and the mode of frozen batch norms.
 
         Before this hook, Lightning would warn about modules in evaluation mode.
         """
+        if self.lr != self._applied_lr and not self.trainer.global_step:
+            # Lightning's LearningRateFinder sets it after the schedulers have been built.
+            configs = self.trainer.lr_scheduler_configs
+            scheduler = configs[0].scheduler if configs else None
+            set_rate(self.trainer.optimizers[0], self.lr, scheduler)
         restore_hooks(self.backbone)
         if self.frozen is not None:
             freezing.hold_statistics(self.backbone)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss of a batch; see :func:`se_lightning.modules.batches.pair_of`."""
-        images, labels = pair_of(batch)
-        output = self(images)
-        logits, *auxiliary = output if isinstance(output, tuple) else (output,)
-        loss = self._loss(logits, labels)
-        for more in auxiliary:
-            loss = loss + AUXILIARY_WEIGHT * self._loss(more, labels)
-        # Labels from mixup or cutmix are probabilities.
-        name, metric = "acc1", self.train_acc1
-        if labels.ndim == 2:
-            name, metric = "acc1_mixed", self.train_acc1_mixed
-        metric.update(logits, labels)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
-        if self.fabric is None:  # which cannot log metrics; see `on_train_epoch_end`
-            self.log(f"train/{name}", metric, on_step=False, on_epoch=True)
-        return loss
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch of one of the validation loaders to its metrics."""
-        self._evaluate("val", batch, dataloader_idx)
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch of one of the test loaders to its metrics."""
-        self._evaluate("test", batch, dataloader_idx)
-
-    def on_train_epoch_end(self) -> None:
-        """Log the accuracy and reset it, if Fabric runs the loop."""
-        if self.fabric is not None:
-            log_computed(self, MetricCollection({"train/acc1": self.train_acc1}))
-            log_computed(self, MetricCollection({"train/acc1_mixed": self.train_acc1_mixed}))
-
-    def on_validation_epoch_end(self) -> None:  # noqa: D102
-        if type(self).validation_step is ImageClassifier.validation_step:
-            self._finish("val")
-
-    def on_test_epoch_end(self) -> None:  # noqa: D102
-        if type(self).test_step is ImageClassifier.test_step:
-            self._finish("test")
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Return the class probabilities, (N, K)."""
-        return self(images_of(batch)).softmax(dim=1)
-
-    def _evaluate(self, split: str, batch: Any, loader: int) -> None:
-        images, labels = pair_of(batch)
-        logits = self(images)
-        name = f"{split}_metrics" + (f"_{loader}" if loader else "")
-        if not hasattr(self, name):  # the number of loaders is not known before
-            setattr(self, name, evaluation(self.num_classes, split).to(self.device))
-        metrics = getattr(self, name)
-        if len(labels):  # a rank may have no sample of the last batch
-            metrics.update(logits, labels)
-        log_metrics(self, name, metrics, len(labels))
-
-    def _finish(self, split: str) -> None:
-        if self.fabric is None:
-            require_samples(self, split)
-            return
-        for name, metrics in self.named_children():
-            if name.startswith(f"{split}_metrics") and isinstance(metrics, MetricCollection):
-                log_computed(self, metrics, name.removeprefix(f"{split}_metrics"))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:  # noqa: D102
         strategy = None if self._trainer is None else self.trainer.strategy
@@ -255,6 +217,8 @@ class ImageClassifier(LightningModule):
         )
         optimizer = (self.optimizer or default_optimizer)(groups)
         scale_rates(optimizer)
+        set_rate(optimizer, self.lr)
+        self._applied_lr = self.lr
         if self.lr_scheduler is None:
             return optimizer
         return scheduled(optimizer, self.lr_scheduler, self.trainer)
@@ -268,8 +232,8 @@ class ImageClassifier(LightningModule):
         checkpoint["se_lightning"] = {
             "module": type(self).__name__,
             "datamodule": None if data is None else type(data).__name__,
-            "structure": structure(self.backbone),
-            "folded": folded(self.backbone),
+            "structure": structure(plain(self.backbone)),
+            "folded": folded(plain(self.backbone)),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -280,18 +244,8 @@ class ImageClassifier(LightningModule):
                 "This checkpoint has no optimizer state (task=fold writes none), so no run can "
                 "resume from it: load the model with load_from_checkpoint and fit that."
             )
-        repeat_folds(self.backbone, checkpoint.get("se_lightning", {}).get("folded", {}))
+        repeat_folds(plain(self.backbone), checkpoint.get("se_lightning", {}).get("folded", {}))
 
 
 # The arguments that the module of each family also takes.
 TRAINING_OPTIONS = tuple(inspect.signature(ImageClassifier).parameters)[2:]
-
-
-def _checkpoint_gradients(backbone: nn.Module) -> None:
-    switch = getattr(backbone, "set_grad_checkpointing", None)  # this package's and timm's
-    if switch is None:
-        raise ValueError(
-            f"`grad_checkpointing` needs a network that supports it; {type(backbone).__name__} has "
-            "no set_grad_checkpointing."
-        )
-    switch(True)

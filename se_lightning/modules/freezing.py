@@ -1,5 +1,7 @@
 """Freezing parts of a network."""
 
+import warnings
+
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -7,7 +9,7 @@ from se_lightning.arguments import one_of
 from se_lightning.models import find_gates
 from se_lightning.models.weights.structure import classifier_path
 
-__all__ = ["FREEZES", "freeze", "hold_statistics"]
+__all__ = ["FREEZES", "freeze", "hold_statistics", "spare_classifier"]
 
 FREEZES = ("backbone", "norms", "all_but_gates")
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -39,6 +41,19 @@ def freeze(network: nn.Module, what: str) -> None:
             f"`freeze` (={what!r}) leaves nothing to train: the network has no "
             f"{'gates' if what == 'all_but_gates' else 'classifier'}."
         )
+
+
+def spare_classifier(network: nn.Module) -> None:
+    """Train the classifier if a finetuning callback froze it with everything else.
+
+    Lightning's BackboneFinetuning freezes all of ``module.backbone``, perhaps except norms; here,
+    that includes the classifier.
+    """
+    path = classifier_path(network)
+    if path and not any(p.requires_grad and p.ndim > 1 for p in network.parameters()):
+        network.get_submodule(path).requires_grad_(True)
+        # Said of the classifier when the rest is unfrozen.
+        warnings.filterwarnings("ignore", "The provided params to be frozen already exist within")
 
 
 def hold_statistics(network: nn.Module) -> None:

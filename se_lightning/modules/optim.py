@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from se_lightning.lightning import MisconfigurationException, OptimizerLRScheduler, Trainer
 
@@ -122,8 +122,11 @@ def scheduled(
     Raises:
         MisconfigurationException: If the scheduler needs that length and the run is unlimited.
     """
-    if "total_steps" not in inspect.signature(factory).parameters:
-        return {"optimizer": optimizer, "lr_scheduler": factory(optimizer)}
+    if "total_steps" not in (wanted := inspect.signature(factory).parameters):
+        scheduler = factory(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": _monitoring(scheduler, trainer)}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
     trainer.fit_loop.setup_data()  # so that num_training_batches is known
     total_steps = trainer.estimated_stepping_batches
     if math.isinf(total_steps):
@@ -131,8 +134,21 @@ def scheduled(
             "A learning rate schedule needs the run's length: set `max_epochs` or `max_steps`."
         )
     steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    scheduler = factory(optimizer, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    known = {"total_steps": total_steps, "steps_per_epoch": steps_per_epoch}
+    given = {k for k, v in getattr(factory, "keywords", {}).items() if v is not None}
+    if "epochs" in given:
+        given.add("total_steps")  # OneCycleLR takes either
+    lacking = {k: v for k, v in known.items() if k in wanted and k not in given}
+    scheduler = factory(optimizer, **lacking)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _monitoring(scheduler: ReduceLROnPlateau, trainer: Trainer) -> Any:
+    """Return a scheduler of a metric: the validation's loss or accuracy, or the training's."""
+    split = "val" if trainer.enable_validation else "train"
+    metric = "acc1" if scheduler.mode == "max" else "loss"
+    every = trainer.check_val_every_n_epoch or 1 if split == "val" else 1
+    return {"scheduler": scheduler, "monitor": f"{split}/{metric}", "frequency": every}
 
 
 def _ramp(warmup_epochs: float, total_steps: float, steps_per_epoch: int) -> float:

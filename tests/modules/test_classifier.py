@@ -1,6 +1,7 @@
 from functools import partial
 
 import pytest
+import safetensors.torch
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -9,7 +10,13 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule, SEResNeXtModule
+from se_lightning import (
+    DigitsDataModule,
+    ImageClassifier,
+    SEPreActResNetModule,
+    SEResNetModule,
+    SEResNeXtModule,
+)
 from se_lightning.modules.optim import cosine
 
 
@@ -178,14 +185,53 @@ def test_a_wrong_option_is_refused_by_name(options, message):
         SEResNetModule(**{"depth": 20, "ratio": 4, **options})
 
 
+lbfgs = partial(torch.optim.LBFGS, max_iter=2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SEResNetModule(20, ratio=4, in_channels=1, optimizer=lbfgs),
+        lambda: SEPreActResNetModule(20, ratio=4, in_channels=1, optimizer=lbfgs),
+        lambda: ImageClassifier(
+            nn.Sequential(
+                nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+            ),
+            10,
+            optimizer=lbfgs,
+        ),
+    ],
+    ids=["resnet", "preact", "own"],
+)
+def test_parameters_can_be_flattened(tmp_path, make):
+    module = make()
+    fitted = Trainer(
+        max_epochs=1, limit_train_batches=2, limit_val_batches=1, accelerator="cpu", logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    fitted.fit(module, DigitsDataModule(batch_size=8))
+    vector = nn.utils.parameters_to_vector(module.parameters())
+    assert vector.numel() == sum(parameter.numel() for parameter in module.parameters())
+    nn.utils.vector_to_parameters(vector * 2, module.parameters())
+    safetensors.torch.save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    saved = safetensors.torch.load_file(tmp_path / "weights.safetensors")
+    assert all(torch.equal(saved[key], value) for key, value in module.state_dict().items())
+
+
 def test_channels_last_changes_the_layout_and_not_the_result():
     torch.manual_seed(0)
     fast = SEResNetModule(20, ratio=4).eval()
     slow = SEResNetModule(20, ratio=4, channels_last=False).eval()
     slow.load_state_dict(fast.state_dict())
-    assert fast.backbone.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    layouts = []
+    for module in (fast, slow):
+        module.backbone.layer1.register_forward_hook(
+            lambda m, i, o: layouts.append(o.is_contiguous(memory_format=torch.channels_last))
+        )
     x = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(fast(x), slow(x), rtol=1e-4, atol=1e-5)
+    assert layouts == [True, False]
 
 
 @pytest.mark.gpu

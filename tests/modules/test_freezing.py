@@ -3,10 +3,11 @@
 import pytest
 import timm
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import BackboneFinetuning, BaseFinetuning
 from torch import nn
 
-from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule
+from se_lightning import DigitsDataModule, ImageClassifier, SEResNetModule, TorchvisionModule
 from se_lightning.models import create_model
 from se_lightning.modules.freezing import freeze
 
@@ -117,3 +118,78 @@ def test_modules_set_to_eval_mode_stay_in_eval_mode(tmp_path):
     assert not network.layer1.training
     assert "layer1.0.bn1.running_mean" not in found
     assert "layer2.0.bn1.running_mean" in found
+
+
+class Look(Callback):
+    """Records, after each epoch, which matrices and kernels have changed in it."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.before = {name: p.clone() for name, p in pl_module.named_parameters()}
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        changed = {
+            name.removeprefix("backbone.")
+            for name, p in pl_module.named_parameters()
+            if p.ndim > 1 and not torch.equal(p, self.before[name])
+        }
+        self.changed = [*getattr(self, "changed", []), changed]
+
+
+class Own(BaseFinetuning):
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.backbone, train_bn=False)
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.backbone, optimizer, lr=0.01)
+
+
+class Stem(BaseFinetuning):
+    """Freezes what it says, and not the classifier."""
+
+    def freeze_before_training(self, pl_module):
+        self.freeze([pl_module.backbone.conv1, pl_module.backbone.fc])
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        pass
+
+
+def finetuned(module, callback, folder):
+    look = Look()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, limit_train_batches=2, limit_val_batches=1, logger=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        callbacks=[callback, look],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=DigitsDataModule(batch_size=32))
+    matrices = {
+        name.removeprefix("backbone.") for name, p in module.named_parameters() if p.ndim > 1
+    }
+    return look.changed, matrices
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: BackboneFinetuning(unfreeze_backbone_at_epoch=1),
+        lambda: BackboneFinetuning(unfreeze_backbone_at_epoch=1, train_bn=False),
+        Own,
+    ],
+    ids=["lightnings", "norms_frozen", "own"],
+)
+@pytest.mark.parametrize("network", ["ours", "torchvision"])
+def test_finetuning_trains_the_classifier_before_the_rest(tmp_path, make, network):
+    torch.manual_seed(0)
+    if network == "ours":
+        module, head = built(), "fc.weight"
+    else:
+        module = TorchvisionModule("mobilenet_v3_small", in_channels=1, num_classes=10)
+        head = "classifier.3.weight"
+    changed, matrices = finetuned(module, make(), tmp_path)
+    assert changed[0] == {head}
+    assert changed[1] == matrices
+
+
+def test_finetuning_that_leaves_something_to_train_is_left_alone(tmp_path):
+    changed, matrices = finetuned(built(), Stem(), tmp_path)
+    assert changed[0] == matrices - {"conv1.weight", "fc.weight"}

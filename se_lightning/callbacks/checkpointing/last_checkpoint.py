@@ -139,7 +139,8 @@ class LastCheckpoint(ModelCheckpoint):
             if self._is_repeated(loop):
                 return
             method(*arguments)
-            more(loop.trainer)
+            if self in loop.trainer.callbacks:  # not in Lightning's search for a learning rate
+                more(loop.trainer)
 
         return on_advance_end
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["run", "run_checkpointed"]
+__all__ = ["checkpoint_gradients", "run", "run_checkpointed"]
 
 Step = Callable[[Tensor], Tensor]
 
@@ -71,3 +71,18 @@ def _counted_already(norms: Sequence[_BatchNorm]) -> Iterator[None]:
     finally:
         for norm, momentum, batches in before:
             norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+def checkpoint_gradients(backbone: nn.Module) -> None:
+    """Recompute the units of a network for their gradients.
+
+    Raises:
+        ValueError: If the network does not support it.
+    """
+    switch = getattr(backbone, "set_grad_checkpointing", None)  # this package's and timm's
+    if switch is None:
+        raise ValueError(
+            f"`grad_checkpointing` needs a network that supports it; {type(backbone).__name__} has "
+            "no set_grad_checkpointing."
+        )
+    switch(True)
