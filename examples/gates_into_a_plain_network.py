@@ -48,10 +48,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=2, help="epochs of the plain network")
     parser.add_argument("--gate-epochs", type=int, default=3, help="epochs of the gates")
+    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", ".*many workers|.*LeafSpec|.*logging interval")
-    pl.seed_everything(0, verbose=False)
+    pl.seed_everything(arguments.seed, verbose=False)
 
     network = se_resnet20(gate="none", in_channels=1)  # ResNet-20
     train(network, arguments.epochs)

@@ -3,8 +3,9 @@
 Each check raises a ValueError with the name, the value and the valid values of the argument.
 """
 
+import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "one_of",
     "plain",
     "positive_integer",
+    "refuse_unknown",
 ]
 
 
@@ -47,6 +49,26 @@ def one_of(name: str, value: object, known: Sequence[str] | Mapping[str, Any]) -
     if value not in known:
         names = ", ".join(name or "''" for name in known)
         raise ValueError(f"`{name}` (={value!r}) must be one of {names}.")
+
+
+def refuse_unknown(what: str, options: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse options that do not exist.
+
+    Args:
+        what: Name of the network or module, for the message.
+        options: Names of the given options.
+        known: Names of all options.
+
+    Raises:
+        ValueError: If an option is unknown; the message names the nearest.
+    """
+    known = list(known)
+    for name in options:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, known, n=3)
+        way_out = f"Nearest: {', '.join(near)}" if near else f"Its options: {', '.join(known)}"
+        raise ValueError(f"{what} has no option `{name}`. {way_out}.")
 
 
 def plain(value: Any) -> Any:

@@ -118,7 +118,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ValueError: If the file is not a checkpoint, is damaged, contains code, or was written by
             another program.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
             f"`ckpt_path` (={path}) is not a file. Runs save RUN_DIR/checkpoints/best.ckpt and "

@@ -38,7 +38,8 @@ class Interrupted(SystemExit):
     def __init__(self, number: int, message: str) -> None:
         # 0 for a rank that Lightning started, which must not look as if it had crashed.
         super().__init__(0 if is_launched() else 128 + number)
-        self.message = f"{signal.Signals(number).name}: {message}"
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        self.message = f"{name}: {message}"
 
 
 def external_rank() -> int | None:

@@ -35,8 +35,7 @@ TRAIN = """
 
     def trainer(epochs, *more, logger=False):
         callbacks = [
-            ExactState(seed=3), ExcitationHistogram(), ExcitationCurves(), ClassSelectivity(),
-            GateDoctor(), EMA(), NonFinite(), LastCheckpoint(str(root / "saved")),
+            ExactState(seed=3), EMA(), NonFinite(), LastCheckpoint(str(root / "saved")),
             TopK(root / "top", filename="{{epoch}}", monitor="val/acc1", mode="max", save_top_k=2),
             ModelCheckpoint(root / "best", filename="best", monitor="val/loss"), *more,
         ]
@@ -55,7 +54,8 @@ TRAIN = """
         )
 
     loggers = [WandbLogger(save_dir=root, offline=True), TensorBoardLogger(root, name="board")]
-    whole, model, data = trainer(2, logger=loggers), network(), DigitsDataModule()
+    gates = [ExcitationHistogram(), ExcitationCurves(), ClassSelectivity(), GateDoctor()]
+    whole, model, data = trainer(2, *gates, logger=loggers), network(), DigitsDataModule()
     whole.fit(model, data)
     tested = whole.test(model, datamodule=data, verbose=False)
     predicted = whole.predict(model, data.test_dataloader())[0].tolist()
@@ -203,10 +203,18 @@ def run(folder, program, **values):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    return {
-        package: run(tmp_path_factory.mktemp("run"), TRAIN, package=package) for package in PACKAGES
-    }
+def old(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("run"), TRAIN, package=PACKAGES[0])
+
+
+@pytest.fixture(scope="module")
+def new(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("run"), TRAIN, package=PACKAGES[1])
+
+
+@pytest.fixture(scope="module")
+def trained(old, new):
+    return dict(zip(PACKAGES, (old, new), strict=True))
 
 
 @pytest.fixture(scope="module")

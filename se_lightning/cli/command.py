@@ -3,6 +3,7 @@
 Nothing else in the package splits overrides, quotes values or writes ``sys.argv``.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +11,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from hydra import compose, initialize_config_module
-from hydra._internal.utils import get_args_parser
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-__all__ = ["GROUPS", "Command", "key_of", "parsed", "quoted", "unquoted", "value_of"]
+__all__ = ["GROUPS", "ONE_RUN", "Command", "key_of", "parsed", "quoted", "unquoted", "value_of"]
 
 # Groups of the defaults list, which Hydra sets with `group=option` and not with `+group=option`.
 GROUPS = (
@@ -32,6 +37,10 @@ GROUPS = (
     "experiment",
     "debug",
 )
+_CONFIGS = "se_lightning.conf"
+_APP = "se_lightning.cli.main"  # the module of the function that Hydra runs
+# Makes a command one run, whatever its config says.
+ONE_RUN = "hydra.mode=RUN"
 # Keys of a multirun or of the folder of a job, which jobs do not inherit.
 _NOT_OF_A_JOB = (
     "jobs",
@@ -69,7 +78,7 @@ def value_of(override: str) -> str:
 
 def quoted(path: Path) -> str:
     """Return the absolute path, quoted so that Hydra accepts any characters in it."""
-    return QuotedString(str(path.absolute()), Quote.double).with_quotes()
+    return _in_quotes(str(path.absolute()))
 
 
 def unquoted(value: str) -> str:
@@ -106,13 +115,22 @@ class Command:
         flags = list(arguments)
         for override in reversed(overrides):
             del flags[len(flags) - 1 - flags[::-1].index(override)]
-        return cls(tuple(flags), tuple(_quote_equals(_without_plus(o)) for o in overrides))
+        command = cls(
+            tuple(map(_in_home, flags)), tuple(_literal(_without_plus(o)) for o in overrides)
+        )
+        if command.takes_checkpoints_data:  # Hydra accepts ++ for any key
+            on_top = (o if o[0] == "~" else f"++{o.lstrip('+')}" for o in command.given("data"))
+            command = cls(command.flags, (*command.without("data").overrides, *on_top))
+        return command
 
     @classmethod
     def recorded(cls, hydra: Any) -> Self:
         """Return the command that Hydra recorded in the ``hydra`` node of a job or multirun."""
         flags = ["--config-name", str(hydra.job.config_name)]
         for source in hydra.runtime.config_sources:
+            if source.provider == "main" and source.path != _CONFIGS:
+                scheme = "pkg://" if source.get("schema") == "pkg" else ""
+                flags += ["--config-path", f"{scheme}{source.path}"]
             if source.provider == "command-line":
                 flags += ["--config-dir", source.path]
         # Not resolved: interpolations may refer to nodes outside of `hydra`.
@@ -124,10 +142,26 @@ class Command:
         """Hydra's flags as the namespace that its parser returns."""
         return get_args_parser().parse_args(self.argv())
 
-    @property
+    @cached_property
+    def config(self) -> DictConfig:
+        """The composed config with the node ``hydra``, without what a multirun varies.
+
+        Raises a HydraException or an OmegaConfBaseException if Hydra refuses the command.
+        """
+        fixed = [str(o.input_line) for o in parsed(self.overrides) if not o.is_sweep_override()]
+        return self._load(fixed, RunMode.MULTIRUN)
+
+    @cached_property
     def is_multirun(self) -> bool:
-        """Whether the command requests several jobs."""
-        return self.options.multirun or self.value("hydra.mode") == "MULTIRUN"
+        """Whether the command requests several jobs, which its config can do as well."""
+        return self.options.multirun or self.config.hydra.mode == RunMode.MULTIRUN
+
+    @property
+    def takes_checkpoints_data(self) -> bool:
+        """Whether the data are those of a checkpoint, whose options are not in the config."""
+        trains = self.value("task") in (None, "fit")
+        chosen = {"data", "experiment"} & set(map(key_of, self.overrides))
+        return not trains and not chosen and self.value("ckpt_path") not in (None, "", "null")
 
     @property
     def task_overrides(self) -> list[str]:
@@ -172,23 +206,35 @@ class Command:
     def for_job(self, run_dir: Path, number: int, *changes: str) -> Self:
         """Return the command of one job of this multirun; ``changes`` are the job's overrides."""
         names = ["--config-name", self.options.config_name or "train"]
+        if self.options.config_path:
+            names += ["--config-path", self.options.config_path]
         if self.options.config_dir:
             names += ["--config-dir", str(Path(self.options.config_dir).absolute())]
-        place = (f"hydra.run.dir={quoted(run_dir)}", f"hydra.job.num={number}")
+        place = (f"hydra.run.dir={quoted(run_dir)}", f"hydra.job.num={number}", ONE_RUN)
         return type(self)(tuple(names), (*self.of_run().overrides, *changes, *place))
 
-    def compose(
-        self, overrides: Sequence[str] | None = None, *, hydra_node: bool = False
-    ) -> DictConfig:
+    def compose(self, overrides: Sequence[str] | None = None) -> DictConfig:
         """Compose the config of this command, or of other overrides with the same flags."""
-        search = []
+        config = self._load(self.overrides if overrides is None else overrides, RunMode.RUN)
+        with open_dict(config):
+            del config["hydra"]
+        return config
+
+    def loader(self) -> ConfigLoaderImpl:
+        """Return Hydra's loader of the configs that this command can choose from."""
+        version.setbase("1.3")
+        main = self.options.config_path or f"pkg://{_CONFIGS}"
+        search = create_automatic_config_search_path(None, _APP, main)
         if self.options.config_dir:
-            folder = Path(self.options.config_dir).absolute()
-            search = [f"hydra.searchpath=[file://{folder}]"]
-        chosen = list(self.overrides if overrides is None else overrides)
-        with initialize_config_module("se_lightning.conf", version_base="1.3"):
-            name = self.options.config_name or "train"
-            return compose(name, search + chosen, return_hydra_config=hydra_node)
+            folder = f"file://{Path(self.options.config_dir).absolute()}"
+            search.prepend("command-line", folder, SearchPathQuery(provider="schema"))
+        return ConfigLoaderImpl(search)
+
+    def _load(self, overrides: Sequence[str], mode: RunMode) -> DictConfig:
+        """Compose as Hydra does when it runs the command, without its global state."""
+        name = self.options.config_name or "train"
+        hydra = Hydra(task_name="se_lightning", config_loader=self.loader())
+        return hydra.compose_config(name, list(overrides), mode, from_shell=False)
 
     def argv(self) -> list[str]:
         """Return the arguments after the program's name: flags first, since callers append."""
@@ -208,19 +254,45 @@ def _without_plus(override: str) -> str:
     return override[1:] if grouped else override
 
 
-def _quote_equals(override: str) -> str:
-    """Quote values with an equals sign, such as Lightning's ``epoch=3.ckpt``, for Hydra's grammar.
+def _literal(override: str) -> str:
+    """Quote a value that Hydra's grammar refuses, so that it is read as it is written.
+
+    The grammar knows few characters outside of quotes: it refuses ``epoch=3.ckpt``, ``~/data`` and
+    ``caf\u00e9``. A ``~`` at the beginning becomes the home directory.
 
     Example:
-        >>> _quote_equals("ckpt_path=[a/epoch=0.ckpt,b.ckpt]")
-        "ckpt_path=['a/epoch=0.ckpt',b.ckpt]"
+        >>> _literal("ckpt_path=[a/epoch=0.ckpt,b.ckpt]")
+        'ckpt_path=["a/epoch=0.ckpt",b.ckpt]'
     """
     key, _, value = override.partition("=")
-    if "=" not in value or set(value) & set("'\"{}()$\\"):
+    whole = unquoted(value)
+    if whole.startswith("~") and whole != value:
+        return f"{key}={_in_quotes(os.path.expanduser(whole))}"
+    is_list = value.startswith("[") and value.endswith("]")
+    if not value or value[0] in "'\"{" or (value[0] == "[" and not is_list) or _is_legal(override):
         return override
-    inner = value.removeprefix("[").removesuffix("]")
-    parts = [f"'{part}'" if "=" in part else part for part in inner.split(",")]
-    return f"{key}={value.replace(inner, ','.join(parts))}"
+    parts = (value[1:-1] if is_list else value).split(",")
+    text = ",".join(part if _is_legal(f"{key}={part}") else _in_quotes(part) for part in parts)
+    changed = f"{key}=[{text}]" if is_list else f"{key}={text}"
+    return changed if _is_legal(changed) else override  # Hydra reports it
+
+
+def _in_quotes(text: str) -> str:
+    return QuotedString(os.path.expanduser(text), Quote.double).with_quotes()
+
+
+def _is_legal(override: str) -> bool:
+    try:
+        parsed([override])
+    except HydraException:
+        return False
+    return True
+
+
+def _in_home(flag: str) -> str:
+    """Expand ``~`` in a flag or its value; a shell does so only in separate words."""
+    name, equals, value = flag.partition("=")
+    return f"{name}{equals}{os.path.expanduser(value)}" if equals else os.path.expanduser(flag)
 
 
 def _is_at(key: str, tops: Sequence[str]) -> bool:

@@ -4,14 +4,16 @@ Messages contain names that others chose: of classes, files, folders and options
 characters in them are shown as escapes, since a terminal would act on them.
 """
 
+import contextlib
 import logging
 import re
 import sys
 import warnings
+from typing import Any, TextIO
 
 from se_lightning.ranks import is_further_rank
 
-__all__ = ["Formatter", "printable", "quiet", "say"]
+__all__ = ["Formatter", "Handler", "printable", "quiet", "say"]
 
 # Lightning and its dependencies log these in every run, and no user has to act on them. Compiled
 # only when it is used, since commands such as --help do not log.
@@ -30,6 +32,7 @@ _NOISE = (
     r"|Restored all states from the checkpoint|Restoring states from the checkpoint"
     r"|Loaded model weights from the checkpoint"
     r"|Starting with v2\.2|All distributed processes registered|distributed_backend="
+    r"|Detected KeyboardInterrupt|Received SIGTERM"
     r"|Initializing distributed: GLOBAL_RANK|^-{20,}"
 )
 
@@ -50,6 +53,35 @@ def printable(text: str, *, keep: str = "\n\t") -> str:
 def say(text: str, *, error: bool = False) -> None:
     """Print a message at once, on the standard output or as an error."""
     print(printable(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+class Handler(logging.StreamHandler):
+    """Handler that prints above the progress bars of a terminal.
+
+    While rich draws a bar, it replaces the standard streams; what is written to the original ones
+    is overwritten by the bar. tqdm draws its bar in the last line, and must remove it first.
+
+    Args:
+        stream: Where to print. If it is a standard stream, then what replaces it is used as well.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        names = ("stdout", "stderr")
+        self._standard = next((name for name in names if stream is getattr(sys, name)), None)
+        super().__init__(stream)
+
+    @property
+    def stream(self) -> Any:  # noqa: D102
+        return self._given if self._standard is None else getattr(sys, self._standard)
+
+    @stream.setter
+    def stream(self, stream: Any) -> None:
+        self._given = stream
+
+    def emit(self, record: logging.LogRecord) -> None:  # noqa: D102
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # no bar without its module
+        with bars.external_write_mode(self.stream) if bars else contextlib.nullcontext():
+            super().emit(record)
 
 
 class Formatter(logging.Formatter):

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from se_lightning.ranks import Interrupted
 
-__all__ = ["Failure", "JobError", "Kind", "RankError", "explain", "is_user_error"]
+__all__ = ["Failure", "JobError", "Kind", "RankError", "explain", "is_interrupt", "is_user_error"]
 
 Kind = Literal["user_error", "out_of_memory", "non_finite", "rank_lost", "interrupted", "bug"]
 
@@ -47,7 +47,7 @@ class Failure:
 
         The traceback of a user error is included only with ``HYDRA_FULL_ERROR=1``.
         """
-        if _is_interrupt(error):
+        if is_interrupt(error):
             return cls(explain(error), "interrupted")
         user = is_user_error(error)
         kind: Kind = getattr(error, "kind", "user_error" if user else "bug")
@@ -100,10 +100,17 @@ def is_user_error(error: BaseException) -> bool:
     return any(kind is not None and isinstance(error, kind) for kind in known)
 
 
-def _is_interrupt(error: BaseException) -> bool:
-    """Return whether a signal or Ctrl-C ended the run; Lightning turns Ctrl-C into an exit."""
-    kinds = (Interrupted, KeyboardInterrupt)
-    return isinstance(error, kinds) or isinstance(error.__context__, KeyboardInterrupt)
+def is_interrupt(error: BaseException) -> bool:
+    """Return whether a signal or Ctrl-C ended the run, perhaps with another error on the way out.
+
+    Lightning turns Ctrl-C into an exit, and what it interrupts may fail while it ends.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, Interrupted | KeyboardInterrupt):
+            return True
+        found = found.__context__
+    return False
 
 
 def explain(error: BaseException) -> str:
@@ -116,7 +123,7 @@ def explain(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, Interrupted):
         return error.message
-    if _is_interrupt(error):
+    if is_interrupt(error):
         return "interrupted"
     if isinstance(error, InstantiationException):
         # Hydra: "Error in call to target '...':\n<repr>\nfull_key: <node>"

@@ -1,14 +1,29 @@
 """Advice for errors whose message comes from Hydra or the operating system."""
 
-import difflib
+import os
 import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from typing import Any
 
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from se_lightning.cli.command import GROUPS, Command, key_of
 
-__all__ = ["hint", "reworded"]
+__all__ = ["hint", "nearest_key", "reworded"]
+
+# Names that other programs have for keys of this one.
+_USUAL = {
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "learning_rate": "optimizer.lr",
+    "pretrained": "model.weights",
+    "workers": "data.num_workers",
+}
+_SIMILAR = 0.6  # as in difflib
+_DEEPER = 0.85
 
 _SEARCH = (
     "\nTo search with optuna, leave it out: "
@@ -30,24 +45,85 @@ def hint(error: Exception, command: Command) -> str:
     if isinstance(error, OSError) and error.filename:
         return "\nRuns are written there: choose a folder with hydra.run.dir=DIR."
     if isinstance(error, MissingConfigException):
-        return _SEARCH if str(error.missing_cfg_file).startswith("hydra/sweeper/") else ""
-    missing = re.match(r"Could not override '([^'@]+)'", str(error))
-    return _nearest_key(missing[1], command) if missing else ""
+        return _nearest_option(str(error.missing_cfg_file), command)
+    missing = re.match(r"Could not (?:override|delete from config\.) '([^'@]+)'", str(error))
+    return _nearest_in(missing[1], command) if missing else ""
 
 
-def _nearest_key(missing: str, command: Command) -> str:
+def _nearest_option(missing: str, command: Command) -> str:
+    if missing.startswith("hydra/sweeper/"):
+        return _SEARCH
+    group, _, option = missing.rpartition("/")
+    near = _nearest(option, command.loader().get_group_options(group)) if group else None
+    return f"\nDid you mean `{group}={near}`?" if near else ""
+
+
+def _nearest_in(missing: str, command: Command) -> str:
     """Return the nearest key of the chosen options, or else the keys of the group."""
     choices = [o for o in command.overrides if key_of(o) in GROUPS and "," not in o]
     try:
-        composed = Command().compose(choices)
-    except HydraException:
-        return ""  # an option from the user's config folder
-    group, _, key = missing.rpartition(".")
-    node = composed if not group else OmegaConf.select(composed, group)
-    keys = map(str, node) if isinstance(node, DictConfig) else ()
-    known = [name for name in keys if not name.startswith("_")]
-    prefix = f"{group}." if group else ""
-    near = difflib.get_close_matches(key, known, n=1)
+        composed = Command(command.flags).compose(choices)
+    except (HydraException, OmegaConfBaseException):
+        return ""  # their error is reported
+    near = nearest_key(missing, composed)
     if near:
-        return f"\nDid you mean `{prefix}{near[0]}`?"
-    return f"\n`{group}` has: {', '.join(known)}." if known and group else ""
+        return f"\nDid you mean `{near}`?"
+    group = missing.rpartition(".")[0]
+    node = OmegaConf.select(composed, group) if group else None
+    known = list(_keys(node, deep=False)) if isinstance(node, DictConfig) else []
+    return f"\n`{group}` has: {', '.join(known)}." if known else ""
+
+
+def nearest_key(missing: str, config: DictConfig) -> str | None:
+    """Return the key of a config that is most like a missing one: in its group, else anywhere.
+
+    Example:
+        >>> config = OmegaConf.create({"seed": 0, "optimizer": {"lr": 0.1, "momentum": 0.9}})
+        >>> [nearest_key(key, config) for key in ("sead", "optimzer.lr", "lr", "optimizer.xyz")]
+        ['seed', 'optimizer.lr', 'optimizer.lr', None]
+    """
+    group, _, name = missing.rpartition(".")
+    node = OmegaConf.select(config, group) if group else None
+    if isinstance(node, DictConfig):
+        inside = _nearest(name, list(_keys(node, deep=False)))
+        return f"{group}.{inside}" if inside else None
+    empty = _keys(config)
+    if _USUAL.get(name) in empty:
+        return _USUAL[name]
+    known = sorted(empty, key=lambda key: (empty[key], key.count(".")))
+    by_name = {key.rpartition(".")[2]: key for key in reversed(known)}
+    whole, leaf = _nearest(missing, known), by_name.get(_nearest(name, list(by_name)[::-1]) or "")
+    if leaf is None:
+        return whole
+    # Of two, a key that is not deep inside is more likely.
+    score = _likeness(name, leaf.rpartition(".")[2]) * _DEEPER ** (leaf.count(".") - 1)
+    return leaf if score > _likeness(missing, whole) else whole
+
+
+def _likeness(name: str, other: str | None) -> float:
+    return SequenceMatcher(None, name, other or "").ratio()
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    """Return the most similar name; of several, that with the same beginning, then the first."""
+
+    def score(each: str) -> tuple[float, int]:
+        return _likeness(name, each), len(os.path.commonprefix((name, each)))  # noqa: RUF071
+
+    best = max(known, key=score, default=None)
+    return best if _likeness(name, best) >= _SIMILAR else None
+
+
+def _keys(node: DictConfig, prefix: str = "", *, deep: bool = True) -> dict[str, bool]:
+    """Return the dotted keys below a node, and whether each is null."""
+    found: dict[str, bool] = {}
+    for key in map(str, node):
+        inner: Any = node._get_node(key)
+        if key.startswith("_") or key == "hydra" or inner is None:
+            continue
+        found[f"{prefix}{key}"] = inner._is_none()
+        # The node behind an interpolation has a place of its own.
+        plain = isinstance(inner, DictConfig) and not inner._is_none()
+        if deep and plain and not inner._is_interpolation():
+            found |= _keys(inner, f"{prefix}{key}.")
+    return found

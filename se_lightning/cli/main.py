@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +16,20 @@ from typing import Literal
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from se_lightning import ranks
 from se_lightning.cli import process
 from se_lightning.cli.command import Command, quoted
+from se_lightning.cli.console import say
 from se_lightning.cli.errors import Failure, RankError, is_user_error
 from se_lightning.cli.run import rank_failures
 from se_lightning.cli.run.folder import RunFolder, jobs_in, temporary_folder
+from se_lightning.cli.run.interrupts import ended_by_signals
+from se_lightning.cli.run.paths import refuse_empty, refuse_missing_checkpoint, settle_paths
 from se_lightning.cli.run.resume import resumed as resumed_run
 from se_lightning.cli.schema import refuse_unknown_keys
 from se_lightning.cli.sweep import sweep as sweeps
@@ -43,27 +49,38 @@ def main() -> None:
     """Run the command line; a user error prints one message and exits with code 1."""
     global _progress
     _progress = "composing"
+    if "--version" in sys.argv[1:]:
+        from se_lightning.cli.help import version_text
+
+        say(version_text())
+        return
     process.die_with_parent()
     command = Command.parse(sys.argv[1:])
     command.install()
     try:
+        if _only_tells(command):
+            return
         given = command
+        if not ranks.is_launched():
+            refuse_empty(given)
         command = resumed_run(resumed_multirun(given)).placed()
         if ranks.external_rank():
             command = _writing_nowhere(command)
         _refuse_missing_configs()
-        if not given.value("jobs.resume"):
-            _refuse_used_folders(command)
         sweeps.refuse_missing_launchers(command)
         multirun = None if ranks.is_further_rank() else Multirun.composed(command)
+        command = multirun.command if multirun else _in_home(command)
+        if not given.value("jobs.resume"):
+            _refuse_used_folders(command, several=multirun is not None)
         refuse_equal_networks(multirun)
-        (multirun.command if multirun else command).install()
+        command.install()
         _start(multirun, resumes=given.value("jobs.resume") is not None)
     except ranks.Interrupted as end:
-        print(f"se_lightning: {end.message}", file=sys.stderr)
+        if not ranks.is_launched():  # rank 0 reports it
+            say(f"se_lightning: {end.message}", error=True)
         raise
     except KeyboardInterrupt:
-        print("se_lightning: interrupted", file=sys.stderr)
+        say("se_lightning: interrupted", error=True)
         sys.exit(130)
     except Exception as error:
         from se_lightning.cli.hints import hint, reworded
@@ -77,6 +94,18 @@ def main() -> None:
     rank_failures.disconnect()
 
 
+def _only_tells(command: Command) -> bool:
+    """Print the help or the version if the command asks for it."""
+    options = command.options
+    if options.help or options.hydra_help or options.cfg or options.info:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, without a stack trace
+    if options.help:
+        from se_lightning.cli.help import help_text
+
+        say(help_text(command))
+    return bool(options.help)
+
+
 def _start(multirun: Multirun | None, *, resumes: bool) -> None:
     with sweeps.lead(multirun, resumed=resumes) as sweep:
         if sweep is not None and sweep.searches:
@@ -85,7 +114,7 @@ def _start(multirun: Multirun | None, *, resumes: bool) -> None:
             search(sweep)
         else:
             with _hydra_raises("1"):
-                _app()
+                _run_app()
 
 
 @contextlib.contextmanager
@@ -105,6 +134,23 @@ def _hydra_raises(value: str | None) -> Iterator[None]:
 _users_full_error = os.environ.get(_FULL_ERROR)
 
 
+def _run_app() -> None:
+    failed = None
+    try:
+        _app()
+    except _Ended as end:
+        failed = end.error
+    if failed is not None:
+        raise failed  # here, so that it keeps its cause
+
+
+class _Ended(BaseException):
+    """A failed run, on its way through Hydra; not an Exception, which Hydra would print as well."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
 @hydra.main(version_base="1.3", config_path="pkg://se_lightning.conf", config_name="train")
 def _app(cfg: DictConfig) -> float | None:
     """Run Hydra's current job: in a separate process if there are several."""
@@ -116,9 +162,14 @@ def _app(cfg: DictConfig) -> float | None:
             return sweeps.run_job(cfg)
         try:
             return _run(cfg)
+        except Exception as error:
+            if several:
+                raise
+            raise _Ended(error) from error
         finally:
             if several and ranks.external_rank() == 0:
-                write_summary(Path(HydraConfig.get().sweep.dir))
+                hydra_node = HydraConfig.get()
+                write_summary(Path(hydra_node.runtime.cwd, hydra_node.sweep.dir))
 
 
 def _run(cfg: DictConfig) -> float | None:
@@ -132,17 +183,20 @@ def _run(cfg: DictConfig) -> float | None:
         else:
             folder.discard_result()
     try:
-        from se_lightning.cli.trust import refuse_untrusted
+        with ended_by_signals(folder):
+            from se_lightning.cli.trust import refuse_untrusted
 
-        refuse_untrusted(cfg)
-        with open_dict(cfg):  # a primary config of the user's may lack it
-            cfg.output_dir = str(folder.path)
-        refuse_unknown_keys(cfg)
-        from se_lightning.cli.run.run import run
+            refuse_untrusted(cfg)
+            with open_dict(cfg):  # a primary config of the user's may lack it
+                cfg.output_dir = str(folder.path)
+            refuse_unknown_keys(cfg)
+            settle_paths(cfg)
+            refuse_missing_checkpoint(cfg)
+            from se_lightning.cli.run.run import run
 
-        rank_failures.watch_ranks()
-        _progress = "running"
-        return run(cfg)
+            rank_failures.watch_ranks()
+            _progress = "running"
+            return run(cfg)
     except ranks.Interrupted as end:
         if not ranks.is_further_rank():
             rank_failures.record(folder, Failure.of(end))
@@ -181,7 +235,7 @@ def _refuse_missing_configs() -> None:
         )
 
 
-def _refuse_used_folders(command: Command) -> None:
+def _refuse_used_folders(command: Command, *, several: bool) -> None:
     """Refuse a folder that holds a run, before Hydra writes into it."""
     if ranks.is_further_rank() or ranks.CHILD in os.environ:
         return
@@ -190,15 +244,26 @@ def _refuse_used_folders(command: Command) -> None:
         if path is None or "${now:" in path:  # a new folder
             continue
         if "${" in path:
-            path = str(OmegaConf.select(command.compose(hydra_node=True), key))
+            path = str(OmegaConf.select(command.config, key))
         folder = RunFolder(path)
         if not command.value("resume"):
             for used in (folder, *jobs_in(folder.path)):
                 used.refuse_used()
-        if key == "hydra.run.dir" and not command.is_multirun:
+        if key == "hydra.run.dir" and not several:
             if not command.value("resume"):
                 folder.refuse_foreign(command.value("hydra.job.name") or "se_lightning")
             folder.claim()
+
+
+def _in_home(command: Command) -> Command:
+    """Expand ``~`` in a config's ``hydra.run.dir``, which Hydra takes for the name of a folder."""
+    if command.value("hydra.run.dir") is not None:
+        return command
+    with contextlib.suppress(HydraException, OmegaConfBaseException):  # Hydra reports it
+        folder = str(command.config.hydra.run.dir)
+        if folder.startswith("~"):
+            return command.with_(f"hydra.run.dir={quoted(Path(folder).expanduser())}")
+    return command
 
 
 def _writing_nowhere(command: Command) -> Command:

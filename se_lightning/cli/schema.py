@@ -4,7 +4,6 @@ Otherwise text in place of a number fails deep inside a library, or counts as tr
 the schema.
 """
 
-import difflib
 import inspect
 import math
 import typing
@@ -20,8 +19,9 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from se_lightning.cli.command import GROUPS, Command, key_of
+from se_lightning.cli.hints import nearest_key
 
-__all__ = ["VALUES", "check_values", "make", "refuse_unknown_keys"]
+__all__ = ["VALUES", "check_arguments", "check_values", "make", "refuse_unknown_keys"]
 
 # Top-level keys that are not groups.
 VALUES = (
@@ -91,11 +91,7 @@ def check_values(cfg: DictConfig) -> None:
                 "package.module.Name."
             )
     for key, target, values in _calls(cfg):
-        _check_names(key, target, values)
-        for name, value in values.items():
-            hint = _hints(target).get(name, Any)
-            if not _fits(value, hint) and not (value is None and f"{key}.{name}" in _FILLED):
-                raise ValueError(f"{key}: `{name}` (={value!r}) must be {_words(hint)}.")
+        check_arguments(key, target, values)
     for name, least in _LEAST.items():
         value = cfg.trainer.get(name)
         if value is not None and value < least:
@@ -104,6 +100,19 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(
             "trainer: `val_check_interval` (=0) must be above 0; null validates each epoch."
         )
+
+
+def check_arguments(key: str, target: str, values: dict[str, Any]) -> None:
+    """Check the arguments of one call; ``key`` is its place in the config.
+
+    Raises:
+        ValueError: If a value does not have the type of its parameter.
+    """
+    _check_names(key, target, values)
+    for name, value in values.items():
+        hint = _hints(target).get(name, Any)
+        if not _fits(value, hint) and not (value is None and f"{key}.{name}" in _FILLED):
+            raise ValueError(f"{key}: `{name}` (={value!r}) must be {_words(hint)}.")
 
 
 def make(node: DictConfig, name: str, kind: type, **more: Any) -> Any:
@@ -252,20 +261,25 @@ def refuse_unknown_keys(cfg: DictConfig) -> None:
     """
     composed = HydraConfig.get()
     loader = GlobalHydra.instance().config_loader()
-    given = Command.recorded(composed).task_overrides
+    command = Command.recorded(composed)
+    given = command.task_overrides
     choices = [override for override in given if loader.get_group_options(key_of(override))]
     shipped = loader.load_configuration(composed.job.config_name, choices, run_mode=RunMode.RUN)
-    _refuse_others(cfg, (*GROUPS, *VALUES))
-    for group in {*GROUPS, "checkpoint", "jobs"} - set(_OPEN):
+    _refuse_others(cfg, (*GROUPS, *VALUES), shipped)
+    # Which options those data have, is in the checkpoint.
+    elsewhere = ["data"] if command.takes_checkpoints_data else []
+    for group in {*GROUPS, "checkpoint", "jobs"} - {*_OPEN, *elsewhere}:
         node = cfg.get(group)
         if isinstance(node, DictConfig) and node.get("_target_") == shipped[group].get("_target_"):
             # A list, since `in` is False for the keys of a DictConfig that have no value.
-            _refuse_others(node, list(shipped[group]), f"{group}.")
+            _refuse_others(node, list(shipped[group]), shipped, f"{group}.")
 
 
-def _refuse_others(node: DictConfig, known: Collection[Any], prefix: str = "") -> None:
+def _refuse_others(
+    node: DictConfig, known: Collection[Any], shipped: DictConfig, prefix: str = ""
+) -> None:
     for key in map(str, node):
         if key not in known:
-            near = difflib.get_close_matches(key, map(str, known), n=1)
-            advice = f" Did you mean `{prefix}{near[0]}`?" if near else ""
+            near = nearest_key(f"{prefix}{key}", shipped)
+            advice = f" Did you mean `{near}`?" if near else ""
             raise ValueError(f"There is no config key `{prefix}{key}`.{advice}")

@@ -30,6 +30,7 @@ _HYDRA_KEYS = (
     "hydra.sweep",
     "hydra.job.name",
     "hydra.job.num",
+    "hydra.job.chdir",
     "hydra.mode",
     "hydra.output_subdir",
     "hydra.verbose",

@@ -191,11 +191,29 @@ class ImageDataModule(IdentifiedData, LightningDataModule):
             order.start_at(self._counter.next if epoch is None else epoch, batch)
         return self._loader(dataset, order, self.batch_size)
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """Preprocessing in evaluation.
+
+        The size of an image in pixels, its channels, and the mean and standard deviation of each
+        channel, in [0, 1].
+        """
+        finish = Finish(self.mean, self.std)
+        return {
+            "image_size": self.image_size,
+            "in_channels": self.in_channels,
+            "mean": list(finish.mean),
+            "std": list(finish.std),
+        }
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the identity of the data and, while training, the next batch and its size."""
+        """Return the identity and preprocessing of the data, and in training the next batch."""
         splits = {split: self._fingerprint(split) for split in self._splits_found()}
         names = list(map(str, self.class_names)) if splits else []
-        state: dict[str, Any] = {"data": {"class_names": names, "splits": splits}}
+        state: dict[str, Any] = {
+            "data": {"class_names": names, "splits": splits},
+            "preprocessing": self.preprocessing,
+        }
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return state
         epoch, batch = next_batch(self.trainer)

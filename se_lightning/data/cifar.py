@@ -90,7 +90,7 @@ class CIFARDataModule(InMemoryDataModule):
             )
         super().__init__(**(CIFARDataModule.defaults | options))
         self.set = name
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.kind = labels
         self.class_names = _NAMES[name][labels]
         self.mean, self.std = _MEAN[name], _STD[name]

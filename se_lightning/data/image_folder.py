@@ -44,7 +44,7 @@ class ImageFolderDataModule(FileDataModule):
         **options: Unpack[FileOptions],
     ) -> None:
         super().__init__(**options)
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.split_seed = split_seed
         self._split_by = "path"

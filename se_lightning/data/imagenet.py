@@ -31,7 +31,7 @@ class ImageNetDataModule(FileDataModule):
 
     def __init__(self, root: str = "data/imagenet", **options: Unpack[FileOptions]) -> None:
         super().__init__(**options)
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
 
     @property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]

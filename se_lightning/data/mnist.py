@@ -89,7 +89,7 @@ class MNISTDataModule(InMemoryDataModule):
             raise ValueError(f"`name` (={name!r}) must be one of {', '.join(_SETS)}.")
         super().__init__(**(MNISTDataModule.defaults | options))
         self.folder, self.mean, self.std, self.class_names = _SETS[name]
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self.download = download
         self.val_size = val_size
         self.split_seed = split_seed

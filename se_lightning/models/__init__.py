@@ -10,6 +10,7 @@ from se_lightning.models.bn_inception import *  # noqa: F403
 from se_lightning.models.densenet import *  # noqa: F403
 from se_lightning.models.inception import *  # noqa: F403
 from se_lightning.models.inception_resnet import *  # noqa: F403
+from se_lightning.models.layers.feature_info import FeatureInfo, FeatureMap
 from se_lightning.models.layers.find import find_excitations, find_gates, hidden_widths
 from se_lightning.models.layers.gate_base import DoubleSigmoid, ExcitationParts
 from se_lightning.models.layers.gates import (
@@ -17,7 +18,7 @@ from se_lightning.models.layers.gates import (
     SpatialExcitation,
     SqueezeExcitation,
 )
-from se_lightning.models.layers.network import FeatureMap, ImageNetwork
+from se_lightning.models.layers.network import ImageNetwork
 from se_lightning.models.layers.options import Excitation
 from se_lightning.models.mobilenet import *  # noqa: F403
 from se_lightning.models.preact_resnet import *  # noqa: F403
@@ -44,6 +45,7 @@ __all__ = [
     "DoubleSigmoid",
     "Excitation",
     "ExcitationParts",
+    "FeatureInfo",
     "FeatureMap",
     "ImageNetwork",
     "LoadReport",

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple, Unpack
 
 from torch import nn
 
-from se_lightning.arguments import boolean, one_of, positive_integer
+from se_lightning.arguments import boolean, fraction, one_of, positive_integer
 from se_lightning.models.layers.dense_block import DenseBlock, transition
 from se_lightning.models.layers.network import ImageNetwork
 from se_lightning.models.layers.options import Excitation, GateOptions, StagedGateOptions
@@ -67,6 +67,7 @@ class SEDenseNet(ImageNetwork):
             and cifar otherwise.
         gates_after: ``"both"``, ``"block"`` or ``"transition"``. A stage is a block with the
             transition that follows it.
+        dropout_rate: Dropout rate after the last convolution of each layer.
         num_classes: Number of classes K.
         in_channels: Number of image channels.
         **gates: Options of :class:`Excitation` except placement, and ``stages``; ``se_bias``
@@ -97,12 +98,14 @@ class SEDenseNet(ImageNetwork):
         init_features: int | None = None,
         stem: str | None = None,
         gates_after: str = "both",
+        dropout_rate: float = 0.0,
         num_classes: int = 1000,
         in_channels: int = 3,
         **gates: Unpack[StagedGateOptions],
     ) -> None:
         boolean("bottleneck", bottleneck)
         one_of("gates_after", gates_after, GATES_AFTER)
+        fraction("dropout_rate", dropout_rate)
         if stem is None:
             listed = isinstance(depth, Sequence)
             stem = "imagenet" if not listed and depth in IMAGENET else "cifar"
@@ -120,13 +123,14 @@ class SEDenseNet(ImageNetwork):
         halved = 2 ** (stages - 1)
         smallest = 4 * halved - 3 if stem == "imagenet" else halved
         super().__init__(num_classes, in_channels, min_size=smallest)
+        self.native_size = 32 if stem == "cifar" else 224
         parts: OrderedDict[str, nn.Module] = OrderedDict()
         parts["conv0"] = stem_conv(stem, in_channels, member.init_features)
         if stem == "imagenet":
             parts["norm0"] = nn.BatchNorm2d(member.init_features)
             parts["relu0"] = nn.ReLU(inplace=True)
             parts["pool0"] = max_pool(stem)
-        blocks, channels = _blocks(member, bottleneck, keep, gates_after, excitations)
+        blocks, channels = _blocks(member, bottleneck, keep, gates_after, excitations, dropout_rate)
         parts |= blocks
         # torchvision's name; its networks have four blocks.
         parts["norm5"] = nn.BatchNorm2d(channels[-1])
@@ -196,6 +200,7 @@ def _blocks(
     keep: float,
     gates_after: str,
     excitations: Sequence[Excitation],
+    dropout_rate: float,
 ) -> tuple[dict[str, nn.Module], list[int]]:
     """Return the blocks and transitions with their gates, and the channels after each block."""
     parts: dict[str, nn.Module] = {}
@@ -206,7 +211,7 @@ def _blocks(
     for stage, (count, excitation) in enumerate(zip(member.layers, excitations, strict=True), 1):
         gathered = channels + count * member.growth_rate
         gate = (excitation if after_block else none).build(gathered)
-        block = DenseBlock(count, channels, member.growth_rate, bottleneck, gate)
+        block = DenseBlock(count, channels, member.growth_rate, bottleneck, gate, dropout_rate)
         parts[f"denseblock{stage}"] = block
         channels = gathered
         after.append(gathered)

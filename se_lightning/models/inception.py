@@ -131,6 +131,7 @@ class SEInceptionV3(ImageNetwork):
     """
 
     family = "SE-Inception-v3"
+    native_size, native_map = 299, 8
     gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
 
     def __init__(

@@ -143,6 +143,7 @@ class SEInceptionResNetV2(ImageNetwork):
 
     family = "SE-Inception-ResNet-v2"
     placements = ("standard", "pre", "post", "identity")
+    native_size, native_map = 299, 8
     gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
     classifier_name = "classif"
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Unpack
 
 from torch import Tensor, nn
 
+from se_lightning.arguments import positive_integer
 from se_lightning.models.layers.network import ImageNetwork
 from se_lightning.models.layers.options import Excitation, GateOptions, StagedGateOptions
 from se_lightning.models.layers.residual import conv1x1
@@ -18,25 +19,33 @@ _STAGES = ((64,), (128, 128), (256, 256), (512,) * 6, (1024, 1024))
 class SeparableBlock(nn.Module):
     """Depthwise 3x3, norm, ReLU6, pointwise 1x1, norm, ReLU6, gate.
 
+    The depthwise convolution has ``multiplier`` outputs per channel.
+
     Shape:
         (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, excitation: Excitation
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        excitation: Excitation,
+        multiplier: int = 1,
     ) -> None:
         super().__init__()
+        inner = in_channels * multiplier
         self.conv_dw = nn.Conv2d(
             in_channels,
-            in_channels,
+            inner,
             3,
             stride=stride,
             padding=1,
             groups=in_channels,
             bias=False,
         )
-        self.bn1 = nn.BatchNorm2d(in_channels)
-        self.conv_pw = conv1x1(in_channels, out_channels)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv_pw = conv1x1(inner, out_channels)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.se = excitation.build(out_channels)
         self.act = nn.ReLU6(inplace=True)
@@ -54,6 +63,7 @@ class SEMobileNet(ImageNetwork):
 
     Args:
         alpha: Width multiplier; each width is ``int(alpha * width)``.
+        depth_multiplier: Outputs of each depthwise convolution per channel.
         dropout: Dropout rate before the classifier.
         num_classes: Number of classes K.
         in_channels: Number of image channels.
@@ -79,6 +89,7 @@ class SEMobileNet(ImageNetwork):
         self,
         *,
         alpha: float = 1.0,
+        depth_multiplier: int = 1,
         dropout: float = 1e-3,
         num_classes: int = 1000,
         in_channels: int = 3,
@@ -89,6 +100,7 @@ class SEMobileNet(ImageNetwork):
             raise ValueError(
                 f"`alpha` (={alpha!r}) must be a number of at least 1/32: the width multiplier."
             )
+        positive_integer("depth_multiplier", depth_multiplier)
         excitations = self._excitations(gates, len(_STAGES))
         super().__init__(num_classes, in_channels, dropout=dropout)
         channels = int(32 * alpha)
@@ -102,7 +114,8 @@ class SEMobileNet(ImageNetwork):
             for index, width in enumerate(widths):
                 stride = 2 if stage > 0 and index == 0 else 1
                 scaled = int(width * alpha)
-                blocks.append(SeparableBlock(channels, scaled, stride, excitation))
+                block = SeparableBlock(channels, scaled, stride, excitation, depth_multiplier)
+                blocks.append(block)
                 channels = scaled
             stages.append(nn.Sequential(*blocks))
             self._step(f"blocks.{stage}", channels=channels, reduction=2 * 2**stage)

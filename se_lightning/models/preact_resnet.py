@@ -23,6 +23,7 @@ from se_lightning.models.layers.residual import (
     max_pool,
     plan,
     stack,
+    stem_channels,
     stem_conv,
     tail,
 )
@@ -129,6 +130,7 @@ class SEPreActResNet(ImageNetwork):
             the published value (for a list: False).
         width_factor: Factor k of all widths except the stem's.
         stem: ``"imagenet"`` or ``"cifar"``; None uses the published stem.
+        stem_width: Channels of the stem; None uses the first of the widths.
         literal: Whether to follow the seed literally: no norm and ReLU after the stem, no bias in
             the classifier.
         num_classes: Number of classes K.
@@ -159,6 +161,7 @@ class SEPreActResNet(ImageNetwork):
         bottleneck: bool | None = None,
         width_factor: int = 1,
         stem: str | None = None,
+        stem_width: int | None = None,
         literal: bool = False,
         num_classes: int = 1000,
         in_channels: int = 3,
@@ -170,7 +173,8 @@ class SEPreActResNet(ImageNetwork):
         one_of("stem", chosen.stem, ("imagenet", "cifar"))
         excitations = self._excitations(gates, len(chosen.layers))
         super().__init__(num_classes, in_channels)
-        channels = chosen.widths[0]
+        channels = stem_channels(stem_width, chosen.widths)
+        self.native_size = 32 if chosen.stem == "cifar" else 224
         self.conv1 = stem_conv(chosen.stem, in_channels, channels)
         self.bn1: nn.Module = nn.Identity()
         self.stem_act: nn.Module = nn.Identity()

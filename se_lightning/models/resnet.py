@@ -20,6 +20,7 @@ from se_lightning.models.layers.residual import (
     plan,
     projection,
     stack,
+    stem_channels,
     stem_conv,
     tail,
 )
@@ -161,6 +162,7 @@ class SEResNet(ImageNetwork):
         stem: ``"imagenet"`` (7x7 with stride 2, then max-pool with stride 2), ``"deep"`` (three
             3x3 instead of the 7x7) or ``"cifar"`` (3x3 with stride 1); None uses the published
             stem.
+        stem_width: Channels of the stem's first convolution; None uses the first of the widths.
         cardinality: Number of groups of the bottlenecks' 3x3 convolutions.
         group_width: Width of a group at a stage width of 64 (ResNeXt's d; 128 with one group is
             torchvision's wide_resnet50_2).
@@ -180,8 +182,8 @@ class SEResNet(ImageNetwork):
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: If there is no network of that depth, `depth` and `widths` differ in length, a
-            number is out of range, a name is unknown, or a gate option is refused.
+        ValueError: If there is no such depth, `depth` and `widths` differ in length, or an option
+            is refused.
 
     Reference:
         Hu et al., arXiv:1709.01507; He et al., arXiv:1512.03385.
@@ -200,6 +202,7 @@ class SEResNet(ImageNetwork):
         bottleneck: bool | None = None,
         width_factor: int = 1,
         stem: str | None = None,
+        stem_width: int | None = None,
         cardinality: int = 1,
         group_width: int = 64,
         stride_in: str = "3x3",
@@ -220,8 +223,10 @@ class SEResNet(ImageNetwork):
         excitations = self._excitations(gates, len(chosen.layers))
         smallest = CEIL_POOL_SIZE if ceil_pool else 1
         super().__init__(num_classes, in_channels, min_size=smallest, dropout=dropout)
-        channels = chosen.widths[0] * (2 if chosen.stem == "deep" else 1)
-        self.conv1 = stem_conv(chosen.stem, in_channels, chosen.widths[0])
+        first = stem_channels(stem_width, chosen.widths)
+        channels = first * (2 if chosen.stem == "deep" else 1)
+        self.native_size = 32 if chosen.stem == "cifar" else 224
+        self.conv1 = stem_conv(chosen.stem, in_channels, first)
         self.bn1 = nn.BatchNorm2d(channels)
         self.act = nn.ReLU(inplace=True)
         self.maxpool = max_pool(chosen.stem, ceil_pool)

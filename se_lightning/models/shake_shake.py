@@ -22,12 +22,34 @@ def shake(first: Tensor, second: Tensor, backward: str) -> Tensor:
         second: Output of the second branch, (N, C, H, W).
         backward: Shares of the gradients: ``"shake"`` draws another, ``"even"`` takes halves.
     """
-    shares = first.new_empty(2, first.shape[0], 1, 1, 1).uniform_()
-    back = shares[1] if backward == "shake" else 0.5
+    shares = first.new_empty([2, first.shape[0], 1, 1, 1]).uniform_()
+    back = shares[1] if backward == "shake" else torch.full_like(shares[1], 0.5)
     # The value of `forward` with the gradient of `mixed`.
     forward = torch.lerp(second, first, shares[0])
     mixed = back * first + (1 - back) * second
     return mixed + (forward - mixed).detach()
+
+
+class Shake(nn.Module):
+    """Mixes two branches: at random in training, see :func:`shake`, and evenly in evaluation.
+
+    Args:
+        backward: As in :func:`shake`.
+
+    Shape:
+        Two of (N, C, H, W) to the same.
+    """
+
+    trace_through = False  # its forward depends on the mode
+
+    def __init__(self, backward: str) -> None:
+        super().__init__()
+        self.backward = backward
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        if self.training:
+            return shake(first, second, self.backward)
+        return 0.5 * (first + second)
 
 
 class SkipConnection(nn.Module):
@@ -99,6 +121,7 @@ class ShakeUnit(ResidualUnit):
             for _ in range(2)
         ]
         self.branch1, self.branch2 = branches
+        self.mix = Shake(backward)
         self.se = self._gate(excitation, in_channels, width, width)
         same = stride == 1 and in_channels == width
         self.downsample = None if same else SkipConnection(in_channels, width, stride)
@@ -106,8 +129,7 @@ class ShakeUnit(ResidualUnit):
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.at("identity")(x if self.downsample is None else self.downsample(x))
         entry = self.at("pre")(x)
-        first, second = self.branch1(entry), self.branch2(entry)
-        mixed = shake(first, second, self.backward) if self.training else 0.5 * (first + second)
+        mixed = self.mix(self.branch1(entry), self.branch2(entry))
         return self.at("post")(tail(mixed, se=self.at("standard"), shortcut=shortcut))
 
     def extra_repr(self) -> str:
@@ -140,6 +162,7 @@ class SEShakeShake(ImageNetwork):
     """
 
     family = "SE-Shake-Shake"
+    native_size = 32
     placements = ("standard", "pre", "post", "identity")
     gate_defaults: ClassVar[GateOptions] = {"se_bias": False}
 

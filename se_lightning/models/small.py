@@ -37,6 +37,7 @@ class SESimple(ImageNetwork):
     """
 
     family = "se_simple"
+    native_size = 28
     pools = ("pixels", "")  # the classifier reads each pixel
     gate_defaults: ClassVar[GateOptions] = {"ratio": 2, "se_bias": False}
 
@@ -208,6 +209,7 @@ class SENested(ImageNetwork):
     """
 
     family = "se_nested"
+    native_size = 28
     gate_defaults: ClassVar[GateOptions] = {"ratio": 2}
 
     def __init__(

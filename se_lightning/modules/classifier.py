@@ -1,7 +1,6 @@
 """Training logic for image classification with any backbone."""
 
 import inspect
-import warnings
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -16,16 +15,16 @@ from se_lightning.lightning import (
     rank_zero_info,
     warn_of_both,
 )
-from se_lightning.models import load_weights
 from se_lightning.models.layers.gradient_checkpointing import checkpoint_gradients
 from se_lightning.models.layers.strided import slice_strided
 from se_lightning.models.surgery.folded import folded, repeat_folds
 from se_lightning.models.surgery.insert import restore_hooks
-from se_lightning.models.weights.structure import classifier_path, structure
+from se_lightning.models.weights.structure import structure
 from se_lightning.modules import freezing
 from se_lightning.modules.check_data import check_data
 from se_lightning.modules.compiled import keys_of, plain, rename
 from se_lightning.modules.example import example_images
+from se_lightning.modules.initial_weights import load_initial_weights, warn_of_other_normalization
 from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation
 from se_lightning.modules.optim import (
     OptimizerFactory,
@@ -36,6 +35,7 @@ from se_lightning.modules.optim import (
     scheduled,
 )
 from se_lightning.modules.rate import set_rate
+from se_lightning.modules.reloading import explained, with_own_classifier
 from se_lightning.modules.steps import ClassificationSteps
 
 __all__ = ["TRAINING_OPTIONS", "ImageClassifier"]
@@ -113,15 +113,7 @@ class ImageClassifier(ClassificationSteps):
             raise ValueError(f"`num_classes` (={num_classes!r}) must be a whole number above 1.")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"`label_smoothing` (={label_smoothing!r}) must be in [0, 1).")
-        if weights is not None:
-            report = load_weights(backbone, weights, use_ema=use_ema)
-            rank_zero_info(str(report))
-            if freeze == "all_but_gates" and classifier_path(backbone) in report.fresh:
-                warnings.warn(
-                    "The classifier is random, because the one in the weights does not fit, and "
-                    "freeze=all_but_gates never trains it.",
-                    stacklevel=2,
-                )
+        self._initial = load_initial_weights(backbone, weights, use_ema=use_ema, freeze=freeze)
         if freeze is not None:
             freezing.freeze(backbone, freeze)
         if layer_decay is not None:
@@ -141,8 +133,7 @@ class ImageClassifier(ClassificationSteps):
         self.layer_decay = layer_decay
         self.lr: float | None = None
         self._applied_lr: float | None = None
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.train_acc1 = accuracy(num_classes, 1)
         self.train_acc1_mixed = MixedAccuracy()
         self.val_metrics = evaluation(num_classes, "val")
@@ -164,6 +155,8 @@ class ImageClassifier(ClassificationSteps):
         """Check that the network fits the data, if the datamodule describes it."""
         data = getattr(self.trainer, "datamodule", None)
         check_data(self.backbone, self.num_classes, data, trains=stage == "fit")
+        warn_of_other_normalization(self._initial, data)
+        self._initial = None  # training adapts the network to its data
         if any(is_lightnings(each, "BaseFinetuning") for each in self.trainer.callbacks):  # type: ignore[attr-defined]
             freezing.spare_classifier(plain(self.backbone))
 
@@ -187,9 +180,10 @@ class ImageClassifier(ClassificationSteps):
         rename(state)
         return state
 
-    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a state; ``torch.compile`` may have wrapped the saved network or this one."""
-        return super().load_state_dict(keys_of(super().state_dict(), state_dict), *args, **kwargs)
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load a state, compiled or not; unless strict, without a classifier of another size."""
+        state_dict = state_dict if strict else with_own_classifier(state_dict, self)
+        return super().load_state_dict(keys_of(super().state_dict(), state_dict), strict, assign)
 
     def on_train_start(self) -> None:
         """Restore the hooks that Lightning's setup removes, and the mode of frozen batch norms.
@@ -222,6 +216,12 @@ class ImageClassifier(ClassificationSteps):
         if self.lr_scheduler is None:
             return optimizer
         return scheduled(optimizer, self.lr_scheduler, self.trainer)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **options: Any) -> Self:
+        """Rebuild the module, with ``options`` in place of the checkpoint's if they fit."""
+        with explained(cls, checkpoint_path, options):
+            return super().load_from_checkpoint(checkpoint_path, *args, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record class names and structure, so that the file suffices to rebuild model and data."""

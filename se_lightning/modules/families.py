@@ -1,18 +1,18 @@
 """One LightningModule per family of networks, with the signature of its network."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
 from inspect import Parameter, Signature
 from types import FunctionType
-from typing import Any, ClassVar, TypedDict, Unpack, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypedDict, Unpack, get_type_hints
 
 from torch import nn
 
 from se_lightning import models
-from se_lightning.arguments import argument_docs, plain
+from se_lightning.arguments import argument_docs, plain, refuse_unknown
 from se_lightning.models.layers.gates import GATES
 from se_lightning.models.layers.options import HeadOptions, StagedGateOptions, own_options
+from se_lightning.models.layers.signature import DEFAULTS, arguments_of, renamed
 from se_lightning.modules.classifier import TRAINING_OPTIONS, ImageClassifier
 
 __all__ = [
@@ -36,10 +36,6 @@ __all__ = [
 
 class _NoOptions(TypedDict):
     """No options; lets a signature take unknown names without listing any."""
-
-
-_GATES = {field.name: field.default for field in fields(models.Excitation)} | {"stages": None}
-_HEAD = {"global_pool": "avg"}
 
 
 class FamilyModule(ImageClassifier):
@@ -71,12 +67,17 @@ class FamilyModule(ImageClassifier):
             cls.__init__.__doc__ = _docs(cls.network)
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        given = self._signature.bind(*arguments, **options).arguments
+        given = self._signature.bind(*arguments, **renamed(options)).arguments
         # `save_hyperparameters` reads `options` from this frame: the given options and the defaults
         # of the network, without those of its gates, head and training.
         given = given.pop("unknown", {}) | given
+        # A gate may have been added after this class.
+        known = [
+            name for name in (*self._signature.parameters, *own_options()) if name != "unknown"
+        ]
+        refuse_unknown(getattr(self.network, "family", type(self).__name__), given, known)
         options = {name: plain(value) for name, value in given.items()}
-        unsaved = {*_GATES, *_HEAD, *own_options(), *TRAINING_OPTIONS, "unknown"}
+        unsaved = {*DEFAULTS, *own_options(), *TRAINING_OPTIONS, "unknown"}
         for name, parameter in self._signature.parameters.items():
             if name not in unsaved:
                 options.setdefault(name, parameter.default)
@@ -90,7 +91,7 @@ class FamilyModule(ImageClassifier):
 
 def _signature(network: Callable[..., nn.Module]) -> Signature:
     """Return a signature with the arguments of a network and the training options."""
-    found = {parameter.name: parameter for parameter in _arguments(network)}
+    found = {parameter.name: parameter for parameter in arguments_of(network)}
     found["num_classes"] = found["num_classes"].replace(default=10)
     positional: list[Parameter] = []
     keyword: list[Parameter] = []
@@ -110,25 +111,6 @@ def _signature(network: Callable[..., nn.Module]) -> Signature:
             Parameter("unknown", Parameter.VAR_KEYWORD, annotation=Unpack[_NoOptions]),
         ]
     )
-
-
-def _arguments(network: Callable[..., nn.Module]) -> Iterator[Parameter]:
-    """Yield the arguments of a network, including those of its ``**`` parameter."""
-    init: Any = network.__init__ if isinstance(network, type) else network  # type: ignore[misc]
-    hints = get_type_hints(init)
-    own = inspect.signature(network).parameters
-    for name, parameter in own.items():
-        if parameter.kind is not Parameter.VAR_KEYWORD:
-            yield parameter.replace(annotation=hints[name])
-        elif get_origin(hints[name]) is Unpack:
-            defaults = {**_GATES, **_HEAD, **getattr(network, "gate_defaults", {})}
-            for option, hint in get_type_hints(get_args(hints[name])[0]).items():
-                yield Parameter(
-                    option, Parameter.KEYWORD_ONLY, default=defaults[option], annotation=hint
-                )
-            yield from own_options().values()
-        elif isinstance(network, type):  # passed to the parent class
-            yield from (p for p in _arguments(network.__mro__[1]) if p.name not in own)
 
 
 def _with_signature(signature: Signature) -> Any:

@@ -6,6 +6,7 @@ from itertools import tee
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from se_lightning.atomic import write_text
 from se_lightning.excitation import ExcitationStatistics, Taps
@@ -57,6 +58,12 @@ def compare(
             f"task=compare needs two checkpoints, got {len(models)}: ckpt_path=[A.ckpt,B.ckpt]."
         )
     drifts, correct, images = _measure(models, datamodule, split, names)
+    if _equal(models):
+        log.warning(
+            "%s and %s hold equal weights. best.ckpt equals last.ckpt if the last epoch was the "
+            "best; checkpoint.top_k=K keeps several epochs.",
+            *names,
+        )
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "compare.csv", csv_table(Drift._fields, drifts))
@@ -75,6 +82,13 @@ def compare(
         for drift in drifts
         if np.isfinite(getattr(drift, kind))
     }
+
+
+def _equal(models: Sequence[ImageClassifier]) -> bool:
+    first, second = (model.state_dict() for model in models)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
 def _measure(

@@ -33,18 +33,65 @@ def test_a_quoted_path_is_read_as_hydra_reads_it(tmp_path, name):
     assert Command.parse([text]).value("hydra.run.dir") == str(path)
 
 
+NAMES = (
+    "epoch=000.ckpt", "a/epoch=0-step=9.ckpt", "a&b", "run (2)/best.ckpt", "50%!.ckpt", "a#b;c",
+    "it's.ckpt", "a{b}", "a[0]", "a~b", "caf\u00e9/x.ckpt", "\u732b.ckpt", "a<b>", "a^`b",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", range(len(NAMES)))
+@pytest.mark.parametrize("key", ["ckpt_path", "resume", "data.root", "+callbacks.mine.dirpath"])
+def test_a_name_needs_no_quotes_whatever_is_in_it(key, name):
+    given = f"{key}={NAMES[name]}"
+    command = Command.parse([given])
+    assert OverridesParser.create().parse_override(command.overrides[0]).value() == NAMES[name]
+    assert command.value(key.lstrip("+")) == NAMES[name]
+    assert Command.parse(command.argv()) == command
+
+
 @pytest.mark.parametrize(
     ("given", "value"),
     [
-        ("ckpt_path=a/epoch=0-step=9.ckpt", "a/epoch=0-step=9.ckpt"),
         ("ckpt_path=[a/epoch=0.ckpt,b.ckpt]", ["a/epoch=0.ckpt", "b.ckpt"]),
+        ("ckpt_path=[~/x.ckpt,(b).ckpt]", ["/home/me/x.ckpt", "(b).ckpt"]),
         ("model.weights='a=b'", "a=b"),
         ("+x={a: 1}", {"a": 1}),
+        ("data.root=${oc.env:DATA}/a=b", "${oc.env:DATA}/a=b"),
+        ("data.root=~/d", "/home/me/d"),
+        ("data.root='~/my data'", "/home/me/my data"),
+        ('hydra.run.dir="~/runs/${now:%Y}"', "/home/me/runs/${now:%Y}"),
+        ("resume=~", "/home/me"),
+        ("jobs.resume=~/multirun/x=1", "/home/me/multirun/x=1"),
+        ("data.root=~nobody-of-this-name/d", "~nobody-of-this-name/d"),
+        ("data.root=a~/d", "a~/d"),
     ],
 )
-def test_names_with_equals_signs_need_no_quotes(given, value):
+def test_values_are_read_as_they_are_written_and_paths_may_begin_at_home(monkeypatch, given, value):
+    monkeypatch.setenv("HOME", "/home/me")
     (override,) = Command.parse([given]).overrides
     assert OverridesParser.create().parse_override(override).value() == value
+
+
+def test_values_of_a_sweep_are_quoted_one_by_one(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    (override,) = Command.parse(["-m", "model.weights=a/epoch=1.ckpt,b.ckpt,~/c.ckpt"]).overrides
+    parsed = OverridesParser.create().parse_override(override)
+    assert list(parsed.sweep_string_iterator()) == [
+        '"a/epoch=1.ckpt"',
+        "b.ckpt",
+        '"/home/me/c.ckpt"',
+    ]
+
+
+@pytest.mark.parametrize("given", ["+x={a: ~", "x=[1,2", "x='a", 'x="a', "x={a,b"])
+def test_what_is_no_name_is_left_to_hydra(given):
+    assert Command.parse([given]).overrides == (given,)
+
+
+@pytest.mark.parametrize("flag", [["--config-dir=~/c"], ["--config-dir", "~/c"], ["-cd", "~/c"]])
+def test_a_config_folder_may_be_at_home(monkeypatch, flag):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert Command.parse(flag).options.config_dir == "/home/me/c"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +137,7 @@ def test_the_command_of_a_job_is_that_of_the_multirun_for_one_point(tmp_path):
     assert job.argv() == [
         "--config-name", "train", "--config-dir", str(tmp_path), "seed=1", "hydra.verbose=true",
         "model.ratio=4", f"hydra.run.dir={quoted(tmp_path / '3')}", "hydra.job.num=3",
+        "hydra.mode=RUN",
     ]  # fmt: skip
     assert job.line()[:3] == [sys.executable, "-m", "se_lightning"]
 

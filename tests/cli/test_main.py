@@ -11,7 +11,15 @@ import torch
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--help"], ["python -m se_lightning", "se_resnext50_32x4d", "trainer.devices=8"]),
+        (["--help"], ["python -m se_lightning", "se_resnet{18,20,", "trainer.devices=1"]),
+        (["--version"], ["se_lightning 0."]),
+        (["task=test"], ["This task needs a checkpoint: ckpt_path="]),
+        (["task=compare", "data=cifar10"], ["This task needs a checkpoint: ckpt_path="]),
+        (["task=what_if", "ckpt_path=null"], ["This task needs a checkpoint: ckpt_path="]),
+        (["task=test", "ckpt_path=nowhere"], ["`ckpt_path` (=nowhere) is not a file"]),
+        (["task=compare", "ckpt_path=[a,b]"], ["`ckpt_path` (=a) is not a file"]),
+        (["ckpt_path=~/nowhere"], ["/nowhere) is not a file"]),
+        (["lr=0.1"], ["Did you mean `optimizer.lr`?"]),
         (["--cfg", "job"], ["_target_: se_lightning.SEResNetModule", "depth: 20"]),
         (["model=nope"], ["Could not find 'model/nope'", "se_resnet50"]),
         (["data=nope"], ["Could not find 'data/nope'", "fashion_mnist"]),
@@ -81,10 +89,36 @@ MISTAKES = [
 def test_a_mistake_gets_one_message_and_leaves_nothing(run_main, tmp_path, arguments, message):
     code, error = run_main(*arguments)
     assert code == 1
+    assert error.startswith("se_lightning: error: ")  # the only line about the error
     last = error.rstrip().rpartition("se_lightning: error: ")[2]
     assert message in last
     assert "Traceback" not in error
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "given", [["resume="], ["task=test", "ckpt_path="], ["-m", "model=", "seed=1,2"], ["resume=''"]]
+)
+def test_an_empty_variable_of_the_shell_starts_nothing(run_main, tmp_path, given):
+    code, error = run_main(*given)
+    assert code == 1
+    assert "has no value: is a variable of your shell unset?" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_folder_at_home_in_a_config(run_main, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    for kind, flag in (("run", []), ("sweep", ["-m"])):
+        (tmp_path / "conf").mkdir(exist_ok=True)
+        text = f"defaults: [train, _self_]\nhydra: {{{kind}: {{dir: ~/{kind}}}}}\n"
+        (tmp_path / "conf" / f"{kind}.yaml").write_text(text)
+        kept = tmp_path / "me" / kind / ("0" if kind == "sweep" else "") / "result.json"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text("{}")
+        code, error = run_main(*flag, "--config-dir", "conf", "--config-name", kind)
+        assert code == 1
+        assert f"{kept.parent} already holds a run" in error
+    assert not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize("task", ["fit", "test"])

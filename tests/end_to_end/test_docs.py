@@ -175,7 +175,8 @@ def test_each_command_runs(command, cli, short, data, tmp_path):
         (tmp_path / "sweep" / "1" / "result.json").unlink()
     if "old/" in command or "=old" in command:
         gate = "channel" if any(word.startswith("task=") for word in words) else "none"
-        cli(*short, "hydra.run.dir=old", "logger=csv", f"model.gate={gate}")
+        epochs = ("checkpoint.top_k=2", "trainer.max_epochs=2") * ("epoch=000" in command)
+        cli(*short, *epochs, "hydra.run.dir=old", "logger=csv", f"model.gate={gate}")
     extra = () if "--help" in words or "sweep" in words[-1] else short
     extra += ("jobs.trials=2",) * ("jobs.trials=20" in words)
     if "task=benchmark_data" in words:

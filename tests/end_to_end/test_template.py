@@ -1,6 +1,7 @@
 """Commands that users of lightning-hydra-template know: debug, trainers, loggers, train, tags."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -216,3 +217,50 @@ def test_a_multirun_with_ddp_sim(cli, tmp_path, short):
     cli("-m", rates, "trainer=ddp_sim", *SMALL, *short, "logger=none", "output_dir=sweep")
     found = [json.loads(path.read_text()) for path in tmp_path.glob("sweep/*/result.json")]
     assert [(each["world_size"], each["status"]) for each in found] == [(2, "completed")] * 3
+
+
+# What the template's train.py does, with its own nodes as another project would write them.
+PROJECT = """
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+config = OmegaConf.create({
+    "data": {"_target_": "se_lightning.DigitsDataModule", "color_jitter": [0.1, 0.1, 0.1, 0.0]},
+    "model": {
+        "_target_": "se_lightning.SEResNetModule", "depth": [1], "widths": [8], "ratio": 4,
+        "in_channels": 1, "optimizer": {"_target_": "torch.optim.Adam", "_partial_": True},
+    },
+    "callbacks": {
+        "best": {
+            "_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": "checkpoints",
+            "save_last": True, "monitor": "val/acc1", "mode": "max",
+        },
+        "histogram": {"_target_": "se_lightning.ExcitationHistogram"},
+        "doctor": {"_target_": "se_lightning.GateDoctor"},
+    },
+    "trainer": {
+        "_target_": "lightning.pytorch.trainer.Trainer", "max_epochs": 1, "accelerator": "cpu",
+        "limit_train_batches": 2, "limit_val_batches": 1, "limit_test_batches": 1,
+        "enable_progress_bar": False, "logger": False,
+    },
+})
+data, model = instantiate(config.data), instantiate(config.model)
+assert isinstance(data, L.LightningDataModule) and isinstance(model, L.LightningModule)
+callbacks = [instantiate(node) for node in config.callbacks.values()]
+trainer = instantiate(config.trainer, callbacks=callbacks)
+trainer.fit(model=model, datamodule=data)
+path = trainer.checkpoint_callback.best_model_path
+first = trainer.test(model=model, datamodule=data, ckpt_path=path)
+again = type(model).load_from_checkpoint(path, weights_only=True)
+assert again.hparams.widths == [8] and type(again.hparams.widths) is list
+assert instantiate(config.trainer).test(again, data) == first
+"""
+
+
+@pytest.mark.slow
+def test_the_parts_train_and_test_in_a_project_with_lightning_pytorch(cli, tmp_path):
+    pytest.importorskip("lightning", reason="the other package of Lightning")
+    cli(command=[sys.executable, "-c", PROJECT])
+    assert {"last.ckpt"} <= {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert list(tmp_path.rglob("histogram.npz"))

@@ -1,10 +1,18 @@
-"""Compilation, export, ONNX, memory formats and precisions."""
+"""Compilation, TorchScript, export, ONNX, memory formats and precisions."""
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 
-from se_lightning.models import create_model, list_models
+from se_lightning.models import (
+    ConcurrentExcitation,
+    SpatialExcitation,
+    SqueezeExcitation,
+    create_model,
+    list_models,
+)
 
 ONE_PER_FAMILY = [
     "se_resnet50",
@@ -72,6 +80,57 @@ def test_a_network_exports_with_a_dynamic_batch_size(name):
     x = torch.cat([x, 2 * x[:1]])
     with torch.no_grad():
         torch.testing.assert_close(exported.module()(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+# torch.jit.script is deprecated, but other tools still use it.
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:The TorchScript type")
+@pytest.mark.parametrize("name", EVERY)
+def test_a_network_can_be_scripted(name):
+    model, x = built(name)
+    keys = set(model.state_dict())
+    if name == "se_resnet20":
+        model.set_grad_checkpointing()
+    scripted = torch.jit.script(model)
+    with torch.no_grad():
+        torch.testing.assert_close(scripted(x), model(x), rtol=1e-4, atol=1e-5)
+    assert set(scripted.state_dict()) == set(model.state_dict()) == keys
+    with pytest.raises(torch.jit.Error, match="The network takes images"):
+        scripted(x[:, :0])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:The TorchScript type")
+@pytest.mark.parametrize("name", ["se_resnet20", "se_mobilenet", "se_shake_shake26_2x96d"])
+def test_a_scripted_network_follows_the_mode(name):
+    options = {"depth": 8, "width": 8} if "shake" in name else {"dropout": 0.5}
+    model = create_model(name, ratio=4, **options)
+    x = torch.randn(4, 3, 32, 32)
+    scripted = torch.jit.script(model.eval())
+    for train in (True, False):
+        with torch.no_grad():
+            torch.manual_seed(0)
+            expected = copy.deepcopy(model).train(train)(x)
+            torch.manual_seed(0)
+            torch.testing.assert_close(scripted.train(train)(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:The TorchScript type")
+@pytest.mark.parametrize(
+    "gate",
+    [
+        SqueezeExcitation(8, 2),
+        SqueezeExcitation(8, 2, squeeze="max", gate_activation="hard-sigmoid"),
+        SqueezeExcitation(8, 2, squeeze="none", bias=False),
+        SqueezeExcitation(8, 2, squeeze="avgmax", gate_activation="double-sigmoid"),
+        SpatialExcitation(8),
+        ConcurrentExcitation(8, 2, merge="max"),
+        ConcurrentExcitation(8, 2, merge="product", squeeze="max"),
+    ],
+)
+def test_a_gate_in_another_network_can_be_scripted(gate):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), gate)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(torch.jit.script(network)(x), network(x))
+    assert network[1] is gate
 
 
 @pytest.mark.slow

@@ -81,8 +81,40 @@ def test_a_module_trains_in_a_bare_trainer_and_loads_without_arguments(name, opt
 
 @pytest.mark.parametrize(("name", "options"), MEMBERS, ids=lambda value: str(value)[:30])
 def test_an_unknown_argument_is_refused_by_name(name, options):
-    with pytest.raises(ValueError, match=r"has no option `ratoi`\. Its gates' options are: ratio"):
+    with pytest.raises(ValueError, match=r"has no option `ratoi`\. Nearest: ratio"):
         getattr(modules, name)(ratoi=4, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "nearest"),
+    [
+        ({"optimzer": None}, "optimizer"),  # of the training
+        ({"label_smothing": 0.1}, "label_smoothing"),
+        ({"dropuot": 0.1}, "dropout"),  # of the network
+        ({"cardinalty": 32}, "cardinality"),
+        ({"placment": "pre"}, "placement"),  # of the gates
+        ({"drop_rate": 0.1}, "dropout"),  # timm's name
+    ],
+)
+def test_the_nearest_of_all_options_is_named(options, nearest):
+    (name,) = options
+    with pytest.raises(
+        ValueError, match=rf"SE-ResNet has no option `{name}`\. Nearest: .*{nearest}"
+    ):
+        modules.SEResNetModule(50, **options)
+
+
+@pytest.mark.parametrize("kind", ["SEResNetModule", "SEMobileNetModule", "SEDenseNetModule"])
+def test_timms_name_of_the_channels_is_taken_with_a_warning(kind):
+    with (
+        torch.device("meta"),
+        pytest.warns(UserWarning, match="`in_chans` is called `in_channels`"),
+    ):
+        module = getattr(modules, kind)(in_chans=5)
+    assert module.backbone.in_channels == module.hparams["in_channels"] == 5
+    assert "in_chans" not in module.hparams
+    with pytest.raises(ValueError, match="`in_chans` is timm's name of `in_channels`"):
+        getattr(modules, kind)(in_chans=1, in_channels=1)
 
 
 def test_an_unknown_argument_is_also_refused_when_loading_a_checkpoint(tmp_path):

@@ -34,7 +34,7 @@ def test_without_a_connection_the_message_has_the_address(monkeypatch):
 @pytest.mark.parametrize("kind", [TorchvisionModule, TimmModule])
 def test_options_are_checked_with_and_without_inserted_gates(kind):
     for where in (None, "residual"):
-        with pytest.raises(ValueError, match="add_excitation has no option `placement`"):
+        with pytest.raises(ValueError, match="Module has no option `placement`"):
             kind("resnet18", add_gates=where, placement="pre")
         with pytest.raises(ValueError, match="`ratio`"):
             kind("resnet18", add_gates=where, ratio=0)

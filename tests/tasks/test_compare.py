@@ -30,9 +30,10 @@ def classifier(seed=0, **options):
     return SEResNetModule(num_classes=10, in_channels=1, **{"depth": 20, "ratio": 4, **options})
 
 
-def test_a_network_equals_itself(data, tmp_path):
+def test_a_network_equals_itself(data, tmp_path, caplog):
     net = classifier().eval()
     metrics = compare([net, copy.deepcopy(net)], data, folder=str(tmp_path), names=NAMES)
+    assert "a.ckpt and b.ckpt hold equal weights" in caplog.text
     assert metrics.pop("compare/images") == 180
     layers = list(excitations(net, torch.zeros(1, 1, 32, 32)))
     cosines = {f"compare/cosine/{layer}": pytest.approx(1, abs=1e-12) for layer in layers}
@@ -47,6 +48,7 @@ def test_the_drift_of_two_networks_equals_that_by_hand(data, tmp_path, caplog):
     nets = [classifier(seed).eval() for seed in (0, 1)]
     with caplog.at_level(logging.INFO):
         metrics = compare(nets, data, folder=str(tmp_path), split="test", names=NAMES)
+    assert "equal weights" not in caplog.text
     images = torch.cat([x for x, _ in split_batches(data, "test", torch.device("cpu"))])
     gates = [excitations(net, images) for net in nets]
     with (tmp_path / "compare.csv").open() as file:

@@ -88,7 +88,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     def path(self, trainer: Trainer) -> Path:
         """Return the path of ``last.ckpt``."""
-        return Path(self._given or Path(trainer.default_root_dir) / "checkpoints") / "last.ckpt"
+        folder = Path(self._given or Path(trainer.default_root_dir) / "checkpoints")
+        return folder.expanduser() / "last.ckpt"
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
         """Return the candidate for Lightning's ``ckpt_path="last"``."""

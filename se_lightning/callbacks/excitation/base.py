@@ -132,7 +132,7 @@ class _Recorder:
         self._warned: set[str] = set()
         self.statistics: ExcitationStatistics | None = None
         if not self.taps.layers:
-            log.info(
+            log.warning(
                 "No squeeze-and-excitation gates in the model, so no excitations are recorded. "
                 "se_lightning.models.add_excitation adds gates to any network."
             )

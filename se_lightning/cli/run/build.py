@@ -15,15 +15,15 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from se_lightning import checkpoint
 from se_lightning.callbacks import LastCheckpoint
-from se_lightning.cli.command import Command, key_of
+from se_lightning.cli.run.checkpoint_data import data_of, expect, given_keys, record_data
 from se_lightning.cli.run.folder import RunFolder
+from se_lightning.cli.run.paths import NO_CHECKPOINT
 from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.schema import make
-from se_lightning.data.base import ImageDataModule
 from se_lightning.data.cores import cores
 from se_lightning.ranks import external_rank, is_further_rank
 
-__all__ = ["build", "checkpoint_paths", "given_keys", "rebuild"]
+__all__ = ["build", "checkpoint_paths", "rebuild"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ def build(
         _continue(cfg)
     (path,) = checkpoint_paths(cfg, count=1)
     model, datamodule = _new(cfg, path) if trains else rebuild(cfg, path)
+    if not trains:
+        record_data(cfg, datamodule)
     trains = trains and cfg.get("train", True)
     if not is_further_rank() and external_rank() is None:
         # Before loggers and ranks start, so that an error in the data is reported once.
@@ -67,11 +69,6 @@ def checkpoint_paths(cfg: DictConfig, *, count: int) -> list[str | None]:
     return paths
 
 
-def given_keys() -> list[str]:
-    """Return the keys that the command line sets."""
-    return [key_of(o) for o in Command.recorded(HydraConfig.get()).task_overrides]
-
-
 def rebuild(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     """Rebuild the model and the data of a checkpoint; ``data`` overrides are applied on top.
 
@@ -79,7 +76,7 @@ def rebuild(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.L
         ValueError: If there is no checkpoint, or if the command line changes the model.
     """
     if path is None:
-        raise ValueError("This task needs a checkpoint: ckpt_path=RUN_DIR/checkpoints/best.ckpt.")
+        raise ValueError(NO_CHECKPOINT)
     given = given_keys()
     structural = [key for key in given if key.split(".")[0] == "model"]
     if structural:
@@ -88,12 +85,7 @@ def rebuild(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.L
         )
     read = checkpoint.read_checkpoint(path)
     model = checkpoint.model_from(read, path)
-    if "data" in given or "experiment" in given:
-        datamodule = make(cfg.data, "data", pl.LightningDataModule)
-        _expect(read, datamodule, strict=False)  # perhaps moved, or more images
-        return model, datamodule
-    changes = {key[5:]: OmegaConf.select(cfg, key) for key in given if key.startswith("data.")}
-    return model, checkpoint.datamodule_from(read, **changes)
+    return model, data_of(cfg, read, model.num_classes)
 
 
 def _new(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.LightningDataModule]:
@@ -102,7 +94,7 @@ def _new(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.Ligh
     datamodule = make(cfg.data, "data", pl.LightningDataModule)
     read = None if path is None else checkpoint.read_checkpoint(path)
     if read is not None:
-        _expect(read, datamodule, strict=cfg.get("train", True))
+        expect(read, datamodule, strict=cfg.get("train", True))
     for key in ("num_classes", "in_channels", "image_size"):
         if key in cfg.model and cfg.model[key] is None:
             cfg.model[key] = getattr(datamodule, key)
@@ -110,14 +102,6 @@ def _new(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.Ligh
     if read is not None:
         checkpoint.check_fits(read, model, str(path))
     return model, datamodule
-
-
-def _expect(read: dict[str, Any], datamodule: pl.LightningDataModule, *, strict: bool) -> None:
-    """Compare a data set with that of a checkpoint, if they are of one kind."""
-    name = type(datamodule).__name__
-    if isinstance(datamodule, ImageDataModule) and read["se_lightning"].get("datamodule") == name:
-        remedy = "Restore the files, or start a new run from its weights (model.weights=)."
-        datamodule.expect(read.get(name, {}), strict=strict, remedy=remedy)
 
 
 def _trainer(cfg: DictConfig) -> pl.Trainer:
@@ -168,8 +152,8 @@ def _continue(cfg: DictConfig) -> None:
         )
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     last = RunFolder(run_dir).last_checkpoint
-    if saving[0].dirpath is not None:
-        last = Path(saving[0].dirpath, last.name)
+    if (folder := saving[0].get("dirpath")) is not None:
+        last = Path(folder, last.name).expanduser()
     if last.is_relative_to(run_dir):  # further ranks of torchrun write elsewhere
         last = Path(cfg.resume) / last.relative_to(run_dir)
     if last.exists():

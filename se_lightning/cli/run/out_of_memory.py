@@ -6,6 +6,7 @@ Nothing here imports torch, since the command line must answer before torch is l
 import contextlib
 import errno
 import logging
+import os
 import re
 import sys
 import traceback
@@ -132,6 +133,7 @@ def restart_smaller(failure: Failure, cfg: DictConfig, folder: RunFolder, comman
     log.warning("Out of memory with %s: restarting with %s.", size, " ".join(changes))
     folder.prepare_restart()
     rank_failures.hurry()
+    os.chdir(HydraConfig.get().runtime.cwd)  # with hydra.job.chdir, this is another folder
     # So that .hydra records the final settings, even for a job of a multirun.
     smaller = command.without("hydra.output_subdir").with_(*changes)
     replace_process(smaller.with_(f"hydra.run.dir={quoted(folder.path)}"))

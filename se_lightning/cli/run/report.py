@@ -1,6 +1,8 @@
 """Console and result summary of a run."""
 
 import logging
+import os
+import shlex
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -15,10 +17,13 @@ from se_lightning.cli.run.result import RunResult
 from se_lightning.excitation import find_gates
 from se_lightning.loggers import GracefulWandbLogger
 from se_lightning.models import hidden_widths
+from se_lightning.ranks import CHILD
 
 __all__ = ["describe", "first_line", "last_lines", "products", "run_name", "start_loggers"]
 
 log = logging.getLogger(__name__)
+# What people usually look at after a task.
+_NEXT = {"fit": "analyze", "test": "analyze"}
 
 _FACTS = ("task", "model", "data", "parameters", "gates", "hidden_widths", "world_size")
 _EXPERIMENT = (
@@ -131,5 +136,16 @@ def last_lines(result: RunResult, folder: RunFolder) -> None:
         "test accuracy": None if accuracy is None else f"{100 * accuracy:.2f} %",
         "run directory": str(folder.path),
         "picture": result["picture"] and folder.path / result["picture"],
+        "next": _next(result, folder),
     }
     log.info("%s", "\n".join(f"{name:14} {value}" for name, value in lines.items() if value))
+
+
+def _next(result: RunResult, folder: RunFolder) -> str | None:
+    """Return a command that goes on from here; none for the jobs of a multirun."""
+    task = _NEXT.get(result["task"])
+    checkpoint = result.get("checkpoint")
+    if task is None or checkpoint is None or CHILD in os.environ:
+        return None
+    path = os.path.relpath(folder.path / checkpoint, HydraConfig.get().runtime.cwd)
+    return f"python -m se_lightning task={task} ckpt_path={shlex.quote(path)}"

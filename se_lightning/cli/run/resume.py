@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from se_lightning.cli.command import Command, key_of, quoted
+from se_lightning.cli.command import ONE_RUN, Command, key_of, quoted
 from se_lightning.cli.run.folder import RESULT, RunFolder
 from se_lightning.ranks import CHILD, is_launched
 
@@ -42,8 +42,8 @@ def resumed(command: Command) -> Command:
     Raises:
         ValueError: If there is no run to resume in RUN_DIR, or the command would change that run.
     """
-    if is_launched() or command.is_multirun:
-        return command  # rank 0 has resumed already; multiruns have jobs.resume
+    if is_launched():
+        return command  # rank 0 has resumed already
     value = command.value("resume")
     if value not in (None, "", "null"):
         return _command(RunFolder(Path(value).resolve()), command.without("resume"))
@@ -69,6 +69,7 @@ def _command(folder: RunFolder, changes: Command) -> Command:
         trust,
         f"resume={quoted(folder.path)}",
         f"hydra.run.dir={quoted(folder.path)}",
+        ONE_RUN,
         "hydra.output_subdir=null",  # .hydra keeps the original config
     )
 
@@ -94,7 +95,7 @@ def _recorded(folder: RunFolder) -> tuple[DictConfig, str | None]:
 
 
 def _refuse_changes(changes: Command) -> None:
-    own = changes.given("output_dir", "hydra.run.dir", "hydra.output_subdir")
+    own = changes.given("output_dir", "hydra.run.dir", "hydra.output_subdir", "hydra.mode")
     for argument in (*changes.flags, *own):
         raise ValueError(f"`resume` takes the command from the run; leave out {argument}.")
     for override in changes.given(*_FIXED):

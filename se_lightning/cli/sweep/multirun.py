@@ -40,24 +40,23 @@ class Multirun:
         Raises:
             ValueError: If a single run has options of a multirun.
         """
-        about_jobs = command.given("jobs")
-        if about_jobs and not command.is_multirun:
-            raise ValueError(f"{about_jobs[0]} is an option of multiruns: start one with -m.")
         options = command.options
-        only_shows = options.help or options.hydra_help or options.cfg or options.info
-        if not command.is_multirun or only_shows:
+        if options.help or options.hydra_help or options.cfg or options.info:
             return None
         try:
-            given = parsed(command.overrides)
-            shared = [str(o.input_line) for o in given if not o.is_sweep_override()]
-            config = command.compose(shared, hydra_node=True)
-            given = parsed(_params(config)) + given
+            several = command.is_multirun
+            given = _given(command) if several else []
         except (HydraException, OmegaConfBaseException):
             return None  # Hydra reports it
+        about_jobs = command.given("jobs")
+        if about_jobs and not several:
+            raise ValueError(f"{about_jobs[0]} is an option of multiruns: start one with -m.")
+        if not several:
+            return None
         last = {override.get_key_element(): override for override in given}
         fixed = [str(o.input_line) for o in last.values() if not o.is_sweep_override()]
         swept = [o for o in last.values() if o.is_sweep_override()]
-        return cls(_with_fixed_folder(command, config), config, fixed, swept)
+        return cls(_with_fixed_folder(command), command.config, fixed, swept)
 
     @property
     def is_basic(self) -> bool:
@@ -78,7 +77,7 @@ class Multirun:
         if not self.chooses_first or self.config.jobs.trials is not None:
             return
         # In Hydra's order: a later value of a key replaces an earlier one.
-        given = parsed(_params(self.config)) + parsed(self.command.overrides)
+        given = _given(self.command)
         for batch in BasicSweeper.split_arguments(given, max_batch_size=None):
             for overrides in batch:
                 yield self.command.compose(list(overrides))
@@ -88,14 +87,16 @@ class Multirun:
         return replace(self.command, overrides=tuple(self.fixed))
 
 
-def _params(config: DictConfig) -> list[str]:
-    """Return the overrides that a config file gives to the sweeper."""
-    return [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+def _given(command: Command) -> list[Override]:
+    """Return the overrides that a config gives to the sweeper, then those of the command."""
+    params = command.config.hydra.sweeper.get("params") or {}
+    return parsed([f"{key}={value}" for key, value in params.items()]) + parsed(command.overrides)
 
 
-def _with_fixed_folder(command: Command, config: DictConfig) -> Command:
-    """Fix a folder with a timestamp, which would differ when Hydra composes again."""
-    node: Any = config.hydra.sweep
-    if "${now:" in str(OmegaConf.to_container(node)["dir"]):  # type: ignore[index, call-overload]
-        return command.with_(f"hydra.sweep.dir={quoted(Path(node.dir))}")
+def _with_fixed_folder(command: Command) -> Command:
+    """Fix a folder with ``~``, or with a timestamp, which Hydra would compose again."""
+    node: Any = command.config.hydra.sweep
+    written = str(OmegaConf.to_container(node)["dir"])  # type: ignore[index, call-overload]
+    if "${now:" in written or written.startswith("~"):
+        return command.with_(f"hydra.sweep.dir={quoted(Path(node.dir).expanduser())}")
     return command

@@ -63,7 +63,7 @@ class FileDataModule(ImageDataModule):
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
     upright: bool
-    defaults: ClassVar[FileOptions] = {"batch_size": 32, "eval_batch_size": 128}
+    defaults: ClassVar[ImageOptions] = {"batch_size": 32, "eval_batch_size": 128}
 
     def __init__(
         self,
@@ -97,6 +97,13 @@ class FileDataModule(ImageDataModule):
         )
         self._bad_files = BadFiles(on_error)
         self._sources: dict[str, Source] = {}
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """As in the base class, with ``resize``, the shorter side before the center crop."""
+        view = self._eval_view
+        crop = {"resize": view.resize, "interpolation": view.interpolation}
+        return super().preprocessing | crop
 
     def find(self, split: str) -> Source:
         """Return the files of ``train``, ``val`` or ``test``."""

@@ -4,6 +4,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from se_lightning.models.layers.residual import conv1x1, conv3x3
 
@@ -11,14 +12,17 @@ __all__ = ["DenseBlock", "DenseLayer", "transition"]
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU, [1x1 to 4k, norm, ReLU,] 3x3 to k; the output is appended to the input.
+    """Norm, ReLU, [1x1 to 4k, norm, ReLU,] 3x3 to k, dropout; the output follows the input.
 
     Shape:
         (N, C, H, W) to (N, C + growth_rate, H, W).
     """
 
-    def __init__(self, in_channels: int, growth_rate: int, bottleneck: bool) -> None:
+    def __init__(
+        self, in_channels: int, growth_rate: int, bottleneck: bool, dropout_rate: float = 0.0
+    ) -> None:
         super().__init__()
+        self.dropout_rate = dropout_rate
         self.norm1 = nn.BatchNorm2d(in_channels)
         self.act = nn.ReLU(inplace=True)
         if bottleneck:
@@ -33,6 +37,8 @@ class DenseLayer(nn.Module):
         new = self.conv1(self.act(self.norm1(x)))
         if self.norm2 is not None:
             new = self.conv2(self.act(self.norm2(new)))
+        if self.dropout_rate:
+            new = F.dropout(new, self.dropout_rate, self.training)
         return torch.cat([x, new], 1)
 
 
@@ -40,12 +46,18 @@ class DenseBlock(nn.Sequential):
     """Dense layers, and a gate on their concatenated output."""
 
     def __init__(
-        self, layers: int, in_channels: int, growth_rate: int, bottleneck: bool, gate: nn.Module
+        self,
+        layers: int,
+        in_channels: int,
+        growth_rate: int,
+        bottleneck: bool,
+        gate: nn.Module,
+        dropout_rate: float = 0.0,
     ) -> None:
         super().__init__()
         for index in range(layers):
             width = in_channels + index * growth_rate
-            layer = DenseLayer(width, growth_rate, bottleneck)
+            layer = DenseLayer(width, growth_rate, bottleneck, dropout_rate)
             self.add_module(f"denselayer{index + 1}", layer)
         self.add_module("se", gate)
 

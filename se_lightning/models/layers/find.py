@@ -16,11 +16,13 @@ __all__ = [
 ]
 
 # Children that identify the modules of other libraries: two layers and the activation of the gate.
-# In order: timm's SEModule, timm's SqueezeExcite, torchvision's SqueezeExcitation.
+# In order: timm's SEModule, timm's SqueezeExcite, torchvision's SqueezeExcitation, the SEModule of
+# timm's legacy networks and of Cadene's.
 _SHAPES = (
     ("fc1", "fc2", "gate"),
     ("conv_reduce", "conv_expand", "gate"),
     ("fc1", "fc2", "scale_activation"),
+    ("fc1", "fc2", "sigmoid"),
 )
 
 

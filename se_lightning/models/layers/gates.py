@@ -31,14 +31,30 @@ __all__ = [
 ]
 
 
-SQUEEZES: dict[str, Callable[[Tensor], Tensor]] = {
+def _mean(x: Tensor) -> Tensor:
     # mean() instead of AdaptiveAvgPool2d, which gave NaN under AMP with channels-last
     # (pytorch/pytorch#43992).
-    "avg": lambda x: x.mean((2, 3), keepdim=True),
-    "max": lambda x: x.amax((2, 3), keepdim=True),
-    # As with timm's add_maxpool.
-    "avgmax": lambda x: 0.5 * x.mean((2, 3), keepdim=True) + 0.5 * x.amax((2, 3), keepdim=True),
-    "none": lambda x: x,
+    return x.mean((2, 3), keepdim=True)
+
+
+def _max(x: Tensor) -> Tensor:
+    return x.amax((2, 3), keepdim=True)
+
+
+def _mean_of_both(x: Tensor) -> Tensor:
+    return 0.5 * x.mean((2, 3), keepdim=True) + 0.5 * x.amax((2, 3), keepdim=True)
+
+
+def _every_pixel(x: Tensor) -> Tensor:
+    return x
+
+
+# Functions and not lambdas, which TorchScript cannot compile. "avgmax" is timm's add_maxpool.
+SQUEEZES: dict[str, Callable[[Tensor], Tensor]] = {
+    "avg": _mean,
+    "max": _max,
+    "avgmax": _mean_of_both,
+    "none": _every_pixel,
 }
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sigmoid": nn.Sigmoid,
@@ -134,6 +150,7 @@ class SqueezeExcitation(Gate):
         hidden = hidden_width(channels, ratio, divisor)
         self.ratio = ratio
         self.squeeze = squeeze
+        self._squeezed = SQUEEZES[squeeze]  # TorchScript cannot look it up
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=bias)
         self.act = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
@@ -144,7 +161,7 @@ class SqueezeExcitation(Gate):
         return ExcitationParts(self, self.fc1, self.fc2, self.gate)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        z = SQUEEZES[self.squeeze](x)
+        z = self._squeezed(x)
         return x * self.gate(self.fc2(self.act(self.fc1(z))))
 
     def extra_repr(self) -> str:  # noqa: D102
@@ -223,6 +240,7 @@ class ConcurrentExcitation(Gate):
         super().__init__()
         one_of("merge", merge, MERGES)
         self.merge = merge
+        self._merged = MERGES[merge]
         self.channel = SqueezeExcitation(
             channels,
             ratio,
@@ -246,7 +264,7 @@ class ConcurrentExcitation(Gate):
         return {} if options["merge"] == "sum" else super().identity_options(options)
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        return MERGES[self.merge](self.channel(x), self.spatial(x))
+        return self._merged(self.channel(x), self.spatial(x))
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"merge={self.merge}"

@@ -1,49 +1,27 @@
 """Base class of all networks: from images to a feature map, and from there to logits."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from se_lightning.arguments import fraction, natural_number, one_of, positive_integer
+from se_lightning.models.layers.feature_info import FeatureInfo, FeatureMap
 from se_lightning.models.layers.find import warn_of_single_units
 from se_lightning.models.layers.gate_base import start_at_one
 from se_lightning.models.layers.gradient_checkpointing import run, run_checkpointed
 from se_lightning.models.layers.head import POOLS, GlobalPool
+from se_lightning.models.layers.image_check import check_images
+from se_lightning.models.layers.init import INITS
 from se_lightning.models.layers.options import Excitation, GateOptions, HeadOptions
+from se_lightning.models.layers.scripting import traced
+from se_lightning.models.layers.signature import with_checked_options
 from se_lightning.models.layers.strided import slice_strided
+from se_lightning.models.layers.timm_config import layer_groups, pretrained_cfg
 
-__all__ = ["FeatureMap", "ImageNetwork", "check_images"]
+__all__ = ["ImageNetwork"]
 
-
-@torch.fx.wrap
-def check_images(x: Tensor, in_channels: int, min_size: int, image_size: int | None = None) -> None:
-    """Refuse images that the network cannot take; a leaf for torch.fx, which cannot trace sizes."""
-    if x.ndim != 4 or x.shape[1] != in_channels:
-        raise ValueError(
-            f"The network takes images (N, {in_channels}, H, W), got {tuple(x.shape)}; set "
-            f"`in_channels` (={in_channels}) to the number of image channels."
-        )
-    if min_size > 1 and min(x.shape[2:]) < min_size:
-        raise ValueError(
-            f"The network takes images of at least {min_size}x{min_size} pixels, got "
-            f"{x.shape[2]}x{x.shape[3]}; enlarge them, or use a network for small images such as "
-            "se_resnet20."
-        )
-    if image_size is not None and (x.shape[2], x.shape[3]) != (image_size, image_size):
-        raise ValueError(
-            f"The network was built for images of {image_size}x{image_size} pixels, got "
-            f"{x.shape[2]}x{x.shape[3]}; set `image_size` (={image_size}) to their size."
-        )
-
-
-class FeatureMap(NamedTuple):
-    """A feature map of a network: the module that returns it, its channels and its stride."""
-
-    module: str
-    channels: int
-    reduction: int
+fx.wrap("check_images")  # a leaf: torch.fx cannot trace sizes
 
 
 class ImageNetwork(nn.Module):
@@ -71,6 +49,14 @@ class ImageNetwork(nn.Module):
     gate_defaults: ClassVar[GateOptions] = {}  # those that differ from Excitation's
     pools: ClassVar[Sequence[str]] = POOLS  # kinds of pools before the classifier, default first
     classifier_name = "fc"
+    init = "fan_out"
+    native_size = 224  # side of the images that the network was designed for
+    native_map: int | None = None  # side of their last map, where layers have no padding
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            with_checked_options(cls)
 
     def __init__(
         self,
@@ -90,8 +76,8 @@ class ImageNetwork(nn.Module):
         self.min_size = min_size
         self.image_size = image_size
         self.dropout = dropout
-        self.feature_info: list[FeatureMap] = []
-        self._steps: list[tuple[str, ...]] = []
+        self.feature_info = FeatureInfo()
+        self.steps: list[tuple[str, ...]] = []
         self._backbone: list[str] = []  # children that lead to the last feature map
         self.grad_checkpointing = False
         # Options that change the outputs but no parameter's shape.
@@ -106,7 +92,7 @@ class ImageNetwork(nn.Module):
 
     def _step(self, *modules: str, channels: int, reduction: int) -> None:
         """Add the modules that lead to the next feature map."""
-        self._steps.append(modules)
+        self.steps.append(modules)
         children = (path.partition(".")[0] for path in modules)
         self._backbone = list(dict.fromkeys([*self._backbone, *children]))
         self.feature_info.append(FeatureMap(modules[-1], channels, reduction))
@@ -137,23 +123,35 @@ class ImageNetwork(nn.Module):
         """Return the last feature map, (N, num_features, about H / reduction, W / reduction)."""
         check_images(x, self.in_channels, self.min_size, self.image_size)
         if self.grad_checkpointing and self.training:
-            for step in self._steps:
+            for step in self.steps:
                 x = self._advance(step, x)
             return x
         # Whole children, so that their hooks see the images pass.
         return run([getattr(self, child) for child in self._backbone], x)
 
     def forward_intermediates(
-        self, x: Tensor, indices: int | Sequence[int] | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
         """Return the last feature map, and maps of ``feature_info``, for dense tasks.
 
         Args:
             x: Images, (N, in_channels, H, W).
-            indices: Indices of ``feature_info``; an integer n selects the last n, None all.
+            indices: Indices of ``feature_info``; an integer n selects the last n, None all. Maps
+                are returned in this order.
+            norm: For timm's callers; the last map is always that of ``forward_features``, after
+                the last norm, and the others are read by layers without one.
+            stop_early: Whether to stop at the last selected map, and return that one first.
+            output_fmt: Only ``"NCHW"``, as in timm's convolutional networks.
+            intermediates_only: Whether to return the list of maps alone.
 
         Raises:
-            ValueError: If an index is out of range.
+            ValueError: If an index is out of range, or the format is another one.
 
         Example:
             >>> from se_lightning.models import se_resnet18
@@ -162,18 +160,18 @@ class ImageNetwork(nn.Module):
             >>> network.feature_info[-2], maps[0].shape
             (FeatureMap(module='layer3', channels=256, reduction=16), torch.Size([1, 256, 4, 4]))
         """
-        count = len(self.feature_info)
-        chosen = range(count) if indices is None else indices
-        if isinstance(chosen, int):
-            chosen = range(count - chosen, count)
-        if any(not -count <= index < count for index in chosen):
-            raise ValueError(f"`indices` (={indices!r}) must select from {count} feature maps.")
+        if output_fmt != "NCHW":
+            raise ValueError(
+                f"`output_fmt` (={output_fmt!r}) must be 'NCHW'; permute the maps afterwards."
+            )
+        chosen = self.feature_info.select(indices)
         check_images(x, self.in_channels, self.min_size, self.image_size)
         maps = []
-        for step in self._steps:
+        for step in self.steps[: max(chosen) + 1] if stop_early else self.steps:
             x = self._advance(step, x)
             maps.append(x)
-        return x, [maps[index] for index in chosen]
+        selected = [maps[index] for index in chosen]
+        return selected if intermediates_only else (x, selected)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Turn gradient checkpointing of each unit on or off.
@@ -193,6 +191,11 @@ class ImageNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
         return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self, name_only: bool = False) -> nn.Module | str:
+        """Return the classifier, an identity if there are 0 classes, or its path."""
+        name = self.classifier_name
+        return name if name_only else self.get_submodule(name)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier.
@@ -227,6 +230,8 @@ class ImageNetwork(nn.Module):
         kind = options.get("global_pool", self.pools[0])
         natural_number("num_classes", num_classes)
         one_of("global_pool", kind, self.pools)
+        self.init = options.get("init", self.init)
+        one_of("init", self.init, INITS)
         if num_classes and not kind:
             raise ValueError(
                 f"`global_pool` (='') must be one of {', '.join(filter(None, self.pools))}: the "
@@ -244,17 +249,35 @@ class ImageNetwork(nn.Module):
         like = next(self.parameters())
         return nn.Linear(features, num_classes, bias, device=like.device, dtype=like.dtype)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return what ``torch.jit.script`` compiles; as in timm, it does not checkpoint."""
+        enabled, self.grad_checkpointing = self.grad_checkpointing, False
+        try:
+            return traced(self)
+        finally:
+            self.grad_checkpointing = enabled
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """The same as ``pretrained_cfg``, under timm's older name."""
+        return self.pretrained_cfg
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return regular expressions of parameter names, in the order of depth, for timm.
+
+        ``timm.optim.create_optimizer_v2(network, layer_decay=0.75)`` groups parameters by them:
+        the stem, then each unit, or with ``coarse`` each stage. The rest is the classifier.
+        """
+        return layer_groups(self, coarse)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of weights without weight decay; timm excludes vectors by itself."""
+        return set()
+
     def _finish(self) -> None:
-        """Initialize the convolutions (He et al., arXiv:1502.01852), and check the gates."""
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                # A depthwise convolution has the fan-out of one channel, which is its fan-in. The
-                # fan-out of a spatial gate's single output would saturate the gate.
-                depthwise = module.groups == module.in_channels > 1
-                small = depthwise or module.out_channels == 1
-                nn.init.kaiming_normal_(module.weight, mode="fan_in" if small else "fan_out")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        """Initialize the weights, and check the gates."""
+        INITS[self.init](self)
         start_at_one(self)
         slice_strided(self)
+        self.pretrained_cfg = pretrained_cfg(self)
         warn_of_single_units(self)

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from torch import nn
 
-from se_lightning.arguments import boolean, one_of
+from se_lightning.arguments import boolean, one_of, refuse_unknown
 from se_lightning.models.layers.gates import (
     ACTIVATIONS,
     GATES,
@@ -48,9 +48,13 @@ class HeadOptions(TypedDict, total=False):
     Args:
         global_pool: Pool before the classifier: ``"avg"``, ``"max"``, or another one that the
             network's ``pools`` lists.
+        init: Initial weights of the convolutions: ``"fan_out"`` (He et al., as in torchvision), or
+            ``"he_normal"``, Keras's, as in the Keras seeds: a normal distribution of variance 2 /
+            fan-in, cut off at twice its deviation, also for the classifier.
     """
 
     global_pool: str
+    init: str
 
 
 class StagedGateOptions(GateOptions, HeadOptions, total=False):
@@ -180,11 +184,7 @@ class Excitation:
         known = [field.name for field in fields(cls) if field.name not in unknown]
         known += ["stages"] if stages else []
         known += own_options()
-        for name in options:
-            if name not in known:
-                raise ValueError(
-                    f"{family} has no option `{name}`. Its gates' options are: {', '.join(known)}."
-                )
+        refuse_unknown(family, options, known)
         given = {**defaults, **options}
         if placements:
             one_of("placement", given.get("placement", "standard"), placements)

@@ -19,6 +19,7 @@ __all__ = [
     "plan",
     "projection",
     "stack",
+    "stem_channels",
     "stem_conv",
     "tail",
 ]
@@ -60,6 +61,14 @@ def stem_conv(stem: str, in_channels: int, width: int) -> nn.Sequential | nn.Con
         nn.ReLU(inplace=True),
         conv3x3(width, 2 * width),
     )
+
+
+def stem_channels(stem_width: int | None, widths: Sequence[int]) -> int:
+    """Return the channels of a stem: the given number, or the first of the stages' widths."""
+    if stem_width is None:
+        return widths[0]
+    positive_integer("stem_width", stem_width)
+    return stem_width
 
 
 def max_pool(stem: str, ceil_pool: bool = False) -> nn.Module:

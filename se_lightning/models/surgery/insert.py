@@ -8,6 +8,7 @@ from typing import Any, TypedDict, Unpack
 
 from torch import Tensor, nn
 
+from se_lightning.arguments import refuse_unknown
 from se_lightning.models.layers.find import own_gates, warn_of_single_units
 from se_lightning.models.layers.gate_base import Gate
 from se_lightning.models.layers.gates import GATES
@@ -105,12 +106,7 @@ def inserted_excitation(gates: InsertedGateOptions) -> Excitation:
             identity.
     """
     known = [*InsertedGateOptions.__annotations__, *own_options()]
-    for name in gates:
-        if name not in known:
-            raise ValueError(
-                f"add_excitation has no option `{name}`. Its gates' options are: "
-                f"{', '.join(known)}."
-            )
+    refuse_unknown("add_excitation", gates, known)
     excitation = Excitation.of(**gates)
     kind = GATES[excitation.gate]
     if not issubclass(kind, Gate):

@@ -1,10 +1,12 @@
 """Weights from the Hugging Face hub."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
-__all__ = ["NAME", "fetch"]
+__all__ = ["NAME", "fetch", "fetch_config"]
 
 # owner/repository, optionally with a revision.
 NAME = re.compile(r"(?:hf[-_]hub:)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
@@ -50,6 +52,21 @@ def fetch(name: str) -> Path:
     if unreachable is not None:
         raise ValueError(_unreachable(repository, revision)) from unreachable
     raise ValueError(f"{name} has no weights on the hub: neither {' nor '.join(_FILES)}.")
+
+
+def fetch_config(name: str) -> dict[str, Any]:
+    """Return the description next to the weights of a repository, in timm's form; {} if none."""
+    from huggingface_hub import errors, hf_hub_download
+
+    found = NAME.fullmatch(name)
+    assert found
+    repository, revision = found.groups()
+    try:
+        path = hf_hub_download(repository, "config.json", revision=revision)
+        config = json.loads(Path(path).read_text())
+    except (OSError, ValueError, errors.HfHubHTTPError):  # the weights are what matters
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _unreachable(repository: str, revision: str | None) -> str:

@@ -13,6 +13,7 @@ from se_lightning.models.layers.network import ImageNetwork
 from se_lightning.models.surgery.folded import folded
 from se_lightning.models.weights import hub
 from se_lightning.models.weights.layouts import recognise, translate
+from se_lightning.models.weights.normalization import Normalization, expected_normalization
 from se_lightning.models.weights.safe_files import read_file
 from se_lightning.models.weights.state_dicts import find_state_dict, unwrapped
 from se_lightning.models.weights.structure import (
@@ -43,6 +44,7 @@ class LoadReport:
         zeroed: Biases of gates that were set to zero because the file's gates have none.
         kept: Tensors of the network that are absent from the file.
         left_out: Tensors of the file that were not loaded, with their shapes.
+        normalization: Mean and deviation with which the weights expect images; None if unknown.
     """
 
     source: str
@@ -55,6 +57,7 @@ class LoadReport:
     zeroed: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     left_out: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    normalization: Normalization | None = None
 
     @property
     def fresh(self) -> set[str]:
@@ -125,7 +128,7 @@ def load_weights(
     around: Any = model
     if isinstance(getattr(around, "backbone", None), ImageNetwork):
         model = around.backbone
-    name, content = _read(source)
+    name, content, config = _read(source)
     about = _about(content)
     there = about.get("structure")
     _check_folds(model, about.get("folded"), name)
@@ -148,6 +151,8 @@ def load_weights(
     elif isinstance(model, ImageNetwork):
         check_variant(model, layout, state, f"{name} ({layout.name} layout)", gated=gated)
     model.load_state_dict(fitted, strict=True)
+    if not about:
+        report.normalization = expected_normalization(model, state, head, config)
     return report
 
 
@@ -165,16 +170,17 @@ def _check_folds(model: nn.Module, there: Any, name: str) -> None:
         )
 
 
-def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any]:
+def _read(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, Any, dict[str, Any]]:
+    """Return name and content of the weights, and their description on the hub."""
     if isinstance(source, Mapping):
-        return "The state dict", source
-    path, name = Path(source), str(source)
+        return "The state dict", source, {}
+    path, name = Path(source).expanduser(), str(source)
     if path.is_file():
-        return name, read_file(path, weights=True)
+        return name, read_file(path, weights=True), {}
     if path.is_dir():
         raise FileNotFoundError(f"`weights` (={name}) is a folder; pass the path of a file in it.")
     if hub.NAME.fullmatch(name) and path.suffix.lower() not in _SUFFIXES:
-        return name, read_file(hub.fetch(name), weights=True)
+        return name, read_file(hub.fetch(name), weights=True), hub.fetch_config(name)
     raise FileNotFoundError(
         f"`weights` (={name}) is not a file. Pass the path of one (.pth, .safetensors, .ckpt), or "
         "a name on the Hugging Face hub such as timm/seresnet50.a1_in1k."

@@ -286,7 +286,7 @@ def test_a_single_gate_is_enough(tmp_path, caplog):
 def test_a_network_without_gates_gives_a_message_and_trains(tmp_path, caplog):
     model = SEResNetModule(20, gate="none", in_channels=1)
     callback = ExcitationHistogram()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("WARNING"):
         trainer(tmp_path, callback, limit_train_batches=1).fit(model, datamodule=DigitsDataModule())
     assert "No squeeze-and-excitation gates" in caplog.text
     assert callback.picture is None

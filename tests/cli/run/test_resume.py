@@ -48,7 +48,7 @@ def test_resume_repeats_the_command_that_started_the_run(run_dir):
         "data.root=${nowhere}/a b",
         "hydra.verbose=true", "hydra.job.num=3", "trainer.max_epochs=9", "trust=false",
         f"resume={name}",
-        f"hydra.run.dir={name}", "hydra.output_subdir=null",
+        f"hydra.run.dir={name}", "hydra.mode=RUN", "hydra.output_subdir=null",
     ]  # fmt: skip
 
 
@@ -69,6 +69,8 @@ def test_further_ranks_keep_the_command_of_rank_0(run_dir, monkeypatch):
         (["callbacks.last_checkpoint=null"], "leave out callbacks.last_checkpoint=null"),
         (["~optimizer.lr"], "leave out ~optimizer.lr"),
         (["hydra.run.dir=x"], "leave out hydra.run.dir=x"),
+        (["hydra.mode=MULTIRUN"], "leave out hydra.mode=MULTIRUN"),
+        (["-m"], "leave out -m"),
         (["--config-name=x"], "leave out --config-name=x"),
     ],
 )

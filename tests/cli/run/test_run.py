@@ -47,10 +47,12 @@ def test_a_run_writes_its_files_and_task_test_repeats_its_accuracy(
     assert {"train/loss", "val/acc1", "val/acc5", "test/acc1"} <= set(found["metrics"])
     assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
     accuracy = f"{100 * found['metrics']['test/acc1']:.2f} %"
-    assert done.stdout.rstrip().splitlines()[-3:] == [
+    assert done.stdout.rstrip().splitlines()[-4:] == [
         f"test accuracy  {accuracy}",
         f"run directory  {run_dir}",
         f"picture        {run_dir / 'excitation' / 'histogram.png'}",
+        "next           python -m se_lightning task=analyze "
+        f"ckpt_path=outputs/{run_dir.name}/checkpoints/best.ckpt",
     ]
     for noise in ("Tip:", "LeafSpec", "TPU", "FutureWarning", "many workers", "anonymous"):
         assert noise not in done.stdout + done.stderr

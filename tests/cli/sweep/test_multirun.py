@@ -1,13 +1,100 @@
 """Composing a multirun before Hydra runs it."""
 
+import csv
+
 import pytest
+from omegaconf import OmegaConf
 
 from se_lightning.cli.command import Command
 from se_lightning.cli.sweep.multirun import Multirun
 
+SWEPT = "hydra: {mode: MULTIRUN, sweeper: {params: {model.ratio: '2,4'}}}\n"
+PRIMARY = "defaults: [train, _self_]\n"
+# Where a multirun can be kept: the files, and the command line that goes with them.
+KEPT = {
+    "an experiment": (
+        {"experiment/mine.yaml": f"# @package _global_\n{SWEPT}"},
+        ["--config-dir", "conf", "+experiment=mine"],
+    ),
+    "a primary config": (
+        {"mine.yaml": PRIMARY + SWEPT},
+        ["--config-dir", "conf", "--config-name", "mine"],
+    ),
+    "a primary config in a folder of its own": (
+        {"mine.yaml": PRIMARY + "hydra: {mode: MULTIRUN, searchpath: [pkg://se_lightning.conf],"
+         " sweeper: {params: {model.ratio: 'choice(2,4)'}}}"},
+        ["--config-path", "{folder}/conf", "--config-name", "mine"],
+    ),
+    "a primary config with a model to choose": (
+        {"mine.yaml": "defaults:\n- train\n- override model: ???\n- _self_\n"
+                      "hydra: {mode: MULTIRUN}"},
+        ["--config-dir", "conf", "--config-name", "mine", "model=se_resnet20,se_resnet32"],
+    ),
+    "a sweeper": (
+        {"hydra/sweeper/mine.yaml": "defaults: [basic]\nparams: {model.ratio: '2,4'}\n"},
+        ["-m", "--config-dir", "conf", "hydra/sweeper=mine"],
+    ),
+    "a sweeper that an experiment chooses": (
+        {"hydra/sweeper/mine.yaml": "defaults: [basic]\nparams: {model.ratio: 'range(2,6,2)'}\n",
+         "experiment/mine.yaml": "# @package _global_\ndefaults: [override /hydra/sweeper: mine]\n"
+         "hydra: {mode: MULTIRUN}\n"},
+        ["--config-dir", "conf", "+experiment=mine"],
+    ),
+    "a group that any option can join": (
+        {"study/mine.yaml": f"# @package _global_\n{SWEPT}"},
+        ["--config-dir", "conf", "+study=mine"],
+    ),
+    "the command line": ({}, ["hydra.mode=MULTIRUN", "model.ratio=2,4"]),
+    "the command line, as the number of the mode": ({}, ["hydra.mode=2", "model.ratio=2,4"]),
+}  # fmt: skip
+
 
 def composed(*arguments):
     return Multirun.composed(Command.parse(arguments))
+
+
+@pytest.fixture(params=KEPT)
+def kept(request, tmp_path, monkeypatch):
+    """Write the files of a multirun that is kept in them, and return its command line."""
+    monkeypatch.chdir(tmp_path)
+    files, arguments = KEPT[request.param]
+    for name, text in files.items():
+        path = tmp_path / "conf" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return [argument.format(folder=tmp_path) if "{folder}" in argument else argument
+            for argument in arguments]  # fmt: skip
+
+
+def test_a_multirun_is_read_from_the_composed_config_and_its_jobs_are_runs(kept, tmp_path):
+    multirun = composed(*kept, "jobs.parallel=2")
+    assert len(list(multirun.points())) == 2
+    change = multirun.swept[0].input_line.partition(",")[0].replace("choice(", "")
+    job = multirun.command.for_job(tmp_path / "0", 0, change.replace("range(", ""))
+    assert not job.is_multirun
+    assert Multirun.composed(job) is None
+
+
+def test_what_the_command_line_says_of_a_multirun_wins(kept):
+    alone = Command.parse(["hydra.mode=RUN", *(a for a in kept if a != "-m" and "," not in a)])
+    assert not alone.with_("hydra.mode=RUN", "model=se_resnet20").is_multirun
+
+
+def test_a_multirun_kept_in_a_file_runs_each_job_once(cli, tmp_path):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
+        KEPT["an experiment"][0].popitem()[1]
+    )
+    (tmp_path / "planted.py").write_text("def nothing():\n    return {}\n")
+    done = cli("--config-dir", "conf", "+experiment=mine", "task={_target_: planted.nothing}",
+               "trust=true", env={"PYTHONPATH": str(tmp_path)})  # fmt: skip
+    (sweep,) = (tmp_path / "multirun").iterdir()
+    with (sweep / "summary.csv").open() as file:
+        rows = [(row["model.ratio"], row["status"]) for row in csv.DictReader(file)]
+    assert rows == [("2", "completed"), ("4", "completed")], done.stdout
+    assert sorted(path.name for path in tmp_path.rglob("multirun.yaml")) == ["multirun.yaml"]
+    recorded = OmegaConf.load(sweep / "0" / ".hydra" / "hydra.yaml").hydra
+    assert not Command.recorded(recorded).of_run().given("hydra.mode")
 
 
 def test_multirun_options_are_refused_in_a_single_run():

@@ -39,7 +39,7 @@ def test_the_command_of_a_multirun_is_rebuilt(tmp_path, monkeypatch):
             "cwd": str(tmp_path / "started here"),
             "choices": {"model": "se_resnet20"},
             "config_sources": [
-                {"provider": "main", "path": "a"},
+                {"provider": "main", "path": "se_lightning.conf", "schema": "pkg"},
                 {"provider": "command-line", "path": "/b"},
             ],
         },

@@ -87,7 +87,8 @@ def test_a_job_is_a_separate_command(job):
     assert made.command[1:] == [
         "-m", "se_lightning", "--config-name", "train", "--config-dir", "/mine",
         "model.ratio=4", "hydra.verbose=true",
-        f'hydra.run.dir="{job}/3 \\"x"', "hydra.job.num=3", "hydra.output_subdir=null",
+        f'hydra.run.dir="{job}/3 \\"x"', "hydra.job.num=3", "hydra.mode=RUN",
+        "hydra.output_subdir=null",
     ]  # fmt: skip
     assert (made.number, made.overrides, made.gpus) == (3, ["model.ratio=4"], 2)
 

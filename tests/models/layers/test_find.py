@@ -1,10 +1,11 @@
+import pytest
 import timm
 import torch
 import torchvision
 from torch import nn
 
 from se_lightning.excitation import find_gates
-from se_lightning.models import se_resnet20, se_resnet50
+from se_lightning.models import find_excitations, se_resnet20, se_resnet50
 
 
 def outputs_of_gates(model, pixels=64):
@@ -51,6 +52,19 @@ def test_se_modules_of_timm_and_torchvision_are_found():
         for path, value in values.items():
             assert value.shape[2:] == (1, 1), path
             assert 0 <= value.min() <= value.max() <= 1
+
+
+@pytest.mark.parametrize("name", timm.list_models("legacy_se*"))
+def test_the_gates_of_timms_legacy_networks_are_found(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    modules = {path for path, m in model.named_modules() if type(m).__name__ == "SEModule"}
+    assert set(find_gates(model)) == modules
+    assert len(modules) >= 8
+    for path, parts in find_excitations(model).items():
+        module = model.get_submodule(path)
+        assert (parts.reduce, parts.expand, parts.gate) == (module.fc1, module.fc2, module.sigmoid)
+        assert (parts.channels, parts.hidden) == (module.fc2.out_channels, module.fc1.out_channels)
 
 
 def test_other_modules_are_not_gates():

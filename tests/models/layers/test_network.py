@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from timm.models._features import FeatureGetterNet, FeatureListNet
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor
@@ -283,3 +284,105 @@ def test_checkpointing_saves_fewer_bytes(name):
     assert saved_bytes(network, x) < before / 2
     network.set_grad_checkpointing(False)
     assert saved_bytes(network, x) == before
+
+
+POOLED = [name for name in list_models() if not name.startswith(("se_vgg", "se_simple"))]
+
+
+@pytest.mark.filterwarnings("ignore:ratio=")
+@pytest.mark.parametrize("name", list_models())
+def test_the_classifier_can_be_replaced_and_removed_as_in_timm(name):
+    network, x = on_meta(name)
+    maps = network.forward_features(x)
+    path = network.get_classifier(name_only=True)
+    assert network.get_classifier() is network.get_submodule(path)
+    assert network.get_classifier().out_features == network.num_classes
+    network.reset_classifier(0)
+    assert network.num_classes == 0
+    assert network.forward_head(maps).shape == (2, network.head_hidden_size)
+    assert network.forward_head(maps, pre_logits=True).shape == (2, network.head_hidden_size)
+    network.reset_classifier(0, "")
+    assert network.forward_head(maps).shape == maps.shape
+    with pytest.raises(ValueError, match=r"`global_pool` \(=''\) must be one of"):
+        network.reset_classifier(5)
+    assert network.forward_head(maps).shape == maps.shape  # unchanged
+    network.reset_classifier(5, network.pools[0])
+    assert network.forward_head(maps).shape == (2, 5)
+    assert network.get_classifier().out_features == network.num_classes == 5
+    with pytest.raises(ValueError, match="`num_classes`"):
+        network.reset_classifier(-1)
+
+
+@pytest.mark.filterwarnings("ignore:ratio=")
+@pytest.mark.parametrize("name", list_models())
+def test_a_network_can_be_built_without_classifier_and_pool(name):
+    network, x = on_meta(name, num_classes=0)
+    keys = {key for key, _ in network.named_parameters()}
+    assert not any(key.startswith(f"{network.classifier_name}.") for key in keys)
+    assert isinstance(network.get_classifier(), nn.Identity)
+    maps = network.forward_features(x)
+    assert network.forward_head(maps).shape == (2, network.head_hidden_size)
+    if name in POOLED:
+        network, _ = on_meta(name, num_classes=0, global_pool="")
+        assert network.forward_head(maps).shape == maps.shape
+        assert {key for key, _ in network.named_parameters()} == keys
+
+
+@pytest.mark.parametrize("name", ["se_resnet20", "se_mobilenet", "se_densenet_bc100_12"])
+def test_pools_equal_timms(name):
+    for kind in ("avg", "max", "avgmax"):
+        network = create_model(name, global_pool=kind, ratio=4).eval()
+        maps = torch.randn(2, network.num_features, 5, 3)
+        oracle = timm.layers.SelectAdaptivePool2d(pool_type=kind, flatten=True)
+        found = network.forward_head(maps, pre_logits=True)
+        torch.testing.assert_close(found, oracle(maps))
+        assert torch.equal(network.forward_head(maps), network.get_classifier()(found))
+
+
+def test_a_removed_classifier_of_vgg_leaves_no_unused_layers():
+    with torch.device("meta"):
+        network = create_model("se_vgg16_bn", num_classes=10)
+        shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
+        network.reset_classifier(0, "")
+        assert not any(key.startswith("classifier") for key in network.state_dict())
+        network.reset_classifier(10, "max")
+    assert {key: tensor.shape for key, tensor in network.state_dict().items()} == shapes
+    assert network(torch.empty(1, 3, 64, 64, device="meta")).shape == (1, 10)
+
+
+def test_intermediates_have_timms_options():
+    network = create_model("se_resnet18", gate="none").eval()
+    oracle = timm.create_model("resnet18").eval()
+    oracle.load_state_dict(network.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    for options in (
+        {"indices": [1, 3]},
+        {"indices": 2, "norm": True},
+        {"indices": [0, 2], "stop_early": True},
+        {"indices": [-2], "stop_early": True, "intermediates_only": True},
+        {"intermediates_only": True, "output_fmt": "NCHW"},
+    ):
+        with torch.no_grad():
+            found = network.forward_intermediates(x, **options)
+            expected = oracle.forward_intermediates(x, **options)
+        if "intermediates_only" not in options:
+            torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+            found, expected = found[1], expected[1]
+        assert len(found) == len(expected)
+        for mine, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    for layout in ("NHWC", "NLC"):
+        with pytest.raises(ValueError, match=rf"`output_fmt` \(='{layout}'\) must be 'NCHW'"):
+            network.forward_intermediates(x, output_fmt=layout)
+
+
+@pytest.mark.parametrize("wrapper", [FeatureListNet, FeatureGetterNet])
+@pytest.mark.parametrize("name", ["se_resnet18", "se_mobilenet", "se_densenet_bc100_12"])
+def test_timms_feature_wrappers_take_a_network(name, wrapper):
+    network = create_model(name).eval()
+    nested = wrapper is FeatureListNet and any("." in m.module for m in network.feature_info)
+    net = wrapper(network, (1, 2, 3), **({"flatten_sequential": True} if nested else {}))
+    with torch.no_grad():
+        maps = net.eval()(torch.randn(1, 3, 64, 64))
+    assert [m.shape[1] for m in maps] == net.feature_info.channels()
+    assert net.feature_info.channels() == network.feature_info.channels((1, 2, 3))

@@ -613,7 +613,7 @@ def test_places_that_cannot_have_a_gate_are_refused_by_name(where, message):
     ("options", "message"),
     [
         ({"ratio": 0}, "`ratio`"),
-        ({"ratoi": 4}, "add_excitation has no option `ratoi`. .* are: ratio, gate, squeeze, merge"),
+        ({"ratoi": 4}, "add_excitation has no option `ratoi`. Nearest: ratio"),
         ({"gate_activation": "tanh"}, "add_excitation has no option `gate_activation`"),
         (
             {"gate": "concurrent", "merge": "product"},
