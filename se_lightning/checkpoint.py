@@ -110,8 +110,12 @@ def _unwritten(path: Path, error: OSError) -> OSError:
     return OSError(error.errno, f"{error.strerror}: the checkpoint was not saved{kept}", str(path))
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, *, any_module: bool = False) -> dict[str, Any]:
     """Read a Lightning checkpoint of this package without executing anything in it.
+
+    Args:
+        path: Path of the file.
+        any_module: Also read a checkpoint that does not record its module, as Lightning writes it.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -127,6 +131,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     checkpoint = read_file(path)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} is a torch file, but not a Lightning checkpoint.")
+    if any_module:
+        checkpoint.setdefault("se_lightning", {})
     if "se_lightning" not in checkpoint:
         raise ValueError(
             f"{path} was not written by a module of se_lightning. Load it in Python with the class "
@@ -237,8 +243,9 @@ def model_from(checkpoint: dict[str, Any], path: str | Path) -> ImageClassifier:
     kind = getattr(modules, name) if name in modules.__all__ else ImageClassifier
     if kind is ImageClassifier:
         raise ValueError(
-            f"{path} was written by {name}, whose network is not part of se_lightning. Load it in "
-            "Python: ImageClassifier.load_from_checkpoint(path, backbone=...)."
+            f"{path} was written by {name}, whose network is not part of se_lightning. Choose it "
+            "with model=NAME as in training, or load it in Python: "
+            "ImageClassifier.load_from_checkpoint(path, backbone=...)."
         )
     bad = [k for k, t in checkpoint["state_dict"].items() if not t.isfinite().all()]
     if bad:

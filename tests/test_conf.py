@@ -1,6 +1,7 @@
 """Every file of conf/ composes and matches the signatures of its targets."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Unpack, get_args, get_origin, get_type_hints
 
@@ -12,7 +13,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningDataModule, LightningModule
 
-from se_lightning import models
+from se_lightning import SEResNetModule, models
 from se_lightning.cli.command import GROUPS
 from se_lightning.cli.schema import VALUES
 from se_lightning.models import create_model, list_models
@@ -251,3 +252,24 @@ def test_another_app_can_use_a_model_file_alone():
     assert "${" not in str(plain)
     module = get_object(plain.pop("_target_"))(**plain)
     assert module.backbone.num_features == 2048
+
+
+def test_the_page_on_python_states_where_the_command_line_has_other_defaults():
+    text = " ".join((CONF.parent / "docs" / "python.md").read_text().split())
+    config, module = composed(), SEResNetModule(20, ratio=4)
+    optimizer = module.configure_optimizers()
+    assert module.label_smoothing == 0
+    assert (optimizer.defaults["lr"], optimizer.defaults["momentum"]) == (0.1, 0.9)
+    assert config.optimizer.lr == 0.1
+    assert config.optimizer.momentum == 0.9
+    assert config.optimizer.nesterov == optimizer.defaults["nesterov"] is True
+    assert "weight decay of 1e-4" in text
+    assert optimizer.defaults["weight_decay"] == 1e-4
+    for option, value in {
+        "model.label_smoothing": config.model.label_smoothing,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+        "lr_scheduler": config.lr_scheduler._target_.rpartition(".")[2],
+    }.items():
+        stated = re.search(rf"`{option}=([^`]*)`", text)
+        assert stated
+        assert stated[1] == value or float(stated[1]) == value

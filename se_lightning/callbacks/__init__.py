@@ -1,5 +1,6 @@
 """Lightning callbacks, thin layers over :mod:`se_lightning.excitation` and the trainer."""
 
+from se_lightning.callbacks.checkpointing.best import BestCheckpoint
 from se_lightning.callbacks.checkpointing.exact_state import ExactState
 from se_lightning.callbacks.checkpointing.last_checkpoint import LastCheckpoint
 from se_lightning.callbacks.checkpointing.top_k import TopK
@@ -12,6 +13,7 @@ from se_lightning.callbacks.nonfinite.callback import NonFinite, NonFiniteError
 
 __all__ = [
     "EMA",
+    "BestCheckpoint",
     "ClassSelectivity",
     "ExactState",
     "ExcitationCurves",

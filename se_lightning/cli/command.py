@@ -115,9 +115,13 @@ class Command:
         flags = list(arguments)
         for override in reversed(overrides):
             del flags[len(flags) - 1 - flags[::-1].index(override)]
-        return cls(
+        command = cls(
             tuple(map(_in_home, flags)), tuple(_literal(_without_plus(o)) for o in overrides)
         )
+        if command.takes_checkpoints_data:  # Hydra accepts ++ for any key
+            on_top = (o if o[0] == "~" else f"++{o.lstrip('+')}" for o in command.given("data"))
+            command = cls(command.flags, (*command.without("data").overrides, *on_top))
+        return command
 
     @classmethod
     def recorded(cls, hydra: Any) -> Self:
@@ -151,6 +155,13 @@ class Command:
     def is_multirun(self) -> bool:
         """Whether the command requests several jobs, which its config can do as well."""
         return self.options.multirun or self.config.hydra.mode == RunMode.MULTIRUN
+
+    @property
+    def takes_checkpoints_data(self) -> bool:
+        """Whether the data are those of a checkpoint, whose options are not in the config."""
+        trains = self.value("task") in (None, "fit")
+        chosen = {"data", "experiment"} & set(map(key_of, self.overrides))
+        return not trains and not chosen and self.value("ckpt_path") not in (None, "", "null")
 
     @property
     def task_overrides(self) -> list[str]:

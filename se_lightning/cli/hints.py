@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from se_lightning.cli.command import GROUPS, Command, key_of
+from se_lightning.cli.targets import LINKS
 
 __all__ = ["hint", "nearest_key", "reworded"]
 
@@ -71,6 +72,7 @@ def _nearest_in(missing: str, command: Command) -> str:
     group = missing.rpartition(".")[0]
     node = OmegaConf.select(composed, group) if group else None
     known = list(_keys(node, deep=False)) if isinstance(node, DictConfig) else []
+    known.sort(key=lambda name: f"{group}.{name}" in LINKS)  # those of every option come last
     return f"\n`{group}` has: {', '.join(known)}." if known else ""
 
 

@@ -26,6 +26,7 @@ from se_lightning.cli import process
 from se_lightning.cli.command import Command, quoted
 from se_lightning.cli.console import say
 from se_lightning.cli.errors import Failure, RankError, is_user_error
+from se_lightning.cli.null_keys import make_deletable
 from se_lightning.cli.run import rank_failures
 from se_lightning.cli.run.folder import RunFolder, jobs_in, temporary_folder
 from se_lightning.cli.run.interrupts import ended_by_signals
@@ -37,10 +38,13 @@ from se_lightning.cli.sweep.duplicates import refuse_equal_networks
 from se_lightning.cli.sweep.multirun import Multirun
 from se_lightning.cli.sweep.resume import resumed as resumed_multirun
 from se_lightning.cli.sweep.summary import write_summary
+from se_lightning.cli.targets import chosen_options, fit_to_targets
 
 __all__ = ["main"]
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"
+
+make_deletable()  # when imported, since the processes of a launcher compose configs too
 
 _progress: Literal["composing", "preparing", "running"] = "composing"  # of the current command
 
@@ -156,6 +160,9 @@ def _app(cfg: DictConfig) -> float | None:
     """Run Hydra's current job: in a separate process if there are several."""
     global _progress
     _progress = "preparing"
+    with open_dict(cfg):
+        for key in ("ckpt_path", "resume", "trust"):
+            cfg.setdefault(key, None)  # a deleted key is a null one
     with _hydra_raises(_users_full_error):  # for the processes that the job starts
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         if several and ranks.external_rank() is None:
@@ -189,9 +196,11 @@ def _run(cfg: DictConfig) -> float | None:
             refuse_untrusted(cfg)
             with open_dict(cfg):  # a primary config of the user's may lack it
                 cfg.output_dir = str(folder.path)
-            refuse_unknown_keys(cfg)
+            options = chosen_options()
+            refuse_unknown_keys(cfg, options)
             settle_paths(cfg)
             refuse_missing_checkpoint(cfg)
+            fit_to_targets(cfg, options)
             from se_lightning.cli.run.run import run
 
             rank_failures.watch_ranks()

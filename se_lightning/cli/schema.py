@@ -4,24 +4,22 @@ Otherwise text in place of a number fails deep inside a library, or counts as tr
 the schema.
 """
 
-import inspect
 import math
 import typing
 from collections import abc
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from types import NoneType, UnionType
-from typing import Any, Literal, Unpack, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from se_lightning.cli.command import GROUPS, Command, key_of
+from se_lightning.cli.command import GROUPS
 from se_lightning.cli.hints import nearest_key
+from se_lightning.cli.signatures import hints
+from se_lightning.cli.targets import compared_elsewhere, is_shipped
 
-__all__ = ["VALUES", "check_values", "make", "refuse_unknown_keys"]
+__all__ = ["FROM_DATA", "VALUES", "check_arguments", "check_values", "make", "refuse_unknown_keys"]
 
 # Top-level keys that are not groups.
 VALUES = (
@@ -43,12 +41,10 @@ _OPEN = ("callbacks", "logger", "experiment")
 # Nodes that must have a `_target_`.
 _NODES = ("task", "data", "model", "optimizer", "lr_scheduler", "trainer")
 _ON_OOM = ("stop", "accumulate")
-# null is replaced by the value of the data set.
-_FILLED = ("model.num_classes", "model.in_channels", "model.image_size")
+# Parameters of a model for which null means the value of the data set.
+FROM_DATA = ("num_classes", "in_channels", "image_size")
 # Lightning accepts smaller values, and divides by them or reverses the gradients.
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0}
-# Parameters of a scheduler that the trainer fills in.
-_FILLED_BY_TRAINER = ("total_steps", "steps_per_epoch")
 _MAX_SEED = 2**32 - 1  # NumPy's
 _TOO_LARGE = 2**63  # torch's integers have 64 bits
 _WORDS = {
@@ -91,11 +87,7 @@ def check_values(cfg: DictConfig) -> None:
                 "package.module.Name."
             )
     for key, target, values in _calls(cfg):
-        _check_names(key, target, values)
-        for name, value in values.items():
-            hint = _hints(target).get(name, Any)
-            if not _fits(value, hint) and not (value is None and f"{key}.{name}" in _FILLED):
-                raise ValueError(f"{key}: `{name}` (={value!r}) must be {_words(hint)}.")
+        check_arguments(key, target, values)
     for name, least in _LEAST.items():
         value = cfg.trainer.get(name)
         if value is not None and value < least:
@@ -104,6 +96,20 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(
             "trainer: `val_check_interval` (=0) must be above 0; null validates each epoch."
         )
+
+
+def check_arguments(key: str, target: str, values: dict[str, Any]) -> None:
+    """Check the arguments of one call; ``key`` is its place in the config.
+
+    Raises:
+        ValueError: If a value does not have the type of its parameter.
+    """
+    wanted = hints(target)
+    for name, value in values.items():
+        hint = wanted.get(name, Any)
+        filled = value is None and key.partition(".")[0] == "model" and name in FROM_DATA
+        if not filled and not _fits(value, hint):
+            raise ValueError(f"{key}: `{name}` (={value!r}) must be {_words(hint)}.")
 
 
 def make(node: DictConfig, name: str, kind: type, **more: Any) -> Any:
@@ -148,43 +154,6 @@ def _calls(node: DictConfig, name: str = "") -> Iterator[tuple[str, str, dict[st
 def _plain(value: Any) -> Any:
     """Return lists and mappings as plain Python objects."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def _check_names(key: str, target: str, values: dict[str, Any]) -> None:
-    """Check the argument names of factories, which are called only in training."""
-    if key not in ("optimizer", "lr_scheduler"):
-        return  # Hydra reports it
-    try:
-        wanted = inspect.signature(get_object(target)).parameters
-    except Exception:  # Hydra reports a missing target; one without a signature is not checked
-        return
-    for name in values:
-        if name not in wanted and not any(p.kind is p.VAR_KEYWORD for p in wanted.values()):
-            raise ValueError(
-                f"{key}: {target} got an unexpected keyword argument '{name}': ~{key}.{name} "
-                "leaves it out."
-            )
-    for name, parameter in list(wanted.items())[1:]:  # the first is given later
-        named = parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        if (
-            named
-            and parameter.default is parameter.empty
-            and name not in (*values, *_FILLED_BY_TRAINER)
-        ):
-            raise ValueError(f"{key}: {target} needs `{name}`: +{key}.{name}=...")
-
-
-def _hints(target: str) -> dict[str, Any]:
-    """Return the annotations of a callable's parameters, including those in ``Unpack``."""
-    try:
-        found: Callable[..., Any] = get_object(target)
-        hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found)
-    except Exception:  # Hydra reports a missing target; unreadable annotations are not checked
-        return {}
-    for hint in list(hints.values()):
-        if get_origin(hint) is Unpack:
-            hints |= typing.get_type_hints(get_args(hint)[0])
-    return hints
 
 
 def _kinds(hint: Any) -> list[Any]:
@@ -241,26 +210,30 @@ def _word(kind: Any) -> str:
     return f"a list of {len(parts)}{items}" if fixed else f"a list{items}"
 
 
-def refuse_unknown_keys(cfg: DictConfig) -> None:
+def refuse_unknown_keys(cfg: DictConfig, options: DictConfig) -> None:
     """Refuse keys that nothing reads, which Hydra accepts behind a ``+``: ``+trainer.devicez=3``.
 
     The shipped configs name every parameter, so a key that they lack is a typing error, unless the
     node has another ``_target_``.
 
+    Args:
+        cfg: The composed config.
+        options: The same without the user's changes, see
+            :func:`se_lightning.cli.targets.chosen_options`.
+
     Raises:
         ValueError: If a key is unknown; the message suggests the nearest one.
     """
-    composed = HydraConfig.get()
-    loader = GlobalHydra.instance().config_loader()
-    given = Command.recorded(composed).task_overrides
-    choices = [override for override in given if loader.get_group_options(key_of(override))]
-    shipped = loader.load_configuration(composed.job.config_name, choices, run_mode=RunMode.RUN)
-    _refuse_others(cfg, (*GROUPS, *VALUES), shipped)
-    for group in {*GROUPS, "checkpoint", "jobs"} - set(_OPEN):
-        node = cfg.get(group)
-        if isinstance(node, DictConfig) and node.get("_target_") == shipped[group].get("_target_"):
+    _refuse_others(cfg, (*GROUPS, *VALUES), options)
+    for group in {*GROUPS, "checkpoint", "jobs"} - {*_OPEN, *compared_elsewhere()}:
+        node, option = cfg.get(group), options.get(group)
+        if not isinstance(node, DictConfig) or not isinstance(option, DictConfig):
+            continue
+        if group in GROUPS and not is_shipped(group):
+            continue  # its signature decides
+        if node.get("_target_") == option.get("_target_"):
             # A list, since `in` is False for the keys of a DictConfig that have no value.
-            _refuse_others(node, list(shipped[group]), shipped, f"{group}.")
+            _refuse_others(node, list(option), options, f"{group}.")
 
 
 def _refuse_others(

@@ -5,7 +5,10 @@ of a run that is resumed, or a folder of configs, may come from somebody else.
 """
 
 import inspect
+import sys
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -14,10 +17,16 @@ from omegaconf import DictConfig, ListConfig
 
 from se_lightning.cli.command import Command, key_of
 
-__all__ = ["carried_trust", "refuse_untrusted"]
+__all__ = ["carried_trust", "refuse_targets", "refuse_untrusted"]
 
 # Where the functions and classes are defined that a target may be.
-_MODULES = ("se_lightning.", "pytorch_lightning.", "torch.optim.", "torchvision.models.")
+_MODULES = (
+    "se_lightning.",
+    "pytorch_lightning.",
+    "torch.optim.",
+    "torchvision.models.",
+    "torchvision.transforms.",
+)
 # Parts of the above that start processes or read files of any kind.
 _NOT_MODULES = (
     "se_lightning.atomic.",
@@ -25,6 +34,7 @@ _NOT_MODULES = (
     "pytorch_lightning.cli.",
     "pytorch_lightning.utilities.",
 )
+_INSTALLED = {"site-packages", "dist-packages"}
 _HYDRA_KEYS = (
     "hydra.run",
     "hydra.sweep",
@@ -45,7 +55,9 @@ def refuse_untrusted(cfg: DictConfig) -> None:
     """Refuse targets other than parts of a training, if the config came from a folder.
 
     Allowed are this package, Lightning, optimizers and networks of torch and torchvision, and
-    classes of any module that are callbacks, loggers, modules, datamodules and the like.
+    classes of any module that are callbacks, loggers, modules, datamodules and the like. A folder
+    that this command line names may also call what is defined in a user's own files: code that is
+    neither Python's nor installed.
 
     Raises:
         ValueError: If a target is refused.
@@ -57,11 +69,31 @@ def refuse_untrusted(cfg: DictConfig) -> None:
         checked = not cfg.trust
     if not checked:
         return
+    refuse_targets(
+        cfg,
+        "a folder of configs or a resumed run",
+        "If you trust that folder, pass trust=true.",
+        own=cfg.trust is None,
+    )
+
+
+def refuse_targets(cfg: DictConfig, source: str, advice: str, *, own: bool = False) -> None:
+    """Refuse targets that are no part of a training.
+
+    Args:
+        cfg: A config.
+        source: Where it comes from, for the message.
+        advice: What to do, for the message.
+        own: Whether it may call what is defined in a user's own files.
+
+    Raises:
+        ValueError: If a target is refused.
+    """
     for key, target in _targets(cfg):
-        if not _is_known(target):
+        if not _is_known(target) and not (own and _is_own(target)):
             raise ValueError(
-                f"`{key}` (={target!r}) comes from a folder of configs or a resumed run, and is no "
-                "part of a training that is known. If you trust that folder, pass trust=true."
+                f"`{key}` (={target!r}) comes from {source}, and is no part of a training that is "
+                f"known. {advice}"
             )
 
 
@@ -116,8 +148,21 @@ def _is_known(target: str) -> bool:
     import pytorch_lightning as pl
     from pytorch_lightning import loggers, plugins, profilers, strategies
     from torch import nn, optim
+    from torch.utils import data
 
     kinds: tuple[type, ...] = (pl.Callback, nn.Module, pl.LightningDataModule, loggers.Logger)
     kinds += (plugins.CheckpointIO, plugins.Precision, profilers.Profiler, strategies.Strategy)
-    kinds += (optim.Optimizer, optim.lr_scheduler.LRScheduler)
+    kinds += (optim.Optimizer, optim.lr_scheduler.LRScheduler, data.Dataset, data.Sampler)
     return inspect.isclass(found) and issubclass(found, kinds)
+
+
+def _is_own(target: str) -> bool:
+    """Return whether a class or function is defined in a user's own files."""
+    found = get_object(target)
+    module = sys.modules.get(getattr(found, "__module__", None) or "")
+    file = getattr(module, "__file__", None)
+    if module is None or file is None or f"{module.__name__}.".startswith(_MODULES):
+        return False
+    path = Path(file).resolve()
+    python = (Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+    return not _INSTALLED & {*path.parts} and not any(map(path.is_relative_to, python))

@@ -200,16 +200,18 @@ class EvalSampler(DistributedSampler):
         return math.ceil(self.size / self.num_replicas)
 
 
-class OneEpoch(SequentialSampler):
+class OneEpoch(SequentialSampler, DistributedSampler):
     """Sampler that repeats the first epoch of another one, for ``overfit_batches`` of Lightning.
 
-    Lightning replaces any sampler that is not a SequentialSampler.
+    Lightning replaces a sampler that is not a SequentialSampler, and on several ranks one that is
+    not a DistributedSampler.
 
     Args:
         order: Sampler of the epoch. If it starts within an epoch, so does this one.
     """
 
     def __init__(self, order: TrainSampler | EvalSampler) -> None:
+        DistributedSampler.__init__(self, order.dataset, order.num_replicas, order.rank)
         self.order = order
         self.first, self.epoch = (0, 0), 0
         if isinstance(order, TrainSampler):

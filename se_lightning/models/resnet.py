@@ -182,8 +182,7 @@ class SEResNet(ImageNetwork):
         (N, in_channels, H, W) to (N, K).
 
     Raises:
-        ValueError: If there is no such depth, `depth` and `widths` differ in length, or an option
-            is refused.
+        ValueError: If there is no such depth, two lengths differ, or an option is refused.
 
     Reference:
         Hu et al., arXiv:1709.01507; He et al., arXiv:1512.03385.

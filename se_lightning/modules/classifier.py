@@ -6,11 +6,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchmetrics import MetricCollection
 
 from se_lightning.lightning import (
-    LightningModule,
     MisconfigurationException,
     OptimizerLRScheduler,
     TrainerFn,
@@ -28,7 +25,7 @@ from se_lightning.modules.check_data import check_data
 from se_lightning.modules.compiled import keys_of, plain, rename
 from se_lightning.modules.example import example_images
 from se_lightning.modules.initial_weights import load_initial_weights, warn_of_other_normalization
-from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation, require_samples
+from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation
 from se_lightning.modules.optim import (
     OptimizerFactory,
     SchedulerFactory,
@@ -39,16 +36,15 @@ from se_lightning.modules.optim import (
 )
 from se_lightning.modules.rate import set_rate
 from se_lightning.modules.reloading import explained, with_own_classifier
+from se_lightning.modules.steps import ClassificationSteps
 
 __all__ = ["TRAINING_OPTIONS", "ImageClassifier"]
 
 # Arguments that a checkpoint makes unnecessary or cannot contain.
 NOT_SAVED = ("backbone", "optimizer", "lr_scheduler", "weights", "use_ema")
-# Weight of an auxiliary classifier's loss, as in torchvision's training reference.
-AUXILIARY_WEIGHT = 0.4
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(ClassificationSteps):
     """Cross-entropy training, with top-1 and (for more than 5 classes) top-5 accuracy.
 
     Logs ``train/loss`` per step, and ``train/acc1``, ``val/loss``, ``val/acc1``, ``val/acc5``,
@@ -202,51 +198,6 @@ class ImageClassifier(LightningModule):
         restore_hooks(self.backbone)
         if self.frozen is not None:
             freezing.hold_statistics(self.backbone)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: D102
-        images, labels = batch
-        output = self(images)
-        logits, *auxiliary = output if isinstance(output, tuple) else (output,)
-        loss = self._loss(logits, labels)
-        for more in auxiliary:
-            loss = loss + AUXILIARY_WEIGHT * self._loss(more, labels)
-        # Labels from mixup or cutmix are probabilities.
-        name, metric = "acc1", self.train_acc1
-        if labels.ndim == 2:
-            name, metric = "acc1_mixed", self.train_acc1_mixed
-        metric.update(logits, labels)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels))
-        self.log(f"train/{name}", metric, on_step=False, on_epoch=True)
-        return loss
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: D102
-        self._evaluate(batch, self.val_metrics)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: D102
-        self._evaluate(batch, self.test_metrics)
-
-    def on_validation_epoch_end(self) -> None:  # noqa: D102
-        if type(self).validation_step is ImageClassifier.validation_step:
-            require_samples(self.trainer, self.val_metrics)
-
-    def on_test_epoch_end(self) -> None:  # noqa: D102
-        if type(self).test_step is ImageClassifier.test_step:
-            require_samples(self.trainer, self.test_metrics)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the class probabilities, (N, K)."""
-        images = batch[0] if isinstance(batch, list | tuple) else batch
-        return self(images).softmax(dim=1)
-
-    def _evaluate(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection) -> None:
-        images, labels = batch
-        logits = self(images)
-        if len(labels):  # a rank may have no sample of the last batch
-            metrics.update(logits, labels)
-        self.log_dict(metrics, prog_bar=True, batch_size=len(labels))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:  # noqa: D102
         strategy = None if self._trainer is None else self.trainer.strategy

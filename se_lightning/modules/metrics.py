@@ -6,9 +6,17 @@ from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from se_lightning.lightning import Trainer
+from se_lightning.lightning import LightningModule
 
-__all__ = ["MeanCrossEntropy", "MixedAccuracy", "accuracy", "evaluation", "require_samples"]
+__all__ = [
+    "MeanCrossEntropy",
+    "MixedAccuracy",
+    "accuracy",
+    "evaluation",
+    "log_computed",
+    "log_metrics",
+    "require_samples",
+]
 
 
 class _Mean(Metric):
@@ -81,19 +89,65 @@ def evaluation(num_classes: int, split: str) -> MetricCollection:
     return MetricCollection(metrics, prefix=f"{split}/", compute_groups=False)
 
 
-def require_samples(trainer: Trainer, metrics: MetricCollection) -> None:
+def log_metrics(module: LightningModule, attribute: str, metrics: MetricCollection, n: int) -> None:
+    """Let Lightning log metrics at the end of an evaluation.
+
+    Args:
+        module: Module that has the metrics.
+        attribute: Name of the metrics in the module.
+        metrics: Metrics to log.
+        n: Number of samples in the batch.
+    """
+    if module.fabric is not None:  # it cannot log metrics; see `log_computed`
+        return
+    for key, metric in metrics.items(keep_base=True):
+        module.log(
+            f"{metrics.prefix}{key}",
+            metric,
+            prog_bar=True,
+            batch_size=n,
+            # Lightning knows only metrics that the module had when it first logged one.
+            metric_attribute=f"{attribute}.{key}",
+        )
+
+
+def log_computed(module: LightningModule, metrics: MetricCollection, suffix: str = "") -> None:
+    """Log metrics through Fabric, and reset them, if they have seen samples.
+
+    Args:
+        module: Module that Fabric has set up.
+        metrics: Metrics to log.
+        suffix: Underscore and number of a further loader, or nothing.
+    """
+    if any(metric.update_called for metric in metrics.values()):
+        loader = f"/dataloader_idx{suffix}" if suffix else ""
+        module.log_dict({f"{name}{loader}": value for name, value in metrics.compute().items()})
+        metrics.reset()
+
+
+def require_samples(module: LightningModule, split: str) -> None:
     """Refuse the metrics of a split of which no rank has evaluated an image.
 
     Call it on all ranks. The sanity check is exempt, because it sees only a few batches.
 
+    Args:
+        module: Module with the metrics of each loader.
+        split: ``"val"`` or ``"test"``.
+
     Raises:
-        ValueError: If there was no image, so that the accuracy would be 0 and the loss NaN.
+        ValueError: If a loader had no image, so that the accuracy would be 0 and the loss NaN.
     """
-    mine = metrics[f"{metrics.prefix}loss"].samples
-    if trainer.sanity_checking or trainer.strategy.reduce(mine, reduce_op="sum") > 0:
-        return
-    split = str(metrics.prefix).rstrip("/")
-    raise ValueError(
-        f"No {split} image was evaluated, so there is no accuracy: the data set is empty, or none "
-        "of its files can be read (see bad_files.txt)."
-    )
+    trainer = module.trainer
+    for loader, batches in enumerate(getattr(trainer, f"num_{split}_batches")):
+        metrics = getattr(module, f"{split}_metrics" + (f"_{loader}" if loader else ""), None)
+        if trainer.sanity_checking or (loader and not batches):
+            continue
+        mine = torch.tensor(0) if metrics is None else metrics["loss"].samples
+        mine = mine.to(module.device)
+        if trainer.strategy.reduce(mine, reduce_op="sum") > 0:
+            continue
+        where = f" in loader {loader}" if loader else ""
+        raise ValueError(
+            f"No {split} image was evaluated{where}, so there is no accuracy: the data set is "
+            "empty, or none of its files can be read (see bad_files.txt)."
+        )

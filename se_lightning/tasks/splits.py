@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from se_lightning.arguments import one_of
 from se_lightning.data.base import ImageDataModule
 from se_lightning.lightning import LightningDataModule
+from se_lightning.modules.batches import pair_of
 
 __all__ = ["SPLITS", "class_names", "device_of", "split_batches"]
 
@@ -46,7 +47,7 @@ def split_batches(
         loader = getattr(datamodule, f"{split}_dataloader")()
     for batch in loader:
         moved = datamodule.transfer_batch_to_device(batch, device, 0)
-        images, labels = datamodule.on_after_batch_transfer(moved, 0)
+        images, labels = pair_of(datamodule.on_after_batch_transfer(moved, 0))
         if len(labels):
             yield images, labels
 

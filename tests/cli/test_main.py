@@ -79,7 +79,7 @@ MISTAKES = [
     (["data.batch_size=1"], "`batch_size` (=1) must be at least 2"),
     (["data.crop_padding=-1"], "`crop_padding` (=-1)"),
     (["callbacks.excitation_histogram.bins=0"], "`bins` (=0)"),
-    (["+callbacks.excitation_histogram.binz=9"], "unexpected keyword argument 'binz'"),
+    (["+callbacks.excitation_histogram.binz=9"], "ExcitationHistogram does not take `binz`. Did"),
     (["task=test"], "This task needs a checkpoint: ckpt_path="),
     (["task=test", "ckpt_path=nowhere.ckpt"], "`ckpt_path` (=nowhere.ckpt) is not a file"),
 ]

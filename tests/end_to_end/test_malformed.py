@@ -126,11 +126,13 @@ NODES = {
     "model._target_=": "`model._target_` (='') must name",
     "model._target_=nope.Nope": "No module named 'nope'",
     "model._target_=se_lightning.Nope": "Nope",
-    "model._target_=os.getcwd": "model: TypeError: posix.getcwd() takes no keyword arguments",
+    "model._target_=os.getcwd|+model.x=1": "model: os.getcwd does not take `x`. It takes nothing.",
     "data._target_=builtins.dict": "`data._target_` (='builtins.dict') returns a dict, but must",
     "trainer._target_=builtins.dict": "`trainer._target_` (='builtins.dict') returns a dict",
-    "optimizer._target_=torch.optim.Adam": "got an unexpected keyword argument 'momentum': ~opt",
-    "optimizer._target_=torch.nn.Linear": "got an unexpected keyword argument 'lr'",
+    "optimizer._target_=torch.optim.Adam|optimizer.momentum=0.9|+optimizer.beta=1": (
+        "torch.optim.Adam does not take `momentum`, `beta`. Did you mean `optimizer.betas`? It"
+    ),
+    "optimizer._target_=torch.nn.Linear": "optimizer: torch.nn.Linear needs `out_features`: +opt",
     "lr_scheduler._target_=torch.optim.lr_scheduler.StepLR|~lr_scheduler.factor": "`step_size`",
     "optimizer._partial_=false": "SGD.__init__() missing 1 required positional argument: 'params'",
     "+callbacks.x={_target_: os.getcwd}": "`callbacks.x._target_` (='os.getcwd') returns a str",

@@ -131,6 +131,8 @@ class ExactState(Callback):
             )
         self._logged = {name: torch.tensor(value) for name, value in state["logged"].items()}
         for name, values in ranks[trainer.global_rank].items() if ranks else ():
+            if name not in metrics:  # of a second validation loader; they start at zero
+                continue
             for key, value in values.items():
                 if isinstance(value, Tensor):
                     value = value.to(metrics[name].device, copy=True)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from se_lightning.excitation import ExcitationStatistics, ExcitationSummary, Taps, choose_classes
 from se_lightning.lightning import Callback, LightningModule, Trainer, TrainerFn
+from se_lightning.modules.batches import labels_of
 
 __all__ = ["ExcitationCallback", "Wanted"]
 
@@ -98,7 +99,7 @@ class ExcitationCallback(Callback):
         if self._recorder is not None and trainer.sanity_checking:
             self._recorder.taps.take()  # discard
         elif self._recorder is not None:
-            self._recorder.add(labels_of(batch))
+            self._recorder.add(class_labels(batch))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reduce over all ranks, and call the summary hooks on rank 0."""
@@ -198,14 +199,11 @@ def _siblings(trainer: Trainer) -> list[ExcitationCallback]:
     return [callback for callback in callbacks if isinstance(callback, ExcitationCallback)]
 
 
-def labels_of(batch: Any) -> Tensor | None:
+def class_labels(batch: Any) -> Tensor | None:
     """Return the labels of a batch, (images, labels) or a mapping, if they are integers."""
-    found: Any = None
-    if isinstance(batch, Mapping):
-        names = ("label", "labels", "target", "targets", "y")
-        found = next((batch[name] for name in names if name in batch), None)
-    elif isinstance(batch, list | tuple) and len(batch) > 1:
-        found = batch[1]
+    found = labels_of(batch)
+    if isinstance(found, Tensor) and found.shape[1:] == (1,):
+        found = found.flatten()
     if not isinstance(found, Tensor) or found.ndim != 1 or found.is_floating_point():
         return None
     return found.long()
@@ -240,6 +238,8 @@ def _first(calls: list[list[Tensor]], keep: int, size: int) -> list[list[Tensor]
 
 def _val_loader(trainer: Trainer, index: int) -> Any:
     loaders = trainer.val_dataloaders
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
     return loaders[index] if isinstance(loaders, list | tuple) else loaders
 
 

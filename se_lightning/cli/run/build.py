@@ -15,16 +15,25 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from se_lightning import checkpoint
 from se_lightning.callbacks import LastCheckpoint
-from se_lightning.cli.command import Command, key_of
+from se_lightning.cli.run.checkpoint_data import data_of, expect, record_data
+from se_lightning.cli.run.data_facts import fill_in
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.paths import NO_CHECKPOINT
+from se_lightning.cli.run.recorded import (
+    Record,
+    is_of_a_family,
+    load_weights,
+    make_recorded,
+    recorded,
+)
 from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.schema import make
-from se_lightning.data.base import ImageDataModule
+from se_lightning.cli.targets import given_keys
 from se_lightning.data.cores import cores
+from se_lightning.modules import ImageClassifier
 from se_lightning.ranks import external_rank, is_further_rank
 
-__all__ = ["build", "checkpoint_paths", "given_keys", "rebuild"]
+__all__ = ["build", "checkpoint_paths", "rebuild"]
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +52,8 @@ def build(
         _continue(cfg)
     (path,) = checkpoint_paths(cfg, count=1)
     model, datamodule = _new(cfg, path) if trains else rebuild(cfg, path)
+    if not trains:
+        record_data(cfg, datamodule)
     trains = trains and cfg.get("train", True)
     if not is_further_rank() and external_rank() is None:
         # Before loggers and ranks start, so that an error in the data is reported once.
@@ -51,7 +62,7 @@ def build(
     # The whole config is logged, which contains their options.
     for part in (model, datamodule):
         part._log_hyperparams = False
-    return _trainer(cfg), model, datamodule
+    return _trainer(cfg, Record(cfg, model, datamodule) if trains else None), model, datamodule
 
 
 def checkpoint_paths(cfg: DictConfig, *, count: int) -> list[str | None]:
@@ -68,11 +79,6 @@ def checkpoint_paths(cfg: DictConfig, *, count: int) -> list[str | None]:
     return paths
 
 
-def given_keys() -> list[str]:
-    """Return the keys that the command line sets."""
-    return [key_of(o) for o in Command.recorded(HydraConfig.get()).task_overrides]
-
-
 def rebuild(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     """Rebuild the model and the data of a checkpoint; ``data`` overrides are applied on top.
 
@@ -82,53 +88,67 @@ def rebuild(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.L
     if path is None:
         raise ValueError(NO_CHECKPOINT)
     given = given_keys()
+    read = checkpoint.read_checkpoint(path, any_module="model" in given)
+    chosen = "model" in given and not is_of_a_family(read)
     structural = [key for key in given if key.split(".")[0] == "model"]
-    if structural:
+    if structural and not chosen:
         raise ValueError(
             f"The model is rebuilt from `ckpt_path` as it was trained; leave out {structural[0]}=."
         )
-    read = checkpoint.read_checkpoint(path)
-    model = checkpoint.model_from(read, path)
-    if "data" in given or "experiment" in given:
-        datamodule = make(cfg.data, "data", pl.LightningDataModule)
-        _expect(read, datamodule, strict=False)  # perhaps moved, or more images
+    if chosen:
+        trained = read.get(pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        datamodule = _data(cfg, read, trained.get("num_classes"))
+        fill_in(cfg, datamodule)
+        model = make(cfg.model, "model", pl.LightningModule)
+        load_weights(model, read, path)
         return model, datamodule
-    changes = {key[5:]: OmegaConf.select(cfg, key) for key in given if key.startswith("data.")}
-    return model, checkpoint.datamodule_from(read, **changes)
+    if node := recorded(read, "model"):
+        model = make_recorded(node, "model", pl.LightningModule, trust=cfg.trust)
+        load_weights(model, read, path)
+    else:
+        model = checkpoint.model_from(read, path)
+    return model, _data(cfg, read, getattr(model, "num_classes", None))
+
+
+def _data(cfg: DictConfig, read: dict[str, Any], num_classes: int | None) -> pl.LightningDataModule:
+    """Build the data of a checkpoint, with the command line on top."""
+    given = given_keys()
+    chosen = "data" in given or "experiment" in given
+    if not chosen and (node := recorded(read, "data")):
+        changes = {key[5:]: OmegaConf.select(cfg, key) for key in given if key[:5] == "data."}
+        return make_recorded(node | changes, "data", pl.LightningDataModule, trust=cfg.trust)
+    if chosen and num_classes is None:
+        return make(cfg.data, "data", pl.LightningDataModule)
+    return data_of(cfg, read, num_classes or 0)  # counted for chosen data only
 
 
 def _new(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     """Build the model and the data of the config."""
     _check_start(cfg)
     datamodule = make(cfg.data, "data", pl.LightningDataModule)
-    read = None if path is None else checkpoint.read_checkpoint(path)
+    read = None if path is None else checkpoint.read_checkpoint(path, any_module=_is_foreign(cfg))
     if read is not None:
-        _expect(read, datamodule, strict=cfg.get("train", True))
-    for key in ("num_classes", "in_channels", "image_size"):
-        if key in cfg.model and cfg.model[key] is None:
-            cfg.model[key] = getattr(datamodule, key)
+        expect(read, datamodule, strict=cfg.get("train", True))
+    fill_in(cfg, datamodule)
     model = make(cfg.model, "model", pl.LightningModule)
-    if read is not None:
+    if read is not None and isinstance(model, ImageClassifier):
         checkpoint.check_fits(read, model, str(path))
     return model, datamodule
 
 
-def _expect(read: dict[str, Any], datamodule: pl.LightningDataModule, *, strict: bool) -> None:
-    """Compare a data set with that of a checkpoint, if they are of one kind."""
-    name = type(datamodule).__name__
-    if isinstance(datamodule, ImageDataModule) and read["se_lightning"].get("datamodule") == name:
-        remedy = "Restore the files, or start a new run from its weights (model.weights=)."
-        datamodule.expect(read.get(name, {}), strict=strict, remedy=remedy)
+def _is_foreign(cfg: DictConfig) -> bool:
+    target = get_object(cfg.model["_target_"])
+    return not (isinstance(target, type) and issubclass(target, ImageClassifier))
 
 
-def _trainer(cfg: DictConfig) -> pl.Trainer:
+def _trainer(cfg: DictConfig, record: Record | None) -> pl.Trainer:
     parts: dict[str, list[Any]] = {
         name: [
             make(node, f"{name}.{key}", kind) for key, node in (cfg.get(name) or {}).items() if node
         ]
         for name, kind in {"callbacks": pl.Callback, "logger": Logger}.items()
     }
-    if cfg.trainer.enable_checkpointing is None:
+    if cfg.trainer.get("enable_checkpointing", False) is None:
         # Lightning would add its own checkpoint callback if the config has none.
         cfg.trainer.enable_checkpointing = any(
             isinstance(c, Checkpoint) for c in parts["callbacks"]
@@ -136,6 +156,7 @@ def _trainer(cfg: DictConfig) -> pl.Trainer:
     if not parts["logger"]:
         parts["callbacks"] = [c for c in parts["callbacks"] if not _needs_logger(c)]
     _check_names(parts["callbacks"])
+    parts["callbacks"] += [] if record is None else [record]
     # None would be Lightning's default logger.
     parts["logger"] = parts["logger"] or False  # type: ignore[assignment]
     return make(cfg.trainer, "trainer", pl.Trainer, **parts)
@@ -175,7 +196,9 @@ def _continue(cfg: DictConfig) -> None:
         last = Path(cfg.resume) / last.relative_to(run_dir)
     if last.exists():
         log.info("Resuming from %s.", last)
-        cfg.ckpt_path, cfg.model.weights = str(last), None
+        cfg.ckpt_path = str(last)
+        if "weights" in cfg.model:
+            cfg.model.weights = None
     elif epoch := epochs_done(RunFolder(cfg.resume), last.parent):
         raise ValueError(
             f"{last} is missing, though the run completed {epoch} epochs, which a new start would "
@@ -206,7 +229,7 @@ def _check_start(cfg: DictConfig) -> None:
 
 def _check_devices(trainer: DictConfig) -> None:
     """Refuse more GPUs than the machine has, and warn about processes that share cores."""
-    devices, accelerator = trainer.devices, trainer.accelerator
+    devices, accelerator = trainer.get("devices"), trainer.get("accelerator", "auto")
     if not isinstance(devices, int):
         return
     gpus = torch.cuda.device_count()
@@ -217,7 +240,7 @@ def _check_devices(trainer: DictConfig) -> None:
             "trainer.devices, or set trainer.accelerator=cpu."
         )
     on_cpu = accelerator in ("cpu", "auto") and not on_gpu
-    if on_cpu and trainer.sync_batchnorm and devices * trainer.num_nodes > 1:
+    if on_cpu and trainer.get("sync_batchnorm") and devices * trainer.get("num_nodes", 1) > 1:
         raise MisconfigurationException(
             "trainer.sync_batchnorm=true: PyTorch's synchronized batch norm works on GPUs only. "
             "Leave it out, or train on GPUs (trainer.accelerator=gpu)."

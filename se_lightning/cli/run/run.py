@@ -16,10 +16,13 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from se_lightning.cli import console
 from se_lightning.cli.run import out_of_memory, rank_failures, report
-from se_lightning.cli.run.build import build, checkpoint_paths, given_keys, rebuild
+from se_lightning.cli.run.build import build, checkpoint_paths, rebuild
+from se_lightning.cli.run.checkpoint_data import tell_differences
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.result import RunResult, identity
 from se_lightning.cli.schema import check_values, make
+from se_lightning.cli.targets import given_keys
+from se_lightning.data.base import ImageDataModule
 from se_lightning.loggers import finish_wandb
 from se_lightning.ranks import is_further_rank
 
@@ -128,6 +131,9 @@ def _call_on_networks(cfg: DictConfig, task: Task) -> RunResult:
     paths = checkpoint_paths(cfg, count=2 if several else 1)
     rebuilt = [rebuild(cfg, path) for path in paths]
     datamodule = rebuilt[0][1]
+    for _, other in rebuilt[1:]:
+        if isinstance(other, ImageDataModule):
+            tell_differences(datamodule, other)
     datamodule.prepare_data()
     for stage in ("validate", "test"):  # the training files may be missing
         datamodule.setup(stage)
@@ -156,7 +162,11 @@ def _call_on_data(cfg: DictConfig, task: Task) -> RunResult:
         return result
     given = []
     if "datamodule" in inspect.signature(task).parameters:
-        datamodule = make(cfg.data, "data", pl.LightningDataModule)
+        if cfg.ckpt_path is None:
+            datamodule = make(cfg.data, "data", pl.LightningDataModule)
+        else:
+            _, datamodule = rebuild(cfg, *checkpoint_paths(cfg, count=1))
+            result["data"] = type(datamodule).__name__
         datamodule.prepare_data()
         datamodule.setup()
         given.append(datamodule)

@@ -63,7 +63,7 @@ class FileDataModule(ImageDataModule):
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
     upright: bool
-    defaults: ClassVar[FileOptions] = {"batch_size": 32, "eval_batch_size": 128}
+    defaults: ClassVar[ImageOptions] = {"batch_size": 32, "eval_batch_size": 128}
 
     def __init__(
         self,

@@ -23,8 +23,8 @@ def draw_what_if(rows: Sequence[WhatIfRow], split: str) -> Figure:
     """
     drops = drops_by_block(rows)
     several = {row.block for row in rows[1:] if row.gates > 1} | {ALL_BLOCKS}
-    single = {block: each for block, each in drops.items() if block not in several}
-    together = {block: each for block, each in drops.items() if block in several}
+    single = {legible(block): each for block, each in drops.items() if block not in several}
+    together = {legible(block): each for block, each in drops.items() if block in several}
     # Single blocks and groups of blocks have separate axes: their drops differ in scale.
     replacements = len({row.replacement for row in rows[1:]})
     widths = [1.5 + 0.13 * len(part) * replacements for part in (single, together)]
@@ -57,7 +57,7 @@ def _bars(axes: Axes, drops: Mapping[str, Mapping[str, float]]) -> None:
     size = 8 if len(drops) <= 25 else 6
     axes.set_xticks(
         range(0, len(drops), step),
-        [legible(block) for block in drops][::step],
+        list(drops)[::step],
         rotation=90,
         fontsize=size,
     )

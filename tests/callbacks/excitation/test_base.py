@@ -14,7 +14,7 @@ from se_lightning.callbacks.excitation.base import (
     ExcitationCallback,
     Wanted,
     _own_samples,
-    labels_of,
+    class_labels,
 )
 from se_lightning.excitation import ExcitationStatistics
 from se_lightning.models import SqueezeExcitation, se_resnet20
@@ -165,7 +165,7 @@ def test_callbacks_share_one_recorder(tmp_path, monkeypatch):
     ],
 )
 def test_labels_are_found_in_common_kinds_of_batches(batch, labels):
-    found = labels_of(batch)
+    found = class_labels(batch)
     assert (None if found is None else found.tolist()) == labels
 
 

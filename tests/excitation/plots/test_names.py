@@ -79,7 +79,7 @@ DRAW = {
         n, [1, 2], np.ones((2, 2)), n[0]
     ),
     "drift": lambda n, path: draw_drift([Drift(k, 4, 0.9, 0.8, 0.1) for k in n], n[0]),
-    "what if": lambda n, path: draw_what_if(what_if_rows(n), {k: k for k in [*n, ALL_BLOCKS]}, "x"),
+    "what if": lambda n, path: draw_what_if(what_if_rows(n), "x"),
     "sheet": lambda n, path: _draw_sheet(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]), n, path),
     "counts": lambda n, path: _draw_counts({"train": np.ones(2), "val": np.ones(2)}, n, path),
 }
