@@ -59,7 +59,8 @@ class ImageClassifier(ClassificationSteps):
         decay_norm_bias: Whether weight decay applies to biases and norms.
         channels_last: Use the channels-last memory format for images, and so for all activations,
             which suits tensor cores; on a CPU with AVX-512, training steps of seven networks took
-            1.07 to 1.19 times as long without it. Parameters stay contiguous.
+            1.07 to 1.19 times as long without it. Parameters stay contiguous. The default is False
+            here, as another backbone may need contiguous images, and True for the other modules.
         grad_checkpointing: Recompute each unit for its gradients instead of storing its
             activations: less memory, more time.
         weights: Initial weights: a file of published weights, a name on the Hugging Face hub, a
@@ -98,7 +99,7 @@ class ImageClassifier(ClassificationSteps):
         *,
         label_smoothing: float = 0.0,
         decay_norm_bias: bool = True,
-        channels_last: bool = True,
+        channels_last: bool = False,
         grad_checkpointing: bool = False,
         weights: str | Mapping[str, Tensor] | None = None,
         use_ema: bool = True,

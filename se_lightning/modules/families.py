@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+# Training options with another default than in ImageClassifier.
+_DEFAULTS: dict[str, Any] = {"channels_last": True}
+
+
 class _NoOptions(TypedDict):
     """No options; lets a signature take unknown names without listing any."""
 
@@ -86,7 +90,7 @@ class FamilyModule(ImageClassifier):
 
     def _training(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the training options."""
-        return {name: options[name] for name in TRAINING_OPTIONS if name in options}
+        return _DEFAULTS | {name: options[name] for name in TRAINING_OPTIONS if name in options}
 
 
 def _signature(network: Callable[..., nn.Module]) -> Signature:
@@ -102,7 +106,11 @@ def _signature(network: Callable[..., nn.Module]) -> Signature:
     positional.append(found["num_classes"])
     training = inspect.signature(ImageClassifier).parameters
     hints = get_type_hints(ImageClassifier.__init__)
-    keyword += [training[name].replace(annotation=hints[name]) for name in TRAINING_OPTIONS]
+    keyword += [
+        training[name].replace(annotation=hints[name], default=_DEFAULTS.get(name, each.default))
+        for name, each in training.items()
+        if name in TRAINING_OPTIONS
+    ]
     return Signature(
         [
             *(p.replace(kind=Parameter.POSITIONAL_OR_KEYWORD) for p in positional),

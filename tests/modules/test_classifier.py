@@ -1,3 +1,4 @@
+import inspect
 from functools import partial
 
 import pytest
@@ -348,3 +349,25 @@ def test_an_evaluation_of_no_image_is_refused(split, tmp_path):
     evaluate = getattr(trainer(tmp_path), "validate" if split == "val" else split)
     with pytest.raises(ValueError, match=f"No {split} image was evaluated"):
         evaluate(model, DataLoader(Empty(), batch_size=None), verbose=False)
+
+
+class Strict(torch.nn.Module):
+    """A backbone that takes contiguous images only."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(3 * 8 * 8, 10)
+
+    def forward(self, x):
+        return self.fc(x.view(len(x), -1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_of_a_backbone_of_ones_own_keep_their_layout(dtype):
+    model = ImageClassifier(Strict(), 10).to(dtype)
+    assert model(torch.randn(2, 3, 8, 8, dtype=dtype)).shape == (2, 10)
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        ImageClassifier(Strict(), 10, channels_last=True)(torch.randn(2, 3, 8, 8))
+    assert SEResNetModule(20, ratio=4).channels_last
+    assert not SEResNetModule(20, ratio=4, channels_last=False).channels_last
+    assert inspect.signature(SEResNetModule).parameters["channels_last"].default is True
