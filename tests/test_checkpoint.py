@@ -92,7 +92,7 @@ class Code:
 def test_a_file_with_code_is_refused_and_not_executed(tmp_path):
     path, ran = tmp_path / "evil.ckpt", tmp_path / "ran"
     torch.save({"state_dict": {}, "se_lightning": {}, "x": Code(ran)}, path)
-    with pytest.raises(ValueError, match="could run code; it was refused") as error:
+    with pytest.raises(ValueError, match=r"could run code \(.*\); it was refused") as error:
         read_checkpoint(path)
     assert str(path) in str(error.value)
     path.write_bytes(pickle.dumps(Code(ran)))
@@ -145,7 +145,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 def test_a_custom_network_must_be_loaded_in_python(tmp_path):
     net = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
     path = save(ImageClassifier(net, 10), tmp_path / "own.ckpt")
-    with pytest.raises(ValueError, match=r"Load it in Python: ImageClassifier\.load_from"):
+    with pytest.raises(ValueError, match=r"load it in Python: ImageClassifier\.load_from"):
         model_from(read_checkpoint(path), path)
 
 
@@ -236,6 +236,6 @@ def test_a_fit_does_not_resume_from_a_checkpoint_that_could_run_code(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"state_dict": {}, "evil": Evil()}, tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match="which could run code; it was refused"):
+    with pytest.raises(ValueError, match=r"which could run code \(.*\); it was refused"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
     assert not (tmp_path / "ran").exists()

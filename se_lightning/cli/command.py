@@ -265,9 +265,9 @@ def _literal(override: str) -> str:
         'ckpt_path=["a/epoch=0.ckpt",b.ckpt]'
     """
     key, _, value = override.partition("=")
-    whole = unquoted(value)
-    if whole.startswith("~") and whole != value:
-        return f"{key}={_in_quotes(os.path.expanduser(whole))}"
+    whole, is_folder = unquoted(value), key in ("resume", "jobs.resume")  # with commas, perhaps
+    if (whole.startswith("~") and whole != value) or (is_folder and not _is_legal(override)):
+        return f"{key}={_in_quotes(whole)}"
     is_list = value.startswith("[") and value.endswith("]")
     if not value or value[0] in "'\"{" or (value[0] == "[" and not is_list) or _is_legal(override):
         return override

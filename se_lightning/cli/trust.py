@@ -41,6 +41,7 @@ _HYDRA_KEYS = (
     "hydra.job.name",
     "hydra.job.num",
     "hydra.job.chdir",
+    "hydra.job.config.override_dirname",
     "hydra.mode",
     "hydra.output_subdir",
     "hydra.verbose",

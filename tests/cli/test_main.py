@@ -133,7 +133,7 @@ def test_a_bad_checkpoint_is_refused_and_not_executed(run_main, tmp_path, task, 
     assert code == 1
     last = error.rstrip().rpartition("se_lightning: error: ")[2]
     assert last.startswith(str(path))
-    assert ("could run code; it was refused" in last) == (kind == "code")
+    assert ("could run code (io.open); it was refused" in last) == (kind == "code")
     assert "Traceback" not in error
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["bad.ckpt"]
 

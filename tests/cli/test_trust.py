@@ -33,7 +33,7 @@ def make():
         ("torch.hub.load", False),
         ("torch.load", False),
         ("se_lightning.cli.process.os.system", False),
-        ("se_lightning.data.base.os.system", False),
+        ("se_lightning.data.cores.os.system", False),
         ("se_lightning.atomic.write_text", False),
         ("pytorch_lightning.callbacks.timer.time.sleep", False),
     ],

@@ -73,7 +73,7 @@ def test_published_weights_are_loaded_from_the_command_line(cli, short, tmp_path
         (["model.weights=nowhere.pth"], "model: `weights` (=nowhere.pth) is not a file"),
         (["model.weights=page.pth"], "page.pth is not a checkpoint, or is damaged: it is a web p"),
         (["model.weights=other.pth"], "other.pth (timm's layout) does not match this model"),
-        (["model.weights=other.pth", "ckpt_path=x.ckpt"], "both set the initial weights"),
+        (["model.weights=other.pth", "ckpt_path=other.pth"], "both set the initial weights"),
         (["model.freeze=gates"], "`freeze` (='gates') must be one of backbone, norms, all_but_"),
         (["model.freeze=all_but_gates", "model.gate=none"], "leaves nothing to train"),
         (["model=torchvision"], "Missing mandatory value: model.name"),

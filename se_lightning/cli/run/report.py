@@ -143,7 +143,7 @@ def last_lines(result: RunResult, folder: RunFolder) -> None:
 
 def _next(result: RunResult, folder: RunFolder) -> str | None:
     """Return a command that goes on from here; none for the jobs of a multirun."""
-    task = _NEXT.get(result["task"])
+    task = _NEXT.get(result.get("task", ""))
     checkpoint = result.get("checkpoint")
     if task is None or checkpoint is None or CHILD in os.environ:
         return None

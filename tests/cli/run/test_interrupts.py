@@ -52,6 +52,14 @@ def terminated():
 ENDS = [(pressed, 130), (exited, 130), (failed_on_the_way_out, 130), (terminated, 143)]
 
 
+@pytest.fixture(autouse=True)
+def _default_handler():
+    """Trainers of other tests leave Lightning's handler in this process."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize(("end", "code"), ENDS)
 @pytest.mark.parametrize("saved", [False, True])
 def test_an_interrupted_run_says_where_it_is_and_how_to_go_on(tmp_path, end, code, saved):

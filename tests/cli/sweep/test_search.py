@@ -26,7 +26,7 @@ optuna = pytest.importorskip("optuna")
 # The score has its minimum at ratio 8 and lr 0.1; jobs with ratio 16 fail.
 SCORE = """
 import json, math, pathlib, sys
-overrides = sys.argv[1:-2]
+overrides = sys.argv[1:-3]
 given = dict(o.split("=", 1) for o in overrides)
 folder = pathlib.Path(given["hydra.run.dir"].strip('"'))
 folder.mkdir(parents=True, exist_ok=True)
