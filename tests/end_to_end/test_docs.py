@@ -102,6 +102,7 @@ ELSEWHERE = {
 # Output of the Python blocks that contain the key: text on the console, or a file.
 SHOWN = {
     "excitations(timm": "'layer4.2.se': (8, 2048)",
+    "excitations(torchvision": "'features.7.0.block.2': (8, 1152)",
     "add_excitation(": "torchvision's layout: 318 tensors loaded; 64 kept as they were",
     "list_models())": "50\n2048\ntorch.Size([2, 64, 8, 8])\n",
 }
