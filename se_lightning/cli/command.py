@@ -284,7 +284,7 @@ def _in_quotes(text: str) -> str:
 def _is_legal(override: str) -> bool:
     try:
         parsed([override])
-    except HydraException:
+    except (HydraException, ValueError):  # ValueError: a number of more than 4300 digits
         return False
     return True
 

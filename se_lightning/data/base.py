@@ -94,6 +94,7 @@ class ImageDataModule(IdentifiedData, LightningDataModule):
     ) -> None:
         super().__init__()
         positive_integer("repeats", repeats)
+        positive_integer("eval_batch_size", eval_batch_size)
         boolean("drop_last", drop_last)
         if pin_memory is not None:
             boolean("pin_memory", pin_memory)

@@ -243,7 +243,7 @@ MODULES = {
     ),
     "silent": ("_target_: strange.Silent\n", [], None),
     "wide": (
-        "_target_: strange.Wide\ndepth: [1, 1]\nwidths: [8, 16]\nratio: 8\n",
+        "_target_: strange.Wide\ndepth: [1, 1]\nwidths: [8, 16]\nratio: 4\n",
         ["model.factor=2", "lr_scheduler=constant"],
         "test/acc1",
     ),
@@ -299,7 +299,7 @@ FOREIGN = {
         1,
     ),
     "a loss of its own": (
-        "_target_: strange.Wide\ndepth: [1, 1]\nwidths: [8, 16]\nratio: 8\nfactor: 2.0\n",
+        "_target_: strange.Wide\ndepth: [1, 1]\nwidths: [8, 16]\nratio: 4\nfactor: 2.0\n",
         1,
     ),
     "a module": ("_target_: strange.Lit\nlr: 0.2\n", 0),

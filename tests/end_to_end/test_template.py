@@ -36,7 +36,7 @@ def test_a_debug_run_has_its_length_and_leaves_no_checkpoint(
         "se_lightning.log",
     }
     if option == "overfit":
-        assert result["metrics"]["train/loss"] < 1.5  # ln 10 = 2.3 at the start
+        assert result["metrics"]["train/loss"] < 1.8  # ln 10 = 2.3 at the start
 
 
 def test_the_profiler_prints_a_table(run_main, tmp_path):
@@ -126,9 +126,12 @@ def test_without_a_test_a_run_ends_with_the_last_epoch(run_main, tmp_path, short
         (["train=false", "test=false"], ["`train` and `test` are both false"]),
         (["train=3"], ["`train` (=3) must be true or false"]),
         (["test=no_thanks"], ["`test` (='no_thanks') must be true or false"]),
-        (["task=test", "train=false", "ckpt_path=x"], ["`train=false` is an option of task=fit"]),
+        (
+            ["task=test", "train=false", "ckpt_path=a.ckpt"],
+            ["`train=false` is an option of task=fit"],
+        ),
         (["task=benchmark_data", "test=false"], ["`test=false` is an option of task=fit"]),
-        (["trainer=gpu", "trainer.accelerator=gpu"], ["gpu", "accelerator"]),
+        (["trainer=gpu", "trainer.accelerator=gpu"], ["GPU", "accelerator"]),
         (
             ["-m", "hydra/sweeper=optuna", "model.ratio=4,8"],
             ["hydra/sweeper/optuna", "jobs.trials"],
@@ -138,6 +141,7 @@ def test_without_a_test_a_run_ends_with_the_last_epoch(run_main, tmp_path, short
     ],
 )
 def test_a_mistake_gets_one_message(run_main, tmp_path, arguments, words):
+    (tmp_path / "a.ckpt").touch()
     code, error = run_main(*arguments, *SMALL)
     assert code == 1
     assert error.count("se_lightning: error:") == 1

@@ -154,6 +154,7 @@ class ImageNetwork(nn.Module):
             ValueError: If an index is out of range, or the format is another one.
 
         Example:
+            >>> import torch
             >>> from se_lightning.models import se_resnet18
             >>> network = se_resnet18()
             >>> last, maps = network.forward_intermediates(torch.zeros(1, 3, 64, 64), indices=2)

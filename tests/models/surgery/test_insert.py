@@ -641,7 +641,7 @@ def test_a_network_without_inserted_gates_is_refused():
     [
         (lambda: timm.create_model("swin_tiny_patch4_window7_224"), (3, 224, 224)),
         (lambda: timm.create_model("resnet18", in_chans=1), (1, 224, 224)),
-        (lambda: create_model("se_resnet20", gate="none", in_channels=4), (4, 224, 224)),
+        (lambda: create_model("se_resnet20", gate="none", in_channels=4), (4, 32, 32)),
         (lambda: timm.create_model("efficientnet_b1"), (3, 240, 240)),
     ],
 )
