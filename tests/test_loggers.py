@@ -238,6 +238,7 @@ def server():
     server.server_close()
 
 
+@pytest.mark.slow
 def test_wandb_is_online_with_a_key_and_a_server(cli, tmp_path, server):
     done = cli(str(tmp_path), command=[sys.executable, "-c", ONLINE], env=server)
     assert f"W&B: {server['WANDB_BASE_URL']}/us/se_lightning/runs/" in done.stdout

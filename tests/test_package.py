@@ -56,7 +56,10 @@ def test_the_wheels_console_script_runs_from_elsewhere(installed, cli, short, re
     assert found.stdout.startswith(str(installed))
 
 
-@pytest.mark.parametrize("inner", ["se_lightning", "conf", "docs"])
+SLOW = [pytest.param(inner, marks=pytest.mark.slow) for inner in ("conf", "docs")]
+
+
+@pytest.mark.parametrize("inner", ["se_lightning", *SLOW])
 def test_a_folder_named_like_the_package_does_not_hide_it(cli, tmp_path, inner):
     """A clone in the current folder is such a folder (pypa/setuptools#3592)."""
     (tmp_path / "se_lightning" / inner).mkdir(parents=True)

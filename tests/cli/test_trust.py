@@ -63,6 +63,7 @@ def test_a_resumed_run_calls_only_parts_of_a_training(run_main, tmp_path, short)
     assert (tmp_path / "ran").exists()
 
 
+@pytest.mark.slow
 def test_ones_own_callbacks_resume_and_functions_need_trust(run_main, tmp_path, short, monkeypatch):
     (tmp_path / "of_mine.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)

@@ -77,6 +77,7 @@ def test_only_datamodules_of_the_folder_are_found():
         assert data.find_datamodule(name) is None
 
 
+@pytest.mark.slow
 def test_type_checkers_see_the_shipped_names(tmp_path):
     path = tmp_path / "use.py"
     path.write_text("from se_lightning.data import MNISTDataModule\nMNISTDataModule(root=3)\n")

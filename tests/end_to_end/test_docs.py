@@ -36,6 +36,9 @@ COMMANDS = list(
 # Eight processes or several jobs take minutes on a machine with 2 cores.
 SLOW = (
     "trainer.devices=8",
+    "task=analyze",
+    "model.weights=FILE",
+    "resume=RUN_DIR",
     "seed=0,1,2",
     "torchrun",
     "placement=",

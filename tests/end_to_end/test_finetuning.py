@@ -96,6 +96,7 @@ def test_a_mistake_gets_one_message(run_main, tmp_path, arguments, message):
     assert not (tmp_path / "outputs").exists() or not any((tmp_path / "outputs").iterdir())
 
 
+@pytest.mark.slow
 def test_the_example_runs(cli, short):
     example = Path(__file__).parents[2] / "examples" / "gates_into_a_plain_network.py"
     done = cli("--gate-epochs", "1", command=[sys.executable, str(example)])

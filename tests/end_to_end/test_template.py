@@ -161,6 +161,7 @@ def test_a_sweeper_in_a_file_gets_the_same_advice(run_main, tmp_path, option):
     assert "jobs.trials" in error
 
 
+@pytest.mark.slow
 def test_output_dir_is_the_folder_of_a_run_or_of_a_multirun(run_main, tmp_path, short, cli):
     assert run_main("output_dir=runs/a b", "trainer.fast_dev_run=true", *SMALL)[0] == 0
     assert only_result(tmp_path / "runs" / "a b")["status"] == "completed"

@@ -39,6 +39,7 @@ def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
     assert not folder.path.exists()
 
 
+@pytest.mark.slow
 def test_run_folder_knows_every_file_that_a_run_writes(cli, short, tmp_path):
     """An unknown file would survive a restart or hide that a run has started."""
     cli(*short, "hydra.run.dir=run", env={"WANDB_MODE": "offline"})

@@ -143,6 +143,7 @@ def _read(path: Path) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 def test_wandb_goes_offline_with_one_line_if_its_server_is_unreachable(
     cli, short, result, tmp_path
 ):

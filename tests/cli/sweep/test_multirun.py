@@ -80,6 +80,7 @@ def test_what_the_command_line_says_of_a_multirun_wins(kept):
     assert not alone.with_("hydra.mode=RUN", "model=se_resnet20").is_multirun
 
 
+@pytest.mark.slow
 def test_a_multirun_kept_in_a_file_runs_each_job_once(cli, tmp_path):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(
