@@ -1,7 +1,8 @@
 """Fitting a config to other people's targets, before anything is built.
 
-A target that replaces one of ours does not take all of its parameters, and the primary config gives
-every model and data set a few. Those are left out. What a user gave is never left out silently.
+A target that replaces one of this package does not take all of its parameters, and the primary
+config gives every model and data set a few. Those are left out. What a user gave is never left out
+silently.
 """
 
 import difflib
@@ -47,7 +48,7 @@ _LATER = {
 # Groups whose options change others.
 _CHANGES = ("experiment", "debug")
 _FACTORIES = ("optimizer", "lr_scheduler")
-# Those whose targets are found first, for the sooner a mistake is reported the better.
+# Optimizers come first: importing them takes least, so that a mistake is reported soon.
 _ORDER = (*_FACTORIES, "trainer", "callbacks", "logger", "data", "model", "task")
 
 

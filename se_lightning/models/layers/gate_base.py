@@ -89,7 +89,8 @@ class Gate(nn.Module, ABC):
 def add_input(gate: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
     """Add a shortcut around a gate, as its forward hook.
 
-    With a hook, the gate is a step between its neighbors like any other, whoever calls them.
+    With a hook, the gate is a step between its neighbors like any other, also where code outside of
+    the network calls them one after another.
     """
     return output + inputs[0]
 
