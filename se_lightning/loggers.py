@@ -160,8 +160,10 @@ class GracefulWandbLogger(WandbLogger):
         import wandb
 
         Path(self.save_dir or ".").mkdir(parents=True, exist_ok=True)
-        theirs = wandb.setup().settings.model_copy()  # from W&B's settings files
-        theirs.update_from_env_vars(dict(os.environ))  # may have changed since W&B's setup
+        # Those of wandb.setup() keep variables that have been removed since.
+        theirs = wandb.Settings()
+        theirs.update_from_system_settings()  # W&B's settings files
+        theirs.update_from_env_vars(dict(os.environ))
         self._wandb_init["settings"] = self._settings(theirs)
         if "project" not in self._given:
             self._project = theirs.project or _PROJECT

@@ -98,7 +98,7 @@ def test_every_stage_takes_them(kind, tmp_path):
 def loaders(count):
     torch.manual_seed(1)
     sets = [[(torch.rand(1, 4, 4), i % 3) for i in range(5 + 3 * n)] for n in range(count)]
-    return [DataLoader(samples, 4) for samples in sets]
+    return [DataLoader(samples, batch_size=4) for samples in sets]
 
 
 def accuracy(net, loader):
