@@ -199,7 +199,7 @@ class ImageDataModule(IdentifiedData, LightningDataModule):
         The size of an image in pixels, its channels, and the mean and standard deviation of each
         channel, in [0, 1].
         """
-        finish = Finish(self.mean, self.std)
+        finish = self.finish(augmented=False)
         return {
             "image_size": self.image_size,
             "in_channels": self.in_channels,

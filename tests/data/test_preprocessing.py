@@ -26,10 +26,7 @@ def saved(data, tmp_path):
     trainer = pl.Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",
-        max_steps=1,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
+        fast_dev_run=1,
         enable_progress_bar=False,
         enable_model_summary=False,
     )

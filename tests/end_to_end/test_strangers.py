@@ -261,6 +261,18 @@ def test_any_lightning_module_trains_with_the_default_callbacks(train, mine, tmp
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_an_optimizer_a_schedule_and_a_callback_of_ones_own_train(train, mine, tmp_path):
+    mine("optimizer/halved", "_target_: strange.Halved\n_partial_: true\nspeed: 0.2\n")
+    mine("lr_scheduler/halving", "_target_: strange.halving\n_partial_: true\n")
+    mine("callbacks/note", "note:\n  _target_: strange.Note\n  text: mine\n")
+    train("optimizer=halved", "lr_scheduler=halving", "callbacks=[default,note]")
+    assert (tmp_path / "note.txt").read_text() == "mine"
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    (group, *_) = saved["optimizer_states"][0]["param_groups"]
+    assert group["initial_lr"] == pytest.approx(0.1)
+    assert group["lr"] == pytest.approx(0.05)  # 1 - 2 / (2 * 2) after both steps
+
+
 DATA = {
     "no classes": ("_target_: strange.Data\n", ["model.num_classes=10"]),
     "classes of its data set": ("_target_: strange.Folders\nbatch_size: 6\n", []),
