@@ -58,7 +58,8 @@ def test_loaders_without_a_trainer_share_the_samples_among_the_processes(make, n
 
 @pytest.mark.parametrize("name", KINDS)
 def test_accelerate_trains_on_new_epochs_and_evaluates_every_sample(make, name):
-    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    import accelerate
+
     accelerator = accelerate.Accelerator(cpu=True)
     data, expected = make(name), make(name)
     train, val = accelerator.prepare(data.train_dataloader(), data.val_dataloader())
@@ -73,13 +74,14 @@ def test_accelerate_trains_on_new_epochs_and_evaluates_every_sample(make, name):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_accelerates_processes_get_different_samples(make, processes):
-    data_loader = pytest.importorskip("accelerate.data_loader", reason="accelerate is missing")
+    from accelerate.data_loader import BatchSamplerShard
+
     data = make("fake", mixup=0.0)
     order = data.train_dataloader(0).batch_sampler
     shards = []
     for index in range(processes):
         order.sampler.set_epoch(0)
-        shard = data_loader.BatchSamplerShard(order, processes, index, even_batches=False)
+        shard = BatchSamplerShard(order, processes, index, even_batches=False)
         shards.append([code for batch in shard for code in batch])
     codes = [code for shard in shards for code in shard]
     assert len(codes) == len(set(codes)) == len(order.sampler)
@@ -87,7 +89,7 @@ def test_accelerates_processes_get_different_samples(make, processes):
 
 @pytest.mark.parametrize("split", ["predefined", "random"])
 def test_skorch_fits_and_predicts_the_data_sets(make, split):
-    skorch = pytest.importorskip("skorch", reason="skorch is not installed")
+    import skorch
     from skorch.dataset import ValidSplit
     from skorch.helper import predefined_split
 
@@ -107,9 +109,10 @@ def test_skorch_fits_and_predicts_the_data_sets(make, split):
 
 
 def test_captum_attributes_the_images_of_a_data_set(make):
-    attr = pytest.importorskip("captum.attr", reason="captum is not installed")
+    from captum.attr import Saliency
+
     data = make("fake")
     image, label = data.dataset("test", augmented=False)[0]
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
-    found = attr.Saliency(net).attribute(image[None].requires_grad_(), target=label, abs=False)
+    found = Saliency(net).attribute(image[None].requires_grad_(), target=label, abs=False)
     assert torch.allclose(found.flatten(), net[1].weight[label])
