@@ -13,6 +13,7 @@ from se_lightning.excitation.statistics import ExcitationStatistics
 from se_lightning.excitation.summary import ExcitationSummary
 from se_lightning.excitation.taps import Taps, eager, require_gates
 from se_lightning.models import find_gates
+from se_lightning.models.layers.head import predicted
 
 __all__ = [
     "ALL_BLOCKS",
@@ -180,7 +181,7 @@ def _on(batches: Batches, device: torch.device | None) -> Iterator[tuple[Tensor,
 
 
 def _right(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.argmax(1) == labels).sum())
+    return float((predicted(logits) == labels).sum())
 
 
 def _baseline(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 __all__ = ["images_of", "labels_of", "pair_of"]
@@ -37,7 +38,8 @@ def pair_of(batch: Any) -> tuple[Tensor, Tensor]:
         batch: (images, labels, ...), or a mapping such as {"pixel_values": ..., "labels": ...}.
 
     Returns:
-        Images (N, C, H, W); labels (N,) int64, also from (N, 1), or probabilities (N, K).
+        Images (N, C, H, W); labels (N,) int64, also from (N, 1), or probabilities (N, K). Floats
+        (N,) or (N, 1), as for a binary cross-entropy, are probabilities of class 1 out of two.
 
     Raises:
         ValueError: If there are no images or no labels.
@@ -51,10 +53,12 @@ def pair_of(batch: Any) -> tuple[Tensor, Tensor]:
         )
     else:
         images, labels, *_ = batch
-    if isinstance(labels, Tensor) and not labels.is_floating_point():
-        labels = labels.flatten() if labels.shape[1:] == (1,) else labels
-        labels = labels.long()
-    return images, labels
+    if not isinstance(labels, Tensor):
+        return images, labels
+    labels = labels.flatten() if labels.shape[1:] == (1,) else labels
+    if not labels.is_floating_point():
+        return images, labels.long()
+    return images, torch.stack((1 - labels, labels), dim=1) if labels.ndim == 1 else labels
 
 
 def _entry(batch: Mapping, what: str, names: tuple[str, ...]) -> Any:

@@ -16,16 +16,20 @@ def check_data(network: nn.Module, num_classes: int, data: Any, *, trains: bool)
 
     Args:
         network: The network, perhaps with ``in_channels``, ``image_size`` and ``min_size``.
-        num_classes: Its number of classes.
+        num_classes: The number of classes that it tells apart.
         data: A datamodule, perhaps with ``num_classes``, ``in_channels`` and ``image_size``; None
             if there is none.
         trains: Whether to warn about images that are too small for training.
 
     Raises:
         MisconfigurationException: If the network cannot take the images, or has another number of
-            classes.
+            classes, or if there is only one class.
     """
     classes = getattr(data, "num_classes", None)
+    if classes == 1:
+        raise MisconfigurationException(
+            "The data set has one class, so there is nothing to tell apart; it needs at least two."
+        )
     if classes is not None and classes != num_classes:
         raise MisconfigurationException(
             f"The data set has {classes} classes, but the network has {num_classes}; "

@@ -16,6 +16,7 @@ from se_lightning.lightning import (
     warn_of_both,
 )
 from se_lightning.models.layers.gradient_checkpointing import checkpoint_gradients
+from se_lightning.models.layers.head import count_classes
 from se_lightning.models.layers.strided import slice_strided
 from se_lightning.models.surgery.folded import folded, repeat_folds
 from se_lightning.models.surgery.insert import restore_hooks
@@ -54,7 +55,8 @@ class ImageClassifier(ClassificationSteps):
         backbone: Network from (N, C, H, W) images to (N, K) logits. In training it may return a
             tuple of its logits and those of auxiliary classifiers, whose losses have weight 0.4.
             Not a hyper-parameter: pass it to ``load_from_checkpoint`` again.
-        num_classes: Number of classes K, at least 2.
+        num_classes: Number of classes K. 1 stands for one logit, which tells class 1 from class 0:
+            training is by binary cross-entropy, and probabilities are its sigmoid.
         label_smoothing: Fraction of the target spread over all classes, in training only.
         decay_norm_bias: Whether weight decay applies to biases and norms.
         channels_last: Use the channels-last memory format for images, and so for all activations,
@@ -79,6 +81,7 @@ class ImageClassifier(ClassificationSteps):
             advances per step, otherwise per epoch. None keeps the rate constant. Not saved.
 
     Attributes:
+        num_classes: Number of classes; 2 for one logit.
         lr: Learning rate instead of that of ``optimizer``; None, the default, keeps the latter.
             Lightning's ``Tuner.lr_find`` and ``LearningRateFinder`` set it.
 
@@ -110,8 +113,8 @@ class ImageClassifier(ClassificationSteps):
     ) -> None:
         super().__init__()
         warn_of_both(self)
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-            raise ValueError(f"`num_classes` (={num_classes!r}) must be a whole number above 1.")
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"`num_classes` (={num_classes!r}) must be a whole number above 0.")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"`label_smoothing` (={label_smoothing!r}) must be in [0, 1).")
         self._initial = load_initial_weights(backbone, weights, use_ema=use_ema, freeze=freeze)
@@ -127,7 +130,7 @@ class ImageClassifier(ClassificationSteps):
         self.save_hyperparameters(ignore=NOT_SAVED)
         self.backbone = backbone
         self.channels_last = channels_last
-        self.num_classes = num_classes
+        self.num_classes = classes = count_classes(num_classes)
         self.label_smoothing = label_smoothing
         self.decay_norm_bias = decay_norm_bias
         self.frozen = freeze
@@ -135,10 +138,10 @@ class ImageClassifier(ClassificationSteps):
         self.lr: float | None = None
         self._applied_lr: float | None = None
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.train_acc1 = accuracy(num_classes, 1)
+        self.train_acc1 = accuracy(classes, 1)
         self.train_acc1_mixed = MixedAccuracy()
-        self.val_metrics = evaluation(num_classes, "val")
-        self.test_metrics = evaluation(num_classes, "test")
+        self.val_metrics = evaluation(classes, "val")
+        self.test_metrics = evaluation(classes, "test")
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; frozen batch norms stay in evaluation mode."""

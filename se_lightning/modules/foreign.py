@@ -53,7 +53,7 @@ class TorchvisionModule(FamilyModule):
 
     Args:
         name: A name in ``torchvision.models.list_models()``.
-        num_classes: Number of classes, at least 2.
+        num_classes: Number of classes; 1 stands for one logit.
         in_channels: Channels of the images; a number other than 3 replaces the first convolution.
         add_gates: Where to insert gates: ``"residual"``, ``"stages"``, or a glob over module
             paths; see :func:`se_lightning.models.add_excitation`. None inserts none.
@@ -88,7 +88,7 @@ class TimmModule(FamilyModule):
 
     Args:
         name: A name in ``timm.list_models()``.
-        num_classes: Number of classes, at least 2.
+        num_classes: Number of classes; 1 stands for one logit.
         in_channels: Channels of the images.
         add_gates: Where to insert gates; see :class:`TorchvisionModule`.
         **options: As in :class:`TorchvisionModule`. timm's weights are on the Hugging Face hub:

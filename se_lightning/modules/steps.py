@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 
 from se_lightning.lightning import LightningModule
+from se_lightning.models.layers.head import class_logits
 from se_lightning.modules.batches import images_of, pair_of
 from se_lightning.modules.metrics import evaluation, log_computed, log_metrics, require_samples
 
@@ -35,7 +36,8 @@ class ClassificationSteps(LightningModule):
         """Return the loss of a batch; see :func:`se_lightning.modules.batches.pair_of`."""
         images, labels = pair_of(batch)
         output = self(images)
-        logits, *auxiliary = output if isinstance(output, tuple) else (output,)
+        outputs = output if isinstance(output, tuple) else (output,)
+        logits, *auxiliary = map(class_logits, outputs)
         loss = self._loss(logits, labels)
         for more in auxiliary:
             loss = loss + AUXILIARY_WEIGHT * self._loss(more, labels)
@@ -75,12 +77,12 @@ class ClassificationSteps(LightningModule):
             self._finish("test")
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Return the class probabilities, (N, K)."""
-        return self(images_of(batch)).softmax(dim=1)
+        """Return the class probabilities, (N, K); (N, 2) if the network has one logit."""
+        return class_logits(self(images_of(batch))).softmax(dim=1)
 
     def _evaluate(self, split: str, batch: Any, loader: int) -> None:
         images, labels = pair_of(batch)
-        logits = self(images)
+        logits = class_logits(self(images))
         name = f"{split}_metrics" + (f"_{loader}" if loader else "")
         if not hasattr(self, name):  # the number of loaders is not known before
             setattr(self, name, evaluation(self.num_classes, split).to(self.device))

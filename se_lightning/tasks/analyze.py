@@ -21,6 +21,7 @@ from se_lightning.excitation.doctor import GateReport, diagnose
 from se_lightning.excitation.recording import record
 from se_lightning.excitation.taps import require_gates
 from se_lightning.lightning import LightningDataModule
+from se_lightning.models.layers.head import predicted
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.report.page import Section, draw_both, page, picture_html
 from se_lightning.tasks.report.sections import Drawing, cost, figures, health
@@ -120,7 +121,7 @@ def _measure(
         for batch in record(model, split_batches(datamodule, split, device), taps):
             gates, hidden = ([calls[k] for k in kept] for calls in (batch.gates, batch.hidden))
             statistics.update(gates, hidden, batch.labels)
-            correct += (batch.logits.argmax(1) == batch.labels).sum()
+            correct += (predicted(batch.logits) == batch.labels).sum()
             images += len(batch.labels)
             example = batch.images[:1] if example is None else example
         last: dict[str, Any] = {

@@ -16,6 +16,7 @@ from se_lightning.excitation.plots.drift import draw_drift
 from se_lightning.excitation.recording import record
 from se_lightning.excitation.taps import require_gates
 from se_lightning.lightning import LightningDataModule
+from se_lightning.models.layers.head import predicted
 from se_lightning.modules import ImageClassifier
 from se_lightning.tables import csv_table
 from se_lightning.tasks.splits import device_of, split_batches
@@ -120,7 +121,7 @@ def _measure(
             per_image.update(pair[0].gates, pair[1].gates, size)
             for index, batch in enumerate(pair):
                 counted[index].update(batch.gates)
-                correct[index] += int((batch.logits.argmax(1) == batch.labels).sum())
+                correct[index] += int((predicted(batch.logits) == batch.labels).sum())
             images += size
     summaries = [each.summary() for each in counted]
     return drift_of(summaries[0], summaries[1], per_image.compute()), correct, images

@@ -14,6 +14,7 @@ from se_lightning.excitation.curves import select_layers
 from se_lightning.excitation.recording import Recorded, record
 from se_lightning.excitation.taps import per_sample, require_gates
 from se_lightning.lightning import LightningDataModule
+from se_lightning.models.layers.head import predicted
 from se_lightning.modules import ImageClassifier
 from se_lightning.tasks.splits import device_of, split_batches
 
@@ -89,7 +90,7 @@ def _columns(
     arrow: Any, schema: Any, batch: Recorded, chosen: Sequence[int], taps: Taps, first: int
 ) -> list[Any]:
     size = len(batch.labels)
-    whole = [torch.arange(first, first + size), batch.labels, batch.logits.argmax(1)]
+    whole = [torch.arange(first, first + size), batch.labels, predicted(batch.logits)]
     columns = [arrow.array(each.cpu().numpy(), arrow.int64()) for each in whole]
     for layer in chosen:
         name, channels, calls = taps.layers[layer], taps.channels[layer], batch.gates[layer]

@@ -18,6 +18,7 @@ from se_lightning.checkpoint import read_checkpoint
 from se_lightning.excitation.folding.fold import FoldReport, fold_gates
 from se_lightning.excitation.taps import require_gates
 from se_lightning.lightning import LightningDataModule, LightningModule
+from se_lightning.models.layers.head import predicted
 from se_lightning.models.surgery.folded import folded
 from se_lightning.models.weights.structure import structure
 from se_lightning.modules import ImageClassifier
@@ -115,7 +116,7 @@ def _accuracy(model: LightningModule, batches: Iterator[tuple[Tensor, Tensor]]) 
     right, count = 0, 0
     with torch.no_grad():
         for images, labels in batches:
-            right += int((model(images).argmax(1) == labels).sum())
+            right += int((predicted(model(images)) == labels).sum())
             count += len(labels)
     return right / count
 

@@ -16,6 +16,7 @@ from se_lightning.excitation.taps import require_gates
 from se_lightning.excitation.what_if import REPLACEMENTS, Batches, WhatIfRow, drops_by_block
 from se_lightning.excitation.what_if import what_if as measure
 from se_lightning.lightning import LightningDataModule, LightningModule
+from se_lightning.models.layers.head import count_classes
 from se_lightning.tables import csv_table
 from se_lightning.tasks.splits import SPLITS, device_of, split_batches
 
@@ -76,7 +77,8 @@ def what_if(
 
 
 def _count_classes(model: LightningModule, datamodule: LightningDataModule) -> int:
-    count = getattr(datamodule, "num_classes", None) or getattr(model, "num_classes", None)
+    count = getattr(datamodule, "num_classes", None)
+    count = count or count_classes(getattr(model, "num_classes", None))
     if count is None:
         raise ValueError("`num_classes` is defined neither by the data nor by the model.")
     return int(count)

@@ -174,7 +174,7 @@ def test_a_last_map_of_one_pixel_causes_a_warning(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 1}, "`num_classes`"),
+        ({"num_classes": 0}, "`num_classes`"),
         ({"label_smoothing": 1.0}, "`label_smoothing`"),
         ({"depth": 19}, r"no SE-ResNet of depth 19\. Use one of 18, 20, .*152"),
         ({"ratio": 0}, "`ratio`"),

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from se_lightning.excitation import ExcitationStatistics, ExcitationSummary, Taps, choose_classes
 from se_lightning.lightning import Callback, LightningModule, Trainer, TrainerFn
+from se_lightning.models.layers.head import count_classes
 from se_lightning.modules.batches import labels_of
 
 __all__ = ["ExcitationCallback", "Wanted"]
@@ -214,7 +215,8 @@ def known_classes(
 ) -> tuple[int | None, Sequence[str] | None]:
     """Return the number and names of the classes, if the data or the module define them."""
     data = getattr(trainer, "datamodule", None)
-    count = getattr(data, "num_classes", None) or getattr(pl_module, "num_classes", None)
+    count = getattr(data, "num_classes", None)
+    count = count or count_classes(getattr(pl_module, "num_classes", None))
     return count, getattr(data, "class_names", None)
 
 

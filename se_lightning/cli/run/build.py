@@ -30,6 +30,7 @@ from se_lightning.cli.run.resume import epochs_done
 from se_lightning.cli.schema import make
 from se_lightning.cli.targets import given_keys
 from se_lightning.data.cores import cores
+from se_lightning.models.layers.head import count_classes
 from se_lightning.modules import ImageClassifier
 from se_lightning.ranks import external_rank, is_further_rank
 
@@ -97,7 +98,7 @@ def rebuild(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.L
         )
     if chosen:
         trained = read.get(pl.LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        datamodule = _data(cfg, read, trained.get("num_classes"))
+        datamodule = _data(cfg, read, count_classes(trained.get("num_classes")))
         fill_in(cfg, datamodule)
         model = make(cfg.model, "model", pl.LightningModule)
         load_weights(model, read, path)
