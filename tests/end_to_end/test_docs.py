@@ -198,8 +198,9 @@ def test_each_command_runs(command, cli, short, data, tmp_path):
         assert "summary.md" in done.stdout
         assert "failed" not in done.stdout
     elif extra:
-        trains = not any(word.startswith("task=") for word in words) or "task=test" in words
-        assert ("test accuracy" if trains else "run directory") in done.stdout
+        tasks = {word for word in words if word.startswith("task=")}
+        tests = tasks <= {"task=test"} and "test=false" not in words
+        assert ("test accuracy" if tests else "run directory") in done.stdout
 
 
 def commands(text: str) -> set[str]:
