@@ -39,10 +39,12 @@ class Breaker(Callback):
             if self.others == "wait":  # as in an NCCL collective, which a dead peer does not end
                 time.sleep(1000)
             return
+        if self.way == "late mistake":
+            time.sleep(10)  # the other rank waits for this one in torch's code meanwhile
         pathlib.Path(os.environ["BROKE_AT"]).write_text(str(time.time()))
         if self.way == "raise":
             raise KeyError(f"rank {self.rank} breaks")
-        if self.way == "mistake":
+        if self.way in ("mistake", "late mistake"):
             raise ValueError(f"rank {self.rank} is mistaken.")
         if self.way == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -218,6 +220,10 @@ def test_no_process_outlives_a_killed_launcher(starter, hook, rank, tmp_path, br
         ((0, "on_validation_start", "mistake"), "se_lightning: error: rank 0 is mistaken."),
         ((1, "on_train_batch_start", "kill"), "Signal 9 (SIGKILL) received by PID "),
         ((1, "init", "mistake"), "se_lightning: error: callbacks.breaker: rank 1 is mistaken."),
+        (
+            (1, "init", "late mistake"),
+            "se_lightning: error: callbacks.breaker: rank 1 is mistaken.",
+        ),
     ],
     ids=str,
 )

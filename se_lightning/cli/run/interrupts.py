@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from se_lightning.cli.errors import is_interrupt
 from se_lightning.cli.run.folder import RunFolder
-from se_lightning.ranks import CHILD, Interrupted, is_further_rank
+from se_lightning.ranks import CHILD, Interrupted, external_rank, is_further_rank
 
 __all__ = ["ended_by_signals"]
 
@@ -20,8 +20,9 @@ __all__ = ["ended_by_signals"]
 def ended_by_signals(folder: RunFolder) -> Iterator[None]:
     """End the block on Ctrl-C or SIGTERM with a message about the run.
 
-    While a model is trained, :class:`se_lightning.LastCheckpoint` saves on SIGTERM instead. Further
-    ranks end with rank 0.
+    While a model is trained, :class:`se_lightning.LastCheckpoint` saves on SIGTERM instead. Ranks
+    of torchrun and srun keep the default, which ends them at once: a Python handler would have to
+    wait until torch has connected all ranks, which it never does after one of them has failed.
 
     Raises:
         Interrupted: On a signal.
@@ -31,7 +32,8 @@ def ended_by_signals(folder: RunFolder) -> Iterator[None]:
         raise Interrupted(number, _message(folder))
 
     main = threading.current_thread() is threading.main_thread()
-    free = main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and not is_further_rank()
+    several = is_further_rank() or external_rank() is not None
+    free = main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and not several
     if free:
         signal.signal(signal.SIGTERM, leave)
     try:

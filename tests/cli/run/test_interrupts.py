@@ -95,6 +95,24 @@ def test_other_errors_and_other_handlers_are_left_alone(tmp_path):
     assert caught.value.code == 3
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"TORCHELASTIC_RUN_ID": "x", "RANK": "0"},
+        {"SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "train"},
+        {"LOCAL_RANK": "1"},
+    ],
+    ids=["torchrun", "srun", "Lightning's further rank"],
+)
+def test_one_of_several_ranks_ends_at_once_even_where_it_waits_for_the_others(
+    tmp_path, monkeypatch, environment
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with ended_by_signals(RunFolder(tmp_path)):
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 PLANTED = """
 import os, signal
 import pytorch_lightning as pl
