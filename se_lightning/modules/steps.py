@@ -34,7 +34,7 @@ class ClassificationSteps(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the loss of a batch; see :func:`se_lightning.modules.batches.pair_of`."""
-        images, labels = pair_of(batch)
+        images, labels = self._pair(batch)
         output = self(images)
         outputs = output if isinstance(output, tuple) else (output,)
         logits, *auxiliary = map(class_logits, outputs)
@@ -50,6 +50,16 @@ class ClassificationSteps(LightningModule):
         if self.fabric is None:  # which cannot log metrics; see `on_train_epoch_end`
             self.log(f"train/{name}", metric, on_step=False, on_epoch=True)
         return loss
+
+    def _pair(self, batch: Any) -> tuple[Tensor, Tensor]:
+        images, labels = pair_of(batch)
+        if labels.ndim == 2 and labels.shape[1] != self.num_classes:
+            raise ValueError(
+                f"The labels are probabilities of {labels.shape[1]} classes, but the network has "
+                f"{self.num_classes}. Labels are integers (N,) or probabilities (N, K); floats "
+                "(N,) are probabilities of class 1 out of two."
+            )
+        return images, labels
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
@@ -81,7 +91,7 @@ class ClassificationSteps(LightningModule):
         return class_logits(self(images_of(batch))).softmax(dim=1)
 
     def _evaluate(self, split: str, batch: Any, loader: int) -> None:
-        images, labels = pair_of(batch)
+        images, labels = self._pair(batch)
         logits = class_logits(self(images))
         name = f"{split}_metrics" + (f"_{loader}" if loader else "")
         if not hasattr(self, name):  # the number of loaders is not known before

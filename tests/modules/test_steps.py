@@ -51,6 +51,14 @@ def test_mixed_labels_and_auxiliary_classifiers_count():
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("labels", [torch.rand(7), torch.rand(7, 1), torch.rand(7, 4)])
+def test_labels_of_another_number_of_classes_are_refused(labels):
+    model = ImageClassifier(nn.Flatten(), 3)
+    for step in (model.training_step, model.validation_step):
+        with pytest.raises(ValueError, match=r"probabilities of [24] classes, but the network has"):
+            step((torch.randn(7, 3), labels), 0)
+
+
 def test_gradients_are_those_of_the_binary_cross_entropy():
     ours, theirs = (LOGITS.clone().requires_grad_() for _ in range(2))
     module().training_step((ours, LABELS), 0).backward()
