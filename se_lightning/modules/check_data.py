@@ -32,8 +32,8 @@ def check_data(network: nn.Module, num_classes: int, data: Any, *, trains: bool)
         )
     if classes is not None and classes != num_classes:
         raise MisconfigurationException(
-            f"The data set has {classes} classes, but the network has {num_classes}; "
-            f"set `num_classes` to {classes}."
+            f"The data set has {classes} classes, but the network tells "
+            f"{num_classes} apart; set `num_classes` to {classes}."
         )
     size, reduction = getattr(data, "image_size", None), getattr(network, "reduction", 1)
     _check_images(network, getattr(data, "in_channels", None), size)

@@ -55,9 +55,9 @@ class ClassificationSteps(LightningModule):
         images, labels = pair_of(batch)
         if labels.ndim == 2 and labels.shape[1] != self.num_classes:
             raise ValueError(
-                f"The labels are probabilities of {labels.shape[1]} classes, but the network has "
-                f"{self.num_classes}. Labels are integers (N,) or probabilities (N, K); floats "
-                "(N,) are probabilities of class 1 out of two."
+                f"The labels are probabilities of {labels.shape[1]} classes, but the network "
+                f"tells {self.num_classes} apart. Labels are integers (N,) or probabilities "
+                "(N, K); floats (N,) are probabilities of class 1 out of two."
             )
         return images, labels
 

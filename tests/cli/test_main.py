@@ -71,7 +71,7 @@ MISTAKES = [
     (["model.in_channels=3"], "The images have 1 channel(s), but the network takes 3"),
     (["data=fake", "data.size=0"], "data: `size` (=0) must be a whole number"),
     (["-m", "model.divisor=8", "model.ratio=8,16"], "Jobs 0 and 1 of this multirun train the same"),
-    (["model.num_classes=5"], "10 classes, but the network has 5"),
+    (["model.num_classes=5"], "10 classes, but the network tells 5 apart"),
     (["trainer.accelerator=gpu", "trainer.devices=999"], "999 on GPUs, but this machine has "),
     (["trainer.devices=abc"], "trainer: "),
     (["trainer.precision=7"], "trainer: "),

@@ -96,7 +96,7 @@ def test_metrics_predictions_and_selectivity_agree(twins, data, tmp_path):
         np.testing.assert_array_equal(values, tables[1][key])
 
 
-def test_a_run_trains_tests_and_predicts_with_one_logit(run_main, result, tmp_path):
+def test_a_run_trains_and_tests_with_one_logit(run_main, result, tmp_path):
     options = ("data=fake", "data.num_classes=2", "model.num_classes=1", "trainer.max_epochs=4")
     code, said = run_main(*options, "output_dir=run")
     assert code == 0, said

@@ -160,7 +160,7 @@ def test_norms_and_biases_can_be_exempt_from_weight_decay():
 @pytest.mark.parametrize("classes", [5, 1000])
 def test_a_data_set_with_another_number_of_classes_is_refused(classes, tmp_path):
     model = SEResNetModule(20, ratio=4, num_classes=classes, in_channels=1)
-    with pytest.raises(MisconfigurationException, match=f"but the network has {classes}"):
+    with pytest.raises(MisconfigurationException, match=f"but the network tells {classes} apart"):
         trainer(tmp_path).fit(model, datamodule=DigitsDataModule())
 
 

@@ -55,7 +55,9 @@ def test_mixed_labels_and_auxiliary_classifiers_count():
 def test_labels_of_another_number_of_classes_are_refused(labels):
     model = ImageClassifier(nn.Flatten(), 3)
     for step in (model.training_step, model.validation_step):
-        with pytest.raises(ValueError, match=r"probabilities of [24] classes, but the network has"):
+        with pytest.raises(
+            ValueError, match=r"probabilities of [24] classes, but the network tells 3"
+        ):
             step((torch.randn(7, 3), labels), 0)
 
 
@@ -102,8 +104,8 @@ def test_inceptions_auxiliary_classifier_has_one_logit_too():
 @pytest.mark.parametrize(
     ("outputs", "classes", "message"),
     [
-        (1, 3, "has 3 classes, but the network has 2; set `num_classes` to 3"),
-        (3, 2, "has 2 classes, but the network has 3"),
+        (1, 3, "has 3 classes, but the network tells 2 apart; set `num_classes` to 3"),
+        (3, 2, "has 2 classes, but the network tells 3 apart"),
         (1, 1, "one class, so there is nothing to tell apart"),
         (2, 1, "one class, so there is nothing to tell apart"),
     ],
