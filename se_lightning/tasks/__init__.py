@@ -2,10 +2,11 @@
 
 The names of a task's parameters select its arguments: ``trainer, model, datamodule, ckpt_path``;
 ``model, datamodule`` of a checkpoint; ``models, names, datamodule`` of several checkpoints;
-``datamodule`` alone; or nothing.
+``datamodule`` alone; ``build, name, device`` for networks of the config; or nothing.
 """
 
 from se_lightning.tasks.analyze import analyze
+from se_lightning.tasks.benchmark import benchmark
 from se_lightning.tasks.benchmark_data import benchmark_data
 from se_lightning.tasks.benchmark_excitation import benchmark_excitation
 from se_lightning.tasks.compare import compare
@@ -19,6 +20,7 @@ from se_lightning.tasks.what_if import what_if
 
 __all__ = [
     "analyze",
+    "benchmark",
     "benchmark_data",
     "benchmark_excitation",
     "compare",

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -23,8 +22,9 @@ from se_lightning.atomic import write_json
 from se_lightning.data import FakeDataModule, ImageFolderDataModule
 from se_lightning.data.base import ImageDataModule
 from se_lightning.data.cores import cores
+from se_lightning.tasks.timing import machine
 
-__all__ = ["benchmark_data", "machine"]
+__all__ = ["benchmark_data"]
 
 log = logging.getLogger(__name__)
 _BATCH = 128  # of small images; files use the datamodule's default
@@ -91,18 +91,6 @@ def benchmark_data(
 def _line(result: _Result) -> str:
     rates = f"{result.ours:14,.0f}{result.torchvision:13,.0f}{result.ratio:8.1f}x"
     return f"{result.what:34}{rates}  ({result.torchvision_setting})"
-
-
-def machine() -> dict[str, Any]:
-    """Return the number of cores, the processor and the torch version."""
-    return {"cores": cores(), "processor": _processor(), "torch": torch.__version__}
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _measure(

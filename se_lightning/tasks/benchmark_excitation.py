@@ -22,7 +22,7 @@ from se_lightning.callbacks.excitation.base import ExcitationCallback
 from se_lightning.lightning import Callback, LightningModule, Trainer
 from se_lightning.models import create_model
 from se_lightning.modules import ImageClassifier
-from se_lightning.tasks.benchmark_data import machine
+from se_lightning.tasks.timing import machine, synchronize
 
 __all__ = ["benchmark_excitation"]
 
@@ -38,7 +38,7 @@ class _Clock(Callback):
         self.state_bytes = 0
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        _wait(trainer)
+        synchronize(trainer.strategy.root_device)
         self.times.append(time.perf_counter() - self.start)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,21 +60,16 @@ class _Start(Callback):
             recorder.taps.record()
         else:
             recorder.taps.pause()
-        _wait(trainer)
+        synchronize(trainer.strategy.root_device)
         self.clock.start = time.perf_counter()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _wait(trainer)
+        synchronize(trainer.strategy.root_device)
         self.clock.start = time.perf_counter()
 
 
 def _leader(trainer: Trainer) -> ExcitationCallback:
     return next(c for c in trainer.callbacks if isinstance(c, ExcitationCallback))  # type: ignore[attr-defined]
-
-
-def _wait(trainer: Trainer) -> None:
-    if trainer.strategy.root_device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 class _Images(torch.utils.data.Dataset):

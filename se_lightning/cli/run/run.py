@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from se_lightning.cli import console
@@ -84,6 +84,8 @@ def _caller(task: Task) -> Callable[[DictConfig, Task], RunResult]:
     wanted = inspect.signature(task).parameters
     if "trainer" in wanted:
         return _call_with_trainer
+    if "build" in wanted:
+        return _call_on_config
     return _call_on_networks if {"model", "models"} & wanted.keys() else _call_on_data
 
 
@@ -145,6 +147,21 @@ def _call_on_networks(cfg: DictConfig, task: Task) -> RunResult:
         given["ckpt_path"] = paths[0]
     result["model"], result["data"] = type(models[0]).__name__, type(datamodule).__name__
     result["metrics"] = task(**given)
+    return result
+
+
+def _call_on_config(cfg: DictConfig, task: Task) -> RunResult:
+    """Call a task that builds untrained networks from the config."""
+    result = _without_trainer(cfg)
+    if is_further_rank():
+        return result
+    node = {key: value for key, value in cfg.model.items() if value is not None}
+
+    def build(**changes: Any) -> pl.LightningModule:
+        return make(OmegaConf.create(node | changes), "model", pl.LightningModule).backbone
+
+    name = HydraConfig.get().runtime.choices["model"]
+    result["metrics"] = task(build, name=name, device=_device(cfg.trainer.accelerator))
     return result
 
 
