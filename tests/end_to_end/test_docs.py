@@ -57,6 +57,7 @@ SLOW = (
     "data=cifar10",
     "data=image_folder",
     "data.download=true",
+    "task=benchmark ",
     "task=benchmark_data",
     "task=what_if",
     "task=fold",
@@ -153,7 +154,7 @@ def test_the_set_up_commands_are_one_line_each_and_ci_runs_them(name, last):
 
 
 def test_the_commands_are_found():
-    assert len(COMMANDS) == 58
+    assert len(COMMANDS) == 59
 
 
 @pytest.mark.parametrize(
@@ -187,6 +188,8 @@ def test_each_command_runs(command, cli, short, data, tmp_path):
     extra += ("jobs.trials=2",) * ("jobs.trials=20" in words)
     if "task=benchmark_data" in words:
         extra = ("task.rounds=1", "task.seconds=0", "task.workers=[2]")
+    elif "task=benchmark" in words:
+        extra = ("task.image_size=32", "task.batch_size=2", "task.rounds=1")
     elif "task=benchmark_excitation" in words:
         extra = ("task.name=se_resnet20", "task.image_size=32", "task.pairs=2")
     elif "ckpt_path=" in command and "task=" in command and "task=test" not in words:

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -61,6 +61,14 @@ class Gate(nn.Module, ABC):
     @abstractmethod
     def parts(self) -> ExcitationParts | None:
         """Return the gate's layers and activation; None if it is composed of other gates."""
+
+    def from_means(self) -> Callable[[Tensor], Tensor] | None:
+        """Return the function from the means over space to the gate, both (N, C, 1, 1).
+
+        With it, :mod:`se_lightning.models.layers.fused` rescales in fewer passes over the map.
+        None, the default, if the gate depends on more than the means.
+        """
+        return None
 
     @classmethod
     def identity_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from se_lightning.arguments import boolean, positive_integer
+from se_lightning.models.layers.fused import fuses, is_plain, rescaled
+from se_lightning.models.layers.gate_base import Gate
 from se_lightning.models.layers.options import Excitation
 
 __all__ = [
@@ -110,12 +112,26 @@ def tail(
     shortcut: Tensor | None = None,
     act: Step = unchanged,
 ) -> Tensor:
-    """Finish a branch with norm, gate, shortcut and ReLU, which a fused operator could replace.
+    """Finish a branch with norm, gate, shortcut and ReLU, fused around the gate where possible.
 
     ``gate_act`` is the ReLU that some implementations have between norm and gate.
     """
-    x = se(gate_act(norm(x)))
-    return act(x if shortcut is None else x + shortcut)
+    excite = se.from_means() if isinstance(se, Gate) else None
+    if excite is None or not fuses(x, se):
+        x = se(gate_act(norm(x)))
+        return act(x if shortcut is None else x + shortcut)
+    first = None
+    if is_plain(norm, nn.BatchNorm2d) and (
+        gate_act is unchanged or is_plain(gate_act, nn.Identity)
+    ):
+        first = norm
+    else:
+        x = gate_act(norm(x))
+    fits = shortcut is None or (shortcut.shape == x.shape and shortcut.dtype == x.dtype)
+    relu = fits and is_plain(act, nn.ReLU)
+    x = rescaled(x, excite, norm=first, shortcut=shortcut if fits else None, relu=relu)
+    x = x if fits else x + shortcut
+    return x if relu else act(x)
 
 
 class ResidualUnit(nn.Module):

@@ -1,0 +1,336 @@
+r"""Norm, squeeze, gate, shortcut and ReLU in few passes over the feature map.
+
+One step after another, autograd reads and writes the map a dozen times. Fewer passes are enough,
+because all that the steps need from the whole map are sums over space. With the norm's output
+:math:`x = a y + b` (per channel), the squeeze :math:`z`, the gate :math:`g(z)` (both per image and
+channel) and :math:`out = \mathrm{ReLU}(g x + s)`, one pass computes :math:`\sum y` and so
+:math:`z = a \bar y + b`, and another one the output. With :math:`m` the gradient of the output
+where that is positive, the backward pass computes
+
+.. math::
+    \partial g = \sum m x = a \sum m y + b \sum m, \qquad
+    \partial x = g m + \partial z / HW, \qquad \partial s = m
+
+The gradients of the norm follow from the same two sums, so that the gradient of y is written
+once. The normalized map is never stored, nor is the scaled one.
+
+Two functions share the work, between which autograd runs the gate as usual: :class:`_Squeeze`
+before it and :class:`_Rescale` after it. The latter's backward pass leaves its factors to the
+former's, which knows the gradient of the squeeze.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import module as torch_modules
+
+from se_lightning.models.layers.passes import combine, gradient_sums, rescale, statistics, wide
+
+__all__ = ["fuses", "is_plain", "rescaled"]
+
+Excite = Callable[[Tensor], Tensor]
+
+
+def fuses(x: Tensor, gate: nn.Module) -> bool:
+    """Return whether :func:`rescaled` can replace a gate, and steps around it, for this input.
+
+    It cannot where something looks at the single steps: hooks, tracing, export.
+    """
+    if type(x) is not Tensor or x.ndim != 4 or not x.is_floating_point() or _has_hooks(gate):
+        return False
+    if x.numel() <= x.shape[1]:  # a batch norm refuses it
+        return False
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return x.device.type == "cpu" and not _is_transformed()
+
+
+def is_plain(step: Any, kind: type[nn.Module]) -> bool:
+    """Return whether a step is a module of just this class, without hooks, and with its weights."""
+    return type(step) is kind and not _has_hooks(step) and getattr(step, "affine", True)
+
+
+def _is_transformed() -> bool:
+    """Return whether something else than autograd follows the operations."""
+    return (
+        torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or torch_modules._global_forward_hooks
+        or torch_modules._global_forward_pre_hooks
+        or torch_modules._global_backward_hooks
+        or torch_modules._global_backward_pre_hooks
+    )
+
+
+@dataclass
+class _Norm:
+    """Mean and variance with which a batch norm normalizes a batch, (C, 1, 1)."""
+
+    mean: Tensor
+    inverse: Tensor  # 1 / sqrt(variance + eps)
+    of_batch: bool  # so that they depend on the input
+    eps: float
+
+
+@dataclass
+class _Shared:
+    """What the two functions share."""
+
+    norm: _Norm | None
+    left: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+
+def rescaled(
+    y: Tensor,
+    excite: Excite,
+    *,
+    norm: nn.BatchNorm2d | None = None,
+    shortcut: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """Return ``relu(x * excite(mean(x)) + shortcut)`` with ``x = norm(y)``.
+
+    Args:
+        y: Feature map.
+        excite: Function from the squeeze, (N, C, 1, 1), to the gate, (N, C, 1, 1).
+        norm: Batch norm, whose running statistics are updated in training.
+        shortcut: Added to the rescaled map.
+        relu: Whether a ReLU follows.
+
+    Shape:
+        y, shortcut and the output are (N, C, H, W).
+    """
+    if torch.compiler.is_compiling():
+        return _formulas(y, excite, norm, shortcut, relu)
+    weight = bias = None
+    with torch.no_grad():
+        means, normed = _statistics(norm, y)
+    if norm is not None:
+        weight, bias = norm.weight, norm.bias
+    shared = _Shared(normed)
+    x, z = _Squeeze.apply(y, weight, bias, means, shared)
+    gate = excite(z)
+    if gate.shape != z.shape:  # a hook returned a gate per pixel
+        x = _normalize(y, weight, bias, normed) * gate
+        x = x if shortcut is None else x + shortcut
+        return F.relu(x) if relu else x
+    return _Rescale.apply(x, y, weight, bias, gate, shortcut, relu, shared)
+
+
+def _statistics(norm: nn.BatchNorm2d | None, y: Tensor) -> tuple[Tensor, _Norm | None]:
+    """Return the means over space and the norm's statistics; update the running ones."""
+    if norm is not None and (norm.training or norm.running_mean is None):
+        means, mean, variance = statistics(y)
+        if norm.training and norm.running_mean is not None:
+            _update(norm, mean, variance, y.numel() // y.shape[1])
+    else:
+        means = y.mean((2, 3), keepdim=True, dtype=wide(y.dtype))
+        if norm is None:
+            return means, None
+        mean, variance = (each.to(means.dtype) for each in (norm.running_mean, norm.running_var))
+    inverse = (variance + norm.eps).rsqrt().view(-1, 1, 1)
+    of_batch = norm.training or norm.running_mean is None
+    return means, _Norm(mean.view(-1, 1, 1), inverse, of_batch, norm.eps)
+
+
+def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Update the running statistics as torch's batch norm does."""
+    count_of_batches = norm.num_batches_tracked
+    if count_of_batches is not None:
+        count_of_batches.add_(1)
+    momentum = norm.momentum
+    if momentum is None:  # the running statistics are cumulative means
+        momentum = 0.0 if count_of_batches is None else 1.0 / count_of_batches
+    unbiased = variance * (count / (count - 1))
+    for running, now in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+        running.mul_(1 - momentum).add_(now * momentum)
+
+
+def _formulas(
+    y: Tensor, excite: Excite, norm: nn.BatchNorm2d | None, shortcut: Tensor | None, relu: bool
+) -> Tensor:
+    """Return what :func:`rescaled` does, by operations that Inductor fuses to two passes."""
+    wider = y.to(wide(y.dtype))
+    if norm is None:
+        factor = excite(wider.mean((2, 3), keepdim=True).to(y.dtype))
+        offset: Tensor | float = 0.0
+    else:
+        # The variance of a channel is that within the images plus that of their means.
+        within, means = torch.var_mean(wider, (2, 3), keepdim=True, correction=0)
+        of_batch = norm.training or norm.running_mean is None
+        if of_batch:
+            mean = means.mean(0)
+            variance = within.mean(0) + (means - mean).square().mean(0)
+            if norm.training and norm.running_mean is not None:
+                with torch.no_grad():
+                    count = y.numel() // y.shape[1]
+                    _update(norm, mean.detach().flatten(), variance.detach().flatten(), count)
+        else:
+            mean, variance = norm.running_mean.view(-1, 1, 1), norm.running_var.view(-1, 1, 1)
+        inverse = (variance + norm.eps).rsqrt()
+        scale, shift = _affine(norm.weight, norm.bias, _Norm(mean, inverse, of_batch, norm.eps))
+        gate = excite((scale * means + shift).to(y.dtype))
+        factor, offset = scale * gate, shift * gate
+    out = wider * factor + offset
+    out = (out if shortcut is None else out + shortcut).to(y.dtype)
+    return F.relu(out) if relu else out
+
+
+def _normalize(y: Tensor, weight: Tensor, bias: Tensor, norm: _Norm | None) -> Tensor:
+    """Return the norm's output by differentiable operations."""
+    if norm is None:
+        return y
+    if norm.of_batch:
+        return F.batch_norm(y, None, None, weight, bias, True, eps=norm.eps)
+    scale, shift = _affine(weight, bias, norm)
+    return (y * scale + shift).to(y.dtype)
+
+
+def _affine(weight: Tensor, bias: Tensor, norm: _Norm) -> tuple[Tensor, Tensor]:
+    """Return a and b of x = a * y + b, (C, 1, 1)."""
+    scale = weight.view(-1, 1, 1) * norm.inverse
+    return scale, bias.view(-1, 1, 1) - norm.mean * scale
+
+
+class _Squeeze(torch.autograd.Function):
+    """From y to x = norm(y), which remains virtual, and its mean over space.
+
+    The first output only carries gradients; its values are those of y.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        means: Tensor,
+        shared: _Shared,
+    ) -> tuple[Tensor, Tensor]:
+        z = means
+        if shared.norm is not None:
+            scale, shift = _affine(weight, bias, shared.norm)
+            z = scale * means + shift
+        ctx.save_for_backward(y, weight, bias, means)
+        ctx.shared = shared
+        ctx.set_materialize_grads(False)
+        return y.view_as(y), z.to(y.dtype, copy=True)
+
+    @staticmethod
+    def backward(ctx: Any, x_grad: Tensor | None, z_grad: Tensor | None) -> Any:
+        y, weight, bias, means = ctx.saved_tensors
+        norm, left = ctx.shared.norm, ctx.shared.left
+        ctx.shared.left = None
+        if left is None:
+            x_grad = _whole(x_grad, z_grad, y)
+            return (*_norm_backward(x_grad, y, weight, bias, norm), None, None)
+        masked, gate, total, product = left
+        share = torch.zeros_like(means) if z_grad is None else z_grad.to(means.dtype)
+        size = y.shape[2] * y.shape[3]
+        if norm is None:
+            return combine(masked, gate, share / size, None, None), None, None, None, None
+        # The sums of x's gradient, and of its product with the centered y.
+        scale, _ = _affine(weight, bias, norm)
+        shift_grad = (gate * total + share).sum(0)
+        product = (gate * product + share * (means - norm.mean)).sum(0)
+        scale_grad = product * norm.inverse
+        y_grad = None
+        if ctx.needs_input_grad[0]:
+            offset, slope = scale * share / size, None
+            if norm.of_batch:
+                count = size * len(y)
+                slope = -scale * norm.inverse * scale_grad / count
+                offset = offset - scale * shift_grad / count - slope * norm.mean
+                slope = slope.flatten()
+            second = y if norm.of_batch else None
+            y_grad = combine(masked, scale * gate, offset, slope, second)
+        grads = (scale_grad.view_as(weight).to(weight), shift_grad.view_as(bias).to(bias))
+        return (y_grad, *grads, None, None)
+
+
+def _whole(x_grad: Tensor | None, z_grad: Tensor | None, y: Tensor) -> Tensor:
+    """Return the gradient of x, with the squeeze's share."""
+    if z_grad is None:
+        return torch.zeros_like(y) if x_grad is None else x_grad
+    share = (z_grad / (y.shape[2] * y.shape[3])).expand_as(y)
+    return share if x_grad is None else x_grad + share
+
+
+def _norm_backward(
+    x_grad: Tensor, y: Tensor, weight: Tensor, bias: Tensor, norm: _Norm | None
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of y, weight and bias by autograd, differentiable if wanted."""
+    if norm is None:
+        return x_grad, None, None
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = [each if again else each.detach().requires_grad_() for each in (y, weight, bias)]
+        wanted = [each for each in inputs if each.requires_grad]
+        found = iter(
+            torch.autograd.grad(_normalize(*inputs, norm), wanted, x_grad, create_graph=again)
+        )
+    return tuple(next(found) if each.requires_grad else None for each in inputs)
+
+
+class _Rescale(torch.autograd.Function):
+    """From x, its gate and the shortcut to relu(x * gate + shortcut)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        gate: Tensor,
+        shortcut: Tensor | None,
+        relu: bool,
+        shared: _Shared,
+    ) -> Tensor:
+        factor, offset = gate.to(wide(y.dtype)), None
+        if shared.norm is not None:
+            scale, shift = _affine(weight, bias, shared.norm)
+            factor, offset = factor * scale, factor * shift
+        out = rescale(y, factor, offset, shortcut, relu)
+        ctx.save_for_backward(y, weight, bias, gate, out if relu else None)
+        ctx.shared, ctx.with_shortcut = shared, shortcut is not None
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        y, weight, bias, gate, out = ctx.saved_tensors
+        norm = ctx.shared.norm
+        ctx.shared.left = None
+        if torch.is_grad_enabled():  # for a second derivative
+            masked = grad if out is None else grad * (out > 0)
+            x_grad = masked * gate
+            gate_grad = (masked * _normalize(y, weight, bias, norm)).sum((2, 3), keepdim=True)
+        else:
+            center = None if norm is None else norm.mean.flatten()
+            masked, total, product = gradient_sums(grad, out, y, center)
+            gate_grad = product
+            if norm is not None:
+                scale, _ = _affine(weight, bias, norm)
+                gate_grad = scale * product + bias.view(-1, 1, 1) * total
+            x_grad = None
+            if ctx.needs_input_grad[0]:
+                ctx.shared.left = masked, gate.to(total.dtype), total, product
+                x_grad = grad.new_zeros(()).expand_as(grad)  # _Squeeze computes it
+        shortcut_grad = masked if ctx.with_shortcut else None
+        gate_grad = gate_grad.to(gate.dtype)
+        return x_grad, None, None, None, gate_grad, shortcut_grad, None, None

@@ -1,0 +1,156 @@
+"""The four passes over a feature map of a fused tail, on a CPU.
+
+They consist of torch's operations on some images at a time, which stay in the cache in between.
+:mod:`se_lightning.models.layers.fused` says what they are for. Sums, and the factors of images and
+channels, are float32 for half precision, and of the map's type otherwise.
+"""
+
+from collections.abc import Iterator
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["combine", "gradient_sums", "rescale", "statistics", "wide"]
+
+# Elements of a map that are processed together.
+CHUNK = 2**18
+# Elements of an image from which on torch's batch norm is called per image. A call takes 8 us.
+LARGE = 2**16
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of sums over maps of a type."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def _chunks(images: int, *maps: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """Yield the maps, or None, some images at a time."""
+    return zip(*(repeat(None) if each is None else each.split(images) for each in maps))  # noqa: B905
+
+
+def _images(y: Tensor) -> int:
+    """Return how many images to process together."""
+    return max(1, CHUNK * len(y) // y.numel())
+
+
+def _is_large(y: Tensor) -> bool:
+    return y.numel() >= LARGE * len(y)
+
+
+def statistics(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the means of images and channels, and mean and variance of the channels.
+
+    Shape:
+        (N, C, H, W) to (N, C, 1, 1), (C,) and (C,).
+    """
+    means = y.mean((2, 3), keepdim=True, dtype=wide(y.dtype))
+    # Running statistics, although they are discarded, make those of half precision float32.
+    running = torch.zeros(2, y.shape[1], dtype=means.dtype).unbind()
+    return (means, *torch.batch_norm_update_stats(y, *running, 0.0))
+
+
+def rescale(
+    y: Tensor, factor: Tensor, offset: Tensor | None, shortcut: Tensor | None, relu: bool
+) -> Tensor:
+    """Return ``y * factor + offset + shortcut``, without its negative values if ``relu``.
+
+    Shape:
+        ``factor`` and ``offset`` are (N, C, 1, 1), the others (N, C, H, W).
+    """
+    out = torch.empty_like(y)
+    half = y.dtype != factor.dtype
+    images = 1 if half and _is_large(y) else _images(y)
+    for to, part, times, plus, add in _chunks(images, out, y, factor, offset, shortcut):
+        if half:
+            value = _affine_half(part, times, plus)
+            value = value if add is None else value.add_(add)
+            to.copy_(value.relu_() if relu else value)
+            continue
+        if add is not None:
+            torch.addcmul(add, part, times, out=to)
+            to = to if plus is None else to.add_(plus)
+        elif plus is not None:
+            torch.addcmul(plus.expand_as(part), part, times, out=to)
+        else:
+            torch.mul(part, times, out=to)
+        if relu:
+            to.relu_()
+    return out
+
+
+def _affine_half(y: Tensor, factor: Tensor, offset: Tensor | None) -> Tensor:
+    """Return ``y * factor + offset``, computed in float32.
+
+    For a single image, this is a batch norm, which needs no copies in float32.
+    """
+    if len(y) > 1 or not _is_large(y):
+        return (y * factor if offset is None else torch.addcmul(offset, y, factor)).to(y.dtype)
+    factor = factor.flatten()
+    zeros = torch.zeros_like(factor)
+    offset = zeros if offset is None else offset.flatten()
+    return torch.native_batch_norm(
+        y, factor, offset, zeros, torch.ones_like(factor), False, 0.0, 0.0
+    )[0]
+
+
+def gradient_sums(
+    grad: Tensor, out: Tensor | None, y: Tensor, center: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradient where the output is positive, its sum, and that of its product with y.
+
+    Args:
+        grad: Gradient of the output.
+        out: Output; None if there was no ReLU.
+        y: Input.
+        center: Subtracted from y, (C,): the sum of products would cancel if the mean of y were far
+            above its deviation.
+
+    Shape:
+        (N, C, H, W), (N, C, 1, 1) and (N, C, 1, 1).
+    """
+    if grad.stride() != y.stride():
+        grad = torch.empty_like(y).copy_(grad)
+    masked = grad if out is None else torch.empty_like(y)
+    total, product = torch.empty((2, *y.shape[:2], 1, 1), dtype=wide(y.dtype)).unbind()
+    large = _is_large(y)
+    one = torch.ones(y.shape[1], dtype=total.dtype) if large else None
+    middle = torch.zeros_like(one) if large and center is None else center
+    images = 1 if large else _images(y)
+    for here, positive, to, there, *sums in _chunks(images, grad, out, masked, y, total, product):
+        if positive is not None:
+            torch.ops.aten.threshold_backward(here, positive, 0, grad_input=to)
+        if large:  # the sums of a batch norm's backward pass
+            _, second, first = torch.ops.aten.native_batch_norm_backward(
+                to, there, None, None, None, middle, one, True, 0.0, [False, True, True]
+            )
+            sums[0].view(-1).copy_(first)
+            sums[1].view(-1).copy_(second)
+            continue
+        torch.sum(to, (2, 3), keepdim=True, dtype=total.dtype, out=sums[0])
+        flat = (each.flatten(2).to(total.dtype) for each in (to, there))
+        torch.linalg.vecdot(*flat, dim=2, out=sums[1].flatten(1))
+    if center is not None and not large:
+        product -= total * center.view(-1, 1, 1)
+    return masked, total, product
+
+
+def combine(
+    masked: Tensor, factor: Tensor, offset: Tensor, slope: Tensor | None, y: Tensor | None
+) -> Tensor:
+    """Return ``masked * factor + offset + y * slope``.
+
+    Shape:
+        ``factor`` and ``offset`` are (N, C, 1, 1), ``slope`` is (C,), the others (N, C, H, W).
+    """
+    out = torch.empty_like(masked)
+    slope = None if slope is None else slope.view(-1, 1, 1)
+    for to, here, times, plus, there in _chunks(_images(masked), out, masked, factor, offset, y):
+        same = to.dtype == times.dtype
+        value = torch.addcmul(plus.expand_as(to), here, times, out=to if same else None)
+        if there is not None:
+            value.addcmul_(there, slope)
+        if not same:
+            to.copy_(value)
+    return out
