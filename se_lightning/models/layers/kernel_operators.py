@@ -4,10 +4,12 @@
 one layout.
 """
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+from torch.library import triton_op
 
 from se_lightning.models.layers.triton_kernels import (
     merge_kernel,
@@ -24,6 +26,15 @@ ROW = {True: 256, False: 1024}  # bytes of a tile that lie side by side: channel
 # largest cards, while each has at least so many tiles.
 PROGRAMS = 4096
 TILES = 4
+
+
+def wrap_triton(kernel: Any) -> Any:
+    """As torch.library.wrap_triton, which refuses interpreted kernels in torch 2.11.
+
+    It has that name because torch finds the kernels of an operator by it, in the source.
+    """
+    compiled = isinstance(kernel, triton.JITFunction)
+    return torch.library.wrap_triton(kernel) if compiled else kernel
 
 
 def _wide(y: Tensor) -> torch.dtype:
