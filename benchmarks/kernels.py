@@ -23,34 +23,39 @@ from se_lightning.models.layers import kernels
 
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))  # channels, side
 CACHE = 2**28  # bytes: several times the largest L2
+LINE = (
+    "{name:24}{shape:18}{us:9.1f} us{gb_per_s:9.0f} GB/s, {share:.2f} of a copy; "
+    "{host_us:.0f} us until queued"
+)
 
 
-def timed(calls: list[Callable[[], Any]], repeats: int, device: str) -> float:
-    """Return the median seconds of a call; calls take turns, so that caches do not help."""
-    times = []
+def timed(calls: list[Callable[[], Any]], repeats: int, device: str) -> tuple[float, float]:
+    """Return the median seconds that a call takes on the device, and until it has been queued.
+
+    Calls take turns, so that caches do not help.
+    """
+    times, queued = [], []
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device == "cuda" else []
     for number in range(-3, repeats):  # the first three warm up
-        call = calls[number % len(calls)]
-        if device == "cpu":
-            start = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - start)
-            continue
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        # Work that is queued before it hides how long the call takes to start.
-        torch.cuda._sleep(1_000_000)
-        events[0].record()
-        call()
-        events[1].record()
-        torch.cuda.synchronize()
-        times.append(events[0].elapsed_time(events[1]) / 1e3)
-    return median(times[3:])
+        if events:
+            # Work that is queued before it hides how long the call takes to start.
+            torch.cuda._sleep(1_000_000)
+            events[0].record()
+        start = time.perf_counter()
+        calls[number % len(calls)]()
+        queued.append(time.perf_counter() - start)
+        if events:
+            events[1].record()
+            torch.cuda.synchronize()
+        times.append(events[0].elapsed_time(events[1]) / 1e3 if events else queued[-1])
+    return median(times[3:]), median(queued[3:])
 
 
 def bandwidth(repeats: int, device: str, size: int) -> float:
     """Return the bytes per second that a copy reads and writes."""
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * size / timed([lambda: target.copy_(source)], repeats, device)
+    return 2 * size / timed([lambda: target.copy_(source)], repeats, device)[0]
 
 
 class Maps:
@@ -89,20 +94,25 @@ def passes(m: Maps) -> dict[str, tuple[Callable[[], Any], int]]:
 
 def measure(images: int, stages: Any, repeats: int, device: str, cache: int) -> dict[str, Any]:
     """Return one row for each kernel and stage."""
-    peak = bandwidth(repeats, device, cache)
+    peak = bandwidth(repeats, device, 4 * cache)
     rows = []
     for channels, side in stages:
         size = 2 * images * channels * side * side
         sets = [Maps(images, channels, side, device) for _ in range(max(1, cache // size))]
         calls = [passes(each) for each in sets]
         for name, (_, count) in calls[0].items():
-            seconds = timed([each[name][0] for each in calls], repeats, device)
-            speed = count * size / seconds
-            shape = f"{images}x{channels}x{side}x{side}"
-            rows.append({"name": name, "shape": shape, "us": seconds * 1e6, "bytes": count * size,
-                         "gb_per_s": speed / 1e9, "share": speed / peak})  # fmt: skip
-            print(f"{name:24}{shape:18}{seconds * 1e6:9.1f} us{speed / 1e9:9.0f} GB/s"
-                  f"{speed / peak:7.2f} of a copy")  # fmt: skip
+            seconds, queued = timed([each[name][0] for each in calls], repeats, device)
+            row = {
+                "name": name,
+                "shape": f"{images}x{channels}x{side}x{side}",
+                "us": seconds * 1e6,
+                "host_us": queued * 1e6,
+                "bytes": count * size,
+                "gb_per_s": count * size / seconds / 1e9,
+                "share": count * size / seconds / peak,
+            }
+            rows.append(row)
+            print(LINE.format(**row))
         del sets, calls
     own = [row for row in rows if "torch" not in row["name"]]
     shares = {f"{row['name']} {row['shape']}/share": row["share"] for row in own}

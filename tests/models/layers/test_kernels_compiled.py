@@ -89,6 +89,20 @@ def test_torch_compile_sees_the_kernels_and_what_they_write(monkeypatch, dynamic
     ]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", [torch.contiguous_format, LAST])
+def test_compiled_passes_give_what_they_give_eagerly(form):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    y = torch.randn(4, 24, 30, 30, device="cuda", dtype=torch.bfloat16)
+    y = y.contiguous(memory_format=form)
+    factor, center = torch.randn(4, 24, 1, 1, device="cuda"), torch.randn(24, device="cuda")
+    expected = Tail()(y, factor, center)
+    found = torch.compile(Tail(), fullgraph=True)(y, factor, center)
+    torch.testing.assert_close(found, expected)
+    assert found[0].stride() == expected[0].stride()
+
+
 SIZES = ("images", "channels", "pixels", "stride_c", "stride_p", "parts", "length", "rows")
 MAPS = ("y_ptr", "grad_ptr", "out_ptr", "masked_ptr", "other_ptr", "result_ptr")
 FLAGS = ("has_out", "has_center", "has_offset", "has_other", "has_slope", "relu", "moments")
