@@ -18,7 +18,14 @@ from se_lightning.atomic import write_json, write_text
 from se_lightning.models.layers.head import class_logits
 from se_lightning.tables import csv_table
 from se_lightning.tasks.report.speed import Speed, draw_speed, speed_table
-from se_lightning.tasks.timing import interleaved, machine, peak_bytes, quantile, saved_bytes
+from se_lightning.tasks.timing import (
+    interleaved,
+    machine,
+    peak_bytes,
+    quantile,
+    saved_bytes,
+    synchronize,
+)
 
 __all__ = ["benchmark"]
 
@@ -90,7 +97,9 @@ def benchmark(
     cast = PRECISIONS[precision]
     context = partial(torch.autocast, device.type, cast, enabled=cast is not None)
     rows: list[Speed] = []
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     for mode in modes:
+        torch.compiler.reset()  # what earlier networks compiled counts against a limit
         ready = {key: _ready(network, device, mode) for key, network in networks.items()}
         for step in steps:
             calls, memory = _prepare(ready, step, batch, context, device)
@@ -181,7 +190,6 @@ def _training(network: nn.Module, batch: Batch, context: Context) -> Call:
     network.train()
 
     def step() -> None:
-        network.train()
         optimizer.zero_grad()
         _loss(network, batch, context).backward()
         optimizer.step()
@@ -190,8 +198,9 @@ def _training(network: nn.Module, batch: Batch, context: Context) -> Call:
 
 
 def _inference(network: nn.Module, batch: Batch, context: Context) -> Call:
+    network.eval()
+
     def step() -> None:
-        network.eval()
         with torch.inference_mode(), context():
             network(batch[0])
 
@@ -199,7 +208,13 @@ def _inference(network: nn.Module, batch: Batch, context: Context) -> Call:
 
 
 def _latency(network: nn.Module, batch: Batch, context: Context) -> Call:
-    return _inference(network, (batch[0][:1], batch[1][:1]), context)
+    call = _inference(network, (batch[0][:1], batch[1][:1]), context)
+
+    def step() -> None:
+        call()
+        synchronize(batch[0].device)  # the next image waits for this one's result
+
+    return step
 
 
 _STEPS: dict[str, Callable[[nn.Module, Batch, Context], Call]] = {
