@@ -19,37 +19,45 @@ before it and :class:`_Rescale` after it. The latter's backward pass leaves its 
 former's, which knows the gradient of the squeeze.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_modules
 
-from se_lightning.models.layers.passes import combine, gradient_sums, rescale, statistics, wide
+from se_lightning.models.layers import kernels, passes
+from se_lightning.models.layers.passes import wide
 
 __all__ = ["fuses", "is_plain", "rescaled"]
 
+# SE_LIGHTNING_FUSED=0 takes the steps one by one, for comparisons.
+ENABLED = os.environ.get("SE_LIGHTNING_FUSED") != "0"
+
 Excite = Callable[[Tensor], Tensor]
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
-def fuses(x: Tensor, gate: nn.Module) -> bool:
+def fuses(x: Tensor, gate: Any) -> bool:
     """Return whether :func:`rescaled` can replace a gate, and steps around it, for this input.
 
     It cannot where something looks at the single steps: hooks, tracing, export.
     """
     if type(x) is not Tensor or x.ndim != 4 or not x.is_floating_point() or _has_hooks(gate):
         return False
-    if x.numel() <= x.shape[1]:  # a batch norm refuses it
+    if not ENABLED or x.numel() <= x.shape[1]:  # a batch norm refuses a value per channel
         return False
     if torch.compiler.is_compiling():
         return not torch.compiler.is_exporting()
-    return x.device.type == "cpu" and not _is_transformed()
+    covered = x.device.type == "cpu" or (x.is_cuda and kernels.AVAILABLE)
+    return covered and not _is_transformed()
 
 
-def is_plain(step: Any, kind: type[nn.Module]) -> bool:
+def is_plain(step: Any, kind: type[Kind]) -> TypeGuard[Kind]:
     """Return whether a step is a module of just this class, without hooks, and with its weights."""
     return type(step) is kind and not _has_hooks(step) and getattr(step, "affine", True)
 
@@ -75,6 +83,10 @@ def _has_hooks(module: nn.Module) -> bool:
         or torch_modules._global_backward_hooks
         or torch_modules._global_backward_pre_hooks
     )
+
+
+def _passes(y: Tensor) -> ModuleType:
+    return kernels if y.is_cuda else passes
 
 
 @dataclass
@@ -132,10 +144,10 @@ def rescaled(
     return _Rescale.apply(x, y, weight, bias, gate, shortcut, relu, shared)
 
 
-def _statistics(norm: nn.BatchNorm2d | None, y: Tensor) -> tuple[Tensor, _Norm | None]:
+def _statistics(norm: Any, y: Tensor) -> tuple[Tensor, _Norm | None]:
     """Return the means over space and the norm's statistics; update the running ones."""
     if norm is not None and (norm.training or norm.running_mean is None):
-        means, mean, variance = statistics(y)
+        means, mean, variance = _passes(y).statistics(y)
         if norm.training and norm.running_mean is not None:
             _update(norm, mean, variance, y.numel() // y.shape[1])
     else:
@@ -148,7 +160,7 @@ def _statistics(norm: nn.BatchNorm2d | None, y: Tensor) -> tuple[Tensor, _Norm |
     return means, _Norm(mean.view(-1, 1, 1), inverse, of_batch, norm.eps)
 
 
-def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+def _update(norm: Any, mean: Tensor, variance: Tensor, count: int) -> None:
     """Update the running statistics as torch's batch norm does."""
     count_of_batches = norm.num_batches_tracked
     if count_of_batches is not None:
@@ -161,9 +173,7 @@ def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) ->
         running.mul_(1 - momentum).add_(now * momentum)
 
 
-def _formulas(
-    y: Tensor, excite: Excite, norm: nn.BatchNorm2d | None, shortcut: Tensor | None, relu: bool
-) -> Tensor:
+def _formulas(y: Tensor, excite: Excite, norm: Any, shortcut: Tensor | None, relu: bool) -> Tensor:
     """Return what :func:`rescaled` does, by operations that Inductor fuses to two passes."""
     wider = y.to(wide(y.dtype))
     if norm is None:
@@ -191,7 +201,7 @@ def _formulas(
     return F.relu(out) if relu else out
 
 
-def _normalize(y: Tensor, weight: Tensor, bias: Tensor, norm: _Norm | None) -> Tensor:
+def _normalize(y: Tensor, weight: Any, bias: Any, norm: _Norm | None) -> Tensor:
     """Return the norm's output by differentiable operations."""
     if norm is None:
         return y
@@ -201,7 +211,7 @@ def _normalize(y: Tensor, weight: Tensor, bias: Tensor, norm: _Norm | None) -> T
     return (y * scale + shift).to(y.dtype)
 
 
-def _affine(weight: Tensor, bias: Tensor, norm: _Norm) -> tuple[Tensor, Tensor]:
+def _affine(weight: Any, bias: Any, norm: _Norm) -> tuple[Tensor, Tensor]:
     """Return a and b of x = a * y + b, (C, 1, 1)."""
     scale = weight.view(-1, 1, 1) * norm.inverse
     return scale, bias.view(-1, 1, 1) - norm.mean * scale
@@ -217,8 +227,8 @@ class _Squeeze(torch.autograd.Function):
     def forward(
         ctx: Any,
         y: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
+        weight: Any,
+        bias: Any,
         means: Tensor,
         shared: _Shared,
     ) -> tuple[Tensor, Tensor]:
@@ -243,7 +253,7 @@ class _Squeeze(torch.autograd.Function):
         share = torch.zeros_like(means) if z_grad is None else z_grad.to(means.dtype)
         size = y.shape[2] * y.shape[3]
         if norm is None:
-            return combine(masked, gate, share / size, None, None), None, None, None, None
+            return _passes(y).combine(masked, gate, share / size), None, None, None, None
         # The sums of x's gradient, and of its product with the centered y.
         scale, _ = _affine(weight, bias, norm)
         shift_grad = (gate * total + share).sum(0)
@@ -258,7 +268,7 @@ class _Squeeze(torch.autograd.Function):
                 offset = offset - scale * shift_grad / count - slope * norm.mean
                 slope = slope.flatten()
             second = y if norm.of_batch else None
-            y_grad = combine(masked, scale * gate, offset, slope, second)
+            y_grad = _passes(y).combine(masked, scale * gate, offset, slope, second)
         grads = (scale_grad.view_as(weight).to(weight), shift_grad.view_as(bias).to(bias))
         return (y_grad, *grads, None, None)
 
@@ -272,18 +282,19 @@ def _whole(x_grad: Tensor | None, z_grad: Tensor | None, y: Tensor) -> Tensor:
 
 
 def _norm_backward(
-    x_grad: Tensor, y: Tensor, weight: Tensor, bias: Tensor, norm: _Norm | None
+    x_grad: Tensor, y: Tensor, weight: Any, bias: Any, norm: _Norm | None
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients of y, weight and bias by autograd, differentiable if wanted."""
     if norm is None:
         return x_grad, None, None
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        inputs = [each if again else each.detach().requires_grad_() for each in (y, weight, bias)]
+        inputs: Any = [
+            each if again else each.detach().requires_grad_() for each in (y, weight, bias)
+        ]
         wanted = [each for each in inputs if each.requires_grad]
-        found = iter(
-            torch.autograd.grad(_normalize(*inputs, norm), wanted, x_grad, create_graph=again)
-        )
+        x = _normalize(inputs[0], inputs[1], inputs[2], norm)
+        found = iter(torch.autograd.grad(x, wanted, x_grad, create_graph=again))
     return tuple(next(found) if each.requires_grad else None for each in inputs)
 
 
@@ -295,8 +306,8 @@ class _Rescale(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         y: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
+        weight: Any,
+        bias: Any,
         gate: Tensor,
         shortcut: Tensor | None,
         relu: bool,
@@ -306,7 +317,7 @@ class _Rescale(torch.autograd.Function):
         if shared.norm is not None:
             scale, shift = _affine(weight, bias, shared.norm)
             factor, offset = factor * scale, factor * shift
-        out = rescale(y, factor, offset, shortcut, relu)
+        out = _passes(y).rescale(y, factor, offset, shortcut, relu=relu)
         ctx.save_for_backward(y, weight, bias, gate, out if relu else None)
         ctx.shared, ctx.with_shortcut = shared, shortcut is not None
         return out
@@ -322,7 +333,7 @@ class _Rescale(torch.autograd.Function):
             gate_grad = (masked * _normalize(y, weight, bias, norm)).sum((2, 3), keepdim=True)
         else:
             center = None if norm is None else norm.mean.flatten()
-            masked, total, product = gradient_sums(grad, out, y, center)
+            masked, total, product = _passes(y).gradient_sums(grad, out, y, center)
             gate_grad = product
             if norm is not None:
                 scale, _ = _affine(weight, bias, norm)

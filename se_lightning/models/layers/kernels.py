@@ -24,7 +24,7 @@ else:
     AVAILABLE = True
     from se_lightning.models.layers import kernel_operators as operators
 
-__all__ = ["AVAILABLE", "combine", "gradient_sums", "moments", "rescale"]
+__all__ = ["AVAILABLE", "combine", "gradient_sums", "moments", "rescale", "statistics"]
 
 
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,6 +43,18 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     if y.numel() == 0:
         return _sum(y) / 0, _sum(y)
     return operators.moments(_dense(y))
+
+
+def statistics(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the means of images and channels, and mean and variance of the channels.
+
+    Returns:
+        (N, C, 1, 1), (C,) and (C,).
+    """
+    means, squares = moments(y)
+    mean = means.mean(0)
+    variance = squares.mean(0) / (y.shape[2] * y.shape[3]) + (means - mean).square().mean(0)
+    return means, mean.flatten(), variance.flatten()
 
 
 def rescale(

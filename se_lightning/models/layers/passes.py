@@ -1,4 +1,4 @@
-"""The four passes over a feature map of a fused tail, on a CPU.
+"""The four passes over a feature map of a fused tail, on a CPU; kernels.py has those on a GPU.
 
 They consist of torch's operations on some images at a time, which stay in the cache in between.
 :mod:`se_lightning.models.layers.fused` says what they are for. Sums, and the factors of images and
@@ -47,12 +47,12 @@ def statistics(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     means = y.mean((2, 3), keepdim=True, dtype=wide(y.dtype))
     # Running statistics, although they are discarded, make those of half precision float32.
-    running = torch.zeros(2, y.shape[1], dtype=means.dtype).unbind()
-    return (means, *torch.batch_norm_update_stats(y, *running, 0.0))
+    mean, variance = torch.zeros(2, y.shape[1], dtype=means.dtype).unbind()
+    return (means, *torch.batch_norm_update_stats(y, mean, variance, 0.0))
 
 
 def rescale(
-    y: Tensor, factor: Tensor, offset: Tensor | None, shortcut: Tensor | None, relu: bool
+    y: Tensor, factor: Tensor, offset: Tensor | None, shortcut: Tensor | None, *, relu: bool
 ) -> Tensor:
     """Return ``y * factor + offset + shortcut``, without its negative values if ``relu``.
 
@@ -115,8 +115,8 @@ def gradient_sums(
     masked = grad if out is None else torch.empty_like(y)
     total, product = torch.empty((2, *y.shape[:2], 1, 1), dtype=wide(y.dtype)).unbind()
     large = _is_large(y)
-    one = torch.ones(y.shape[1], dtype=total.dtype) if large else None
-    middle = torch.zeros_like(one) if large and center is None else center
+    one = torch.ones(y.shape[1], dtype=total.dtype)
+    middle = torch.zeros_like(one) if center is None else center
     images = 1 if large else _images(y)
     for here, positive, to, there, *sums in _chunks(images, grad, out, masked, y, total, product):
         if positive is not None:
@@ -137,7 +137,11 @@ def gradient_sums(
 
 
 def combine(
-    masked: Tensor, factor: Tensor, offset: Tensor, slope: Tensor | None, y: Tensor | None
+    masked: Tensor,
+    factor: Tensor,
+    offset: Tensor,
+    slope: Tensor | None = None,
+    y: Tensor | None = None,
 ) -> Tensor:
     """Return ``masked * factor + offset + y * slope``.
 
@@ -145,12 +149,11 @@ def combine(
         ``factor`` and ``offset`` are (N, C, 1, 1), ``slope`` is (C,), the others (N, C, H, W).
     """
     out = torch.empty_like(masked)
-    slope = None if slope is None else slope.view(-1, 1, 1)
     for to, here, times, plus, there in _chunks(_images(masked), out, masked, factor, offset, y):
         same = to.dtype == times.dtype
         value = torch.addcmul(plus.expand_as(to), here, times, out=to if same else None)
-        if there is not None:
-            value.addcmul_(there, slope)
+        if slope is not None:
+            value.addcmul_(there, slope.view(-1, 1, 1))
         if not same:
             to.copy_(value)
     return out

@@ -127,10 +127,12 @@ def tail(
         first = norm
     else:
         x = gate_act(norm(x))
-    fits = shortcut is None or (shortcut.shape == x.shape and shortcut.dtype == x.dtype)
-    relu = fits and is_plain(act, nn.ReLU)
-    x = rescaled(x, excite, norm=first, shortcut=shortcut if fits else None, relu=relu)
-    x = x if fits else x + shortcut
+    later = None
+    if shortcut is not None and (shortcut.shape, shortcut.dtype) != (x.shape, x.dtype):
+        shortcut, later = None, shortcut
+    relu = later is None and is_plain(act, nn.ReLU)
+    x = rescaled(x, excite, norm=first, shortcut=shortcut, relu=relu)
+    x = x if later is None else x + later
     return x if relu else act(x)
 
 

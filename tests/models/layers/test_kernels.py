@@ -7,9 +7,11 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 from torch.library import opcheck
 
-from se_lightning.models.layers import kernels
+from se_lightning.models import SqueezeExcitation
+from se_lightning.models.layers import fused, kernels
 
 if not kernels.AVAILABLE:
     pytest.skip("needs Triton", allow_module_level=True)
@@ -203,6 +205,31 @@ def test_a_large_mean_does_not_cost_precision(form):
 def test_without_relu_the_gradient_is_not_copied():
     y, grad = (normal((2, 3, 4, 4)) for _ in range(2))
     assert kernels.gradient_sums(grad, None, y)[0] is grad
+
+
+@pytest.mark.parametrize("norm", ["train", "eval", None])
+@runs_kernels
+def test_the_fused_tail(monkeypatch, norm):
+    """By these kernels, it equals one step after another."""
+    monkeypatch.setattr(fused, "_passes", lambda y: kernels)
+    torch.manual_seed(0)
+    gate = SqueezeExcitation(6, 2).to(DEVICE, torch.float64)
+    bn = nn.BatchNorm2d(6).to(DEVICE, torch.float64).train(norm == "train")
+    maps = [normal((3, 6, 5, 4), torch.float64, LAST).requires_grad_() for _ in range(2)]
+    results = []
+    for function in (fused.rescaled, None):
+        bn.reset_running_stats()
+        first = bn if norm else None
+        if function is None:
+            x = maps[0] if first is None else first(maps[0])
+            out = torch.relu(x * gate.excite(x.mean((2, 3), keepdim=True)) + maps[1])
+        else:
+            out = function(maps[0], gate.excite, norm=first, shortcut=maps[1], relu=True)
+        weights = [*gate.parameters(), *(bn.parameters() if norm else [])]
+        results.append([out, *torch.autograd.grad(out.sin().sum(), [*maps, *weights])])
+        results[-1].append(bn.running_var.clone())
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 @runs_kernels
