@@ -95,6 +95,8 @@ class _Norm:
 
     mean: Tensor
     inverse: Tensor  # 1 / sqrt(variance + eps)
+    scale: Tensor  # x = scale * y + shift
+    shift: Tensor
     of_batch: bool  # so that they depend on the input
     eps: float
 
@@ -155,9 +157,12 @@ def _statistics(norm: Any, y: Tensor) -> tuple[Tensor, _Norm | None]:
         if norm is None:
             return means, None
         mean, variance = (each.to(means.dtype) for each in (norm.running_mean, norm.running_var))
-    inverse = (variance + norm.eps).rsqrt().view(-1, 1, 1)
     of_batch = norm.training or norm.running_mean is None
-    return means, _Norm(mean.view(-1, 1, 1), inverse, of_batch, norm.eps)
+    inverse = (variance + norm.eps).rsqrt()
+    scale = norm.weight * inverse
+    numbers = (mean, inverse, scale, norm.bias - mean * scale)
+    mean, inverse, scale, shift = (each.view(-1, 1, 1) for each in numbers)
+    return means, _Norm(mean, inverse, scale, shift, of_batch, norm.eps)
 
 
 def _update(norm: Any, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -193,7 +198,8 @@ def _formulas(y: Tensor, excite: Excite, norm: Any, shortcut: Tensor | None, rel
         else:
             mean, variance = norm.running_mean.view(-1, 1, 1), norm.running_var.view(-1, 1, 1)
         inverse = (variance + norm.eps).rsqrt()
-        scale, shift = _affine(norm.weight, norm.bias, _Norm(mean, inverse, of_batch, norm.eps))
+        scale = norm.weight.view(-1, 1, 1) * inverse
+        shift = norm.bias.view(-1, 1, 1) - mean * scale
         gate = excite((scale * means + shift).to(y.dtype))
         factor, offset = scale * gate, shift * gate
     out = wider * factor + offset
@@ -207,14 +213,8 @@ def _normalize(y: Tensor, weight: Any, bias: Any, norm: _Norm | None) -> Tensor:
         return y
     if norm.of_batch:
         return F.batch_norm(y, None, None, weight, bias, True, eps=norm.eps)
-    scale, shift = _affine(weight, bias, norm)
-    return (y * scale + shift).to(y.dtype)
-
-
-def _affine(weight: Any, bias: Any, norm: _Norm) -> tuple[Tensor, Tensor]:
-    """Return a and b of x = a * y + b, (C, 1, 1)."""
     scale = weight.view(-1, 1, 1) * norm.inverse
-    return scale, bias.view(-1, 1, 1) - norm.mean * scale
+    return ((y - norm.mean) * scale + bias.view(-1, 1, 1)).to(y.dtype)
 
 
 class _Squeeze(torch.autograd.Function):
@@ -232,14 +232,12 @@ class _Squeeze(torch.autograd.Function):
         means: Tensor,
         shared: _Shared,
     ) -> tuple[Tensor, Tensor]:
-        z = means
-        if shared.norm is not None:
-            scale, shift = _affine(weight, bias, shared.norm)
-            z = scale * means + shift
+        norm = shared.norm
+        z = means.clone() if norm is None else norm.scale * means + norm.shift
         ctx.save_for_backward(y, weight, bias, means)
         ctx.shared = shared
         ctx.set_materialize_grads(False)
-        return y.view_as(y), z.to(y.dtype, copy=True)
+        return y.view_as(y), z.to(y.dtype)
 
     @staticmethod
     def backward(ctx: Any, x_grad: Tensor | None, z_grad: Tensor | None) -> Any:
@@ -255,20 +253,18 @@ class _Squeeze(torch.autograd.Function):
         if norm is None:
             return _passes(y).combine(masked, gate, share / size), None, None, None, None
         # The sums of x's gradient, and of its product with the centered y.
-        scale, _ = _affine(weight, bias, norm)
         shift_grad = (gate * total + share).sum(0)
         product = (gate * product + share * (means - norm.mean)).sum(0)
         scale_grad = product * norm.inverse
         y_grad = None
         if ctx.needs_input_grad[0]:
-            offset, slope = scale * share / size, None
+            offset, slope, second = share, None, None
             if norm.of_batch:
-                count = size * len(y)
-                slope = -scale * norm.inverse * scale_grad / count
-                offset = offset - scale * shift_grad / count - slope * norm.mean
-                slope = slope.flatten()
-            second = y if norm.of_batch else None
-            y_grad = _passes(y).combine(masked, scale * gate, offset, slope, second)
+                slope = norm.inverse * scale_grad / -len(y)
+                offset = share - shift_grad / len(y) - slope * norm.mean
+                slope, second = (norm.scale / size * slope).flatten(), y
+            offset = offset * (norm.scale / size)
+            y_grad = _passes(y).combine(masked, norm.scale * gate, offset, slope, second)
         grads = (scale_grad.view_as(weight).to(weight), shift_grad.view_as(bias).to(bias))
         return (y_grad, *grads, None, None)
 
@@ -315,8 +311,7 @@ class _Rescale(torch.autograd.Function):
     ) -> Tensor:
         factor, offset = gate.to(wide(y.dtype)), None
         if shared.norm is not None:
-            scale, shift = _affine(weight, bias, shared.norm)
-            factor, offset = factor * scale, factor * shift
+            factor, offset = factor * shared.norm.scale, factor * shared.norm.shift
         out = _passes(y).rescale(y, factor, offset, shortcut, relu=relu)
         ctx.save_for_backward(y, weight, bias, gate, out if relu else None)
         ctx.shared, ctx.with_shortcut = shared, shortcut is not None
@@ -336,8 +331,7 @@ class _Rescale(torch.autograd.Function):
             masked, total, product = _passes(y).gradient_sums(grad, out, y, center)
             gate_grad = product
             if norm is not None:
-                scale, _ = _affine(weight, bias, norm)
-                gate_grad = scale * product + bias.view(-1, 1, 1) * total
+                gate_grad = norm.scale * product + bias.view(-1, 1, 1) * total
             x_grad = None
             if ctx.needs_input_grad[0]:
                 ctx.shared.left = masked, gate.to(total.dtype), total, product

@@ -5,7 +5,7 @@ They consist of torch's operations on some images at a time, which stay in the c
 channels, are float32 for half precision, and of the map's type otherwise.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import repeat
 from typing import Any
 
@@ -113,27 +113,58 @@ def gradient_sums(
     if grad.stride() != y.stride():
         grad = torch.empty_like(y).copy_(grad)
     masked = grad if out is None else torch.empty_like(y)
-    total, product = torch.empty((2, *y.shape[:2], 1, 1), dtype=wide(y.dtype)).unbind()
-    large = _is_large(y)
-    one = torch.ones(y.shape[1], dtype=total.dtype)
-    middle = torch.zeros_like(one) if center is None else center
-    images = 1 if large else _images(y)
-    for here, positive, to, there, *sums in _chunks(images, grad, out, masked, y, total, product):
-        if positive is not None:
-            torch.ops.aten.threshold_backward(here, positive, 0, grad_input=to)
-        if large:  # the sums of a batch norm's backward pass
-            _, second, first = torch.ops.aten.native_batch_norm_backward(
-                to, there, None, None, None, middle, one, True, 0.0, [False, True, True]
-            )
-            sums[0].view(-1).copy_(first)
-            sums[1].view(-1).copy_(second)
-            continue
-        torch.sum(to, (2, 3), keepdim=True, dtype=total.dtype, out=sums[0])
+    sums = _sums_of_large if _is_large(y) else _sums_of_small
+    return masked, *sums(grad, out, y, masked, center)
+
+
+def _mask(grad: Tensor, out: Tensor | None, masked: Tensor) -> None:
+    if out is not None:
+        torch.ops.aten.threshold_backward(grad, out, 0, grad_input=masked)
+
+
+def _sums_of_large(
+    grad: Tensor, out: Tensor | None, y: Tensor, masked: Tensor, center: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        for here, positive, there, to in _chunks(1, grad, out, y, masked):
+            _mask(here, positive, to)
+            yield to, there
+
+    center = torch.zeros(y.shape[1], dtype=wide(y.dtype)) if center is None else center
+    totals, products = _batch_norm_sums(parts(), center)
+    return totals.view(*y.shape[:2], 1, 1), products.view(*y.shape[:2], 1, 1)
+
+
+def _batch_norm_sums(
+    images: Iterable[tuple[Tensor, Tensor]], center: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the sums of x and of x * (y - center) over space for images (x, y), (N, C).
+
+    They are those of a batch norm's backward pass.
+    """
+    one = torch.ones_like(center)
+    results: list[Tensor] = []
+    for x, y in images:
+        results += torch.ops.aten.native_batch_norm_backward.default(
+            x, y, None, None, None, center, one, True, 0.0, [False, True, True]
+        )[1:]
+    products, totals = torch.stack(results).view(-1, 2, len(center)).unbind(1)
+    return totals, products
+
+
+def _sums_of_small(
+    grad: Tensor, out: Tensor | None, y: Tensor, masked: Tensor, center: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    totals, products = torch.empty((2, *y.shape[:2], 1, 1), dtype=wide(y.dtype)).unbind()
+    maps = (grad, out, y, masked, totals, products)
+    for here, positive, there, to, total, product in _chunks(_images(y), *maps):
+        _mask(here, positive, to)
+        torch.sum(to, (2, 3), keepdim=True, dtype=total.dtype, out=total)
         flat = (each.flatten(2).to(total.dtype) for each in (to, there))
-        torch.linalg.vecdot(*flat, dim=2, out=sums[1].flatten(1))
-    if center is not None and not large:
-        product -= total * center.view(-1, 1, 1)
-    return masked, total, product
+        torch.linalg.vecdot(*flat, dim=2, out=product.flatten(1))
+    if center is not None:
+        products -= totals * center.view(-1, 1, 1)
+    return totals, products
 
 
 def combine(
