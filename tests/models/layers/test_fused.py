@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from se_lightning.models import SqueezeExcitation, create_model
-from se_lightning.models.layers import gates, passes, residual
+from se_lightning.models.layers import fused, gates, passes, residual
 from se_lightning.models.layers.fused import fuses, rescaled
 from se_lightning.models.layers.residual import tail
 from se_lightning.tasks.timing import saved_bytes
@@ -207,6 +207,7 @@ def fused_calls(monkeypatch):
         calls.append((norm is not None, shortcut is not None, relu))
         return rescaled(y, excite, norm=norm, shortcut=shortcut, relu=relu)
 
+    monkeypatch.setattr(fused, "SMALLEST", 1)
     for module in (residual, gates):
         monkeypatch.setattr(module, "rescaled", spy)
     return calls
@@ -305,8 +306,16 @@ def test_vmap_and_forward_mode_see_single_steps(fused_calls):
     torch.testing.assert_close(change, near, rtol=1e-2, atol=1e-3)
 
 
-def test_saved_tensors_of_a_network_are_fewer_than_timms():
+def test_small_maps_are_not_fused(fused_calls, monkeypatch):
+    monkeypatch.setattr(fused, "SMALLEST", 4 * 6 * 8 * 8)
+    for images in (3, 4):
+        Unit()(torch.randn(images, 6, 8, 8), None)
+    assert len(fused_calls) == 1
+
+
+def test_saved_tensors_of_a_network_are_fewer_than_timms(monkeypatch):
     """The normalized and the scaled map are not stored: issue 18 asks for 0.90."""
+    monkeypatch.setattr(fused, "SMALLEST", 1)
     images = torch.randn(2, 3, 64, 64)
     ours, theirs = (
         saved_bytes(network, lambda network=network: network(images))
