@@ -153,7 +153,7 @@ def test_the_set_up_commands_are_one_line_each_and_ci_runs_them(name, last):
 
 
 def test_the_commands_are_found():
-    assert len(COMMANDS) == 58
+    assert len(COMMANDS) == 59
 
 
 @pytest.mark.parametrize(

@@ -99,3 +99,45 @@ def test_task_test_repeats_the_loss_if_the_precision_suits_the_machine(
     full = loss("full", *test)
     assert full != loss("run")
     assert full == pytest.approx(loss("run"), rel=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("words", "fused"),
+    [
+        ((), True),
+        (("optimizer=adamw",), True),
+        (("trainer.gradient_clip_val=1",), None),
+        (("trainer.precision=16-mixed", "trainer.gradient_clip_val=1"), None),
+        (("trainer.precision=16-mixed",), None),
+    ],
+)
+def test_a_gpu_trains_with_what_suits_it(trained, words, fused, tmp_path):
+    gpu = ("trainer.accelerator=gpu", "trainer.max_epochs=1", *words)
+    state = trained("run", *(word for word in TINY if word != "trainer.accelerator=cpu"), *gpu)
+    assert state["optimizer_states"][0]["param_groups"][0]["fused"] == fused
+    if "trainer.precision=16-mixed" not in words:
+        log = (tmp_path / "run" / "se_lightning.log").read_text()
+        ampere = torch.cuda.get_device_capability() >= (8, 0)
+        assert f"precision      {'bf16-mixed' if ampere else '32-true'}: " in log
+
+
+@pytest.fixture
+def _undeterministic():
+    """Undo what trainer.deterministic=true sets for the process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("_undeterministic")
+def test_a_deterministic_run_on_a_gpu_resumes_bit_for_bit(trained, run_main, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    words = [word for word in TINY if word != "trainer.accelerator=cpu"]
+    words += ["trainer.accelerator=gpu", "trainer.deterministic=true"]
+    whole = trained("whole", *words, "trainer.max_epochs=2")
+    trained("run", *words, "trainer.max_epochs=1")
+    code, error = run_main("resume=run", "trainer.max_epochs=2", more=())
+    assert code == 0, error
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert not weights_differ(torch.load(path, weights_only=True), whole)
