@@ -20,6 +20,7 @@ __all__ = ["Formatter", "Handler", "printable", "quiet", "say"]
 _NOISE = (
     r"^.{0,4}Tip:"
     r"|TPU available"
+    r"|Using (16bit|bfloat16) Automatic Mixed Precision"
     r"|`Trainer\.fit` stopped"
     r"|`Trainer\(.*\)` was configured so"
     r"|Experiment logs directory .* exists and is not empty"

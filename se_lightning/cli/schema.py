@@ -43,6 +43,8 @@ _NODES = ("task", "data", "model", "optimizer", "lr_scheduler", "trainer")
 _ON_OOM = ("stop", "accumulate")
 # Parameters of a model for which null means the value of the data set.
 FROM_DATA = ("num_classes", "in_channels", "image_size")
+# Words that a run replaces before the call.
+_REPLACED = {"trainer.precision": "auto"}
 # Lightning accepts smaller values, and divides by them or reverses the gradients.
 _LEAST = {"accumulate_grad_batches": 1, "check_val_every_n_epoch": 1, "gradient_clip_val": 0}
 _MAX_SEED = 2**32 - 1  # NumPy's
@@ -108,8 +110,11 @@ def check_arguments(key: str, target: str, values: dict[str, Any]) -> None:
     for name, value in values.items():
         hint = wanted.get(name, Any)
         filled = value is None and key.partition(".")[0] == "model" and name in FROM_DATA
-        if not filled and not _fits(value, hint):
-            raise ValueError(f"{key}: `{name}` (={value!r}) must be {_words(hint)}.")
+        word = _REPLACED.get(f"{key}.{name}")
+        replaced = word is not None and value == word
+        if not (filled or replaced or _fits(value, hint)):
+            words = f"{_words(hint)}, or {word}" if word else _words(hint)
+            raise ValueError(f"{key}: `{name}` (={value!r}) must be {words}.")
 
 
 def make(node: DictConfig, name: str, kind: type, **more: Any) -> Any:

@@ -83,9 +83,11 @@ def average_by_hand(weights, decay, warmup):
         ({"decay": 0.9, "every_n_steps": 2, "start_step": 1}, slice(1, None, 2)),
     ],
 )
-def test_the_average_follows_the_formula(tmp_path, options, kept):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_the_average_follows_the_formula(tmp_path, options, kept, precision):
     model, steps = network(), Steps()
-    fitted = trainer(tmp_path, EMA(**options), steps, limit_train_batches=8)
+    few = {"limit_train_batches": 8, "precision": precision}
+    fitted = trainer(tmp_path, EMA(**options), steps, **few)
     fitted.fit(model, datamodule=digits())
     wanted = average_by_hand(steps.after[kept], options["decay"], options.get("warmup", True))
     for name, value in model.state_dict().items():

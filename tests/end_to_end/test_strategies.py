@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import os
 import subprocess
 import sys
 
@@ -101,3 +102,70 @@ def test_a_strategy_that_starts_processes_for_the_fit_also_tests(strategy, cli, 
         rows = list(csv.DictReader(file))
     assert any(row["val/loss"] for row in rows)
     assert float(rows[-1]["test/loss"]) == pytest.approx(result["metrics"]["test/loss"])
+
+
+# Two ranks train with each combination of options, and record what they end with.
+DDP = """
+import math, sys, torch
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.strategies import DDPStrategy
+from se_lightning import FakeDataModule, NonFinite, SEResNetModule
+from se_lightning.cli.run.hardware import settle_ddp
+
+class Spoiler(Callback):
+    def on_after_backward(self, trainer, module):
+        self.model = trainer.strategy.model
+        if module.hparams.num_classes == 10 and trainer.fit_loop.total_batch_idx == 3:
+            module.backbone.fc.weight.grad.fill_(math.inf)
+
+ends = {}
+for checkpointing in (False, True):
+    for accumulated in (1, 2):
+        for name in ("plain", "views", "static"):
+            if name == "static" and accumulated > 1:
+                continue  # refused
+            torch.manual_seed(0)
+            network = SEResNetModule(
+                [1, 1], widths=[8, 16], num_classes=10, grad_checkpointing=checkpointing
+            )
+            plain, static = {"gradient_as_bucket_view": False}, {"static_graph": True}
+            options = {"plain": plain, "static": static, "views": {}}[name]
+            spoiler, watch = Spoiler(), NonFinite(action="skip")
+            trainer = Trainer(
+                accelerator="cpu", devices=2, strategy=DDPStrategy(**options),
+                max_epochs=2, accumulate_grad_batches=accumulated, callbacks=[watch, spoiler],
+                logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                enable_model_summary=False, num_sanity_val_steps=0, use_distributed_sampler=False,
+                precision="bf16-mixed", default_root_dir=sys.argv[1],
+            )
+            settle_ddp(trainer)
+            trainer.fit(network, FakeDataModule(size=96, image_size=16, batch_size=8))
+            model, skipped = spoiler.model, trainer.callback_metrics["train/skipped_steps"]
+            key = (checkpointing, accumulated, name)
+            settings = (model.gradient_as_bucket_view, model.static_graph, int(skipped))
+            ends[key] = (settings, trainer.global_step, dict(network.named_parameters()))
+torch.save(ends, f"rank{trainer.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_static_graphs_and_views_of_buffers_change_no_weight_and_ranks_agree(tmp_path):
+    """With skipped steps and checkpointed gradients (Lightning-AI/pytorch-lightning#20704)."""
+    (tmp_path / "script.py").write_text(DDP)
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "script.py"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, str(tmp_path)],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
+    assert len(first) == 10
+    for key, (settings, steps, weights) in first.items():
+        checkpointing, accumulated, name = key
+        assert settings == (name != "plain", name == "static", 1), key
+        assert steps == 12 // accumulated, key
+        _, _, plain = first[checkpointing, accumulated, "plain"]
+        for path, weight in weights.items():
+            assert torch.equal(weight, second[key][2][path]), (key, path)
+            assert torch.equal(weight, plain[path]), (key, path)

@@ -18,6 +18,7 @@ from se_lightning.callbacks import LastCheckpoint
 from se_lightning.cli.run.checkpoint_data import data_of, expect, record_data
 from se_lightning.cli.run.data_facts import fill_in
 from se_lightning.cli.run.folder import RunFolder
+from se_lightning.cli.run.hardware import settle, settle_ddp
 from se_lightning.cli.run.paths import NO_CHECKPOINT
 from se_lightning.cli.run.recorded import (
     Record,
@@ -52,8 +53,12 @@ def build(
     if cfg.resume is not None:
         _continue(cfg)
     (path,) = checkpoint_paths(cfg, count=1)
-    model, datamodule = _new(cfg, path) if trains else rebuild(cfg, path)
-    if not trains:
+    if trains:
+        model, datamodule = _new(cfg, path)
+    else:
+        read = _read(path)
+        settle(cfg, read, trains=False)
+        model, datamodule = _rebuilt(cfg, read, str(path))
         record_data(cfg, datamodule)
     trains = trains and cfg.get("train", True)
     if not is_further_rank() and external_rank() is None:
@@ -86,10 +91,20 @@ def rebuild(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.L
     Raises:
         ValueError: If there is no checkpoint, or if the command line changes the model.
     """
+    return _rebuilt(cfg, _read(path), str(path))
+
+
+def _read(path: str | None) -> dict[str, Any]:
+    """Read the checkpoint from which the model is rebuilt."""
     if path is None:
         raise ValueError(NO_CHECKPOINT)
+    return checkpoint.read_checkpoint(path, any_module="model" in given_keys())
+
+
+def _rebuilt(
+    cfg: DictConfig, read: dict[str, Any], path: str
+) -> tuple[pl.LightningModule, pl.LightningDataModule]:
     given = given_keys()
-    read = checkpoint.read_checkpoint(path, any_module="model" in given)
     chosen = "model" in given and not is_of_a_family(read)
     structural = [key for key in given if key.split(".")[0] == "model"]
     if structural and not chosen:
@@ -130,6 +145,7 @@ def _new(cfg: DictConfig, path: str | None) -> tuple[pl.LightningModule, pl.Ligh
     read = None if path is None else checkpoint.read_checkpoint(path, any_module=_is_foreign(cfg))
     if read is not None:
         expect(read, datamodule, strict=cfg.get("train", True))
+    settle(cfg, read, trains=cfg.get("train", True))
     fill_in(cfg, datamodule)
     model = make(cfg.model, "model", pl.LightningModule)
     if read is not None and isinstance(model, ImageClassifier):
@@ -160,7 +176,9 @@ def _trainer(cfg: DictConfig, record: Record | None) -> pl.Trainer:
     parts["callbacks"] += [] if record is None else [record]
     # None would be Lightning's default logger.
     parts["logger"] = parts["logger"] or False  # type: ignore[assignment]
-    return make(cfg.trainer, "trainer", pl.Trainer, **parts)
+    trainer = make(cfg.trainer, "trainer", pl.Trainer, **parts)
+    settle_ddp(trainer)
+    return trainer
 
 
 def _needs_logger(callback: pl.Callback) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpoints of modules and data that are not of this package, which record how to build them."""
+"""What checkpoints record of the config: the precision, and modules and data of other people."""
 
 from typing import Any
 
@@ -10,14 +10,21 @@ from se_lightning.cli.schema import make
 from se_lightning.cli.trust import refuse_targets
 from se_lightning.modules import ImageClassifier
 
-__all__ = ["Record", "is_of_a_family", "load_weights", "make_recorded", "recorded"]
+__all__ = [
+    "Record",
+    "is_of_a_family",
+    "load_weights",
+    "make_recorded",
+    "recorded",
+    "recorded_precision",
+]
 
 # The entry of a checkpoint.
 _ENTRY = "se_lightning_config"
 
 
 class Record(pl.Callback):
-    """Adds the config of other people's parts to each checkpoint.
+    """Adds the precision and the config of other people's parts to each checkpoint.
 
     Args:
         cfg: The composed config.
@@ -38,6 +45,8 @@ class Record(pl.Callback):
         # Initial weights are those of the checkpoint.
         if "model" in self.nodes and isinstance(model, ImageClassifier):
             self.nodes["model"].pop("weights", None)  # type: ignore[union-attr,call-arg,arg-type]
+        if (precision := cfg.trainer.get("precision")) is not None:
+            self.nodes["trainer"] = {"precision": str(precision)}
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -69,6 +78,14 @@ def recorded(checkpoint: dict[str, Any], key: str) -> dict[str, Any] | None:
     nodes = checkpoint.get(_ENTRY)
     node = nodes.get(key) if isinstance(nodes, dict) else None
     return node if isinstance(node, dict) and isinstance(node.get("_target_"), str) else None
+
+
+def recorded_precision(checkpoint: dict[str, Any]) -> str | None:
+    """Return the precision of the training that wrote a checkpoint; None without a record."""
+    nodes = checkpoint.get(_ENTRY)
+    node = nodes.get("trainer") if isinstance(nodes, dict) else None
+    precision = node.get("precision") if isinstance(node, dict) else None
+    return precision if isinstance(precision, str) else None
 
 
 def make_recorded(node: dict[str, Any], key: str, kind: type, *, trust: bool | None) -> Any:
