@@ -245,7 +245,7 @@ def config_keys() -> dict[str, set[str]]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_option_exists(page):
     keys = config_keys()
-    option = re.compile(r"(?:^|[\s\"])\+?([a-z_]+)(?:\.(\w+)[\w.]*)?=([a-z]\w+)?")
+    option = re.compile(r"(?:^|[\s\"])\+?([a-z_]+)(?:\.(\w+)[\w.]*)?=([a-z][\w-]+)?")
     for span in re.findall(r"`([^`\n]+)`", PAGES[page]):
         for group, key, value in option.findall(span):
             if group not in keys or group == "hydra" or key == "NAME":
