@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from se_lightning import DigitsDataModule, SEResNetModule
+from se_lightning import EMA, DigitsDataModule, NonFinite, SEResNetModule
 from se_lightning.models import SEResNet, create_model
 from se_lightning.models.layers.units import repeated_units
 from se_lightning.models.surgery.folded import put_in_place
@@ -252,3 +252,32 @@ def test_lightnings_summary_does_not_compile_for_its_example(regional, tmp_path)
     )  # fmt: skip
     trainer.fit(module, DigitsDataModule())
     assert graphs() == 1
+
+
+class Poison(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 1:
+            batch[0].fill_(float("nan"))
+
+
+@pytest.mark.parametrize("regional", [False, True])
+def test_an_average_and_a_skipped_step_equal_those_of_the_uncompiled_network(regional, tmp_path):
+    states = []
+    for compiles in (False, True):
+        torch.manual_seed(0)
+        options = {"ratio": 2, "num_classes": 10, "in_channels": 1}
+        module = SEResNetModule([2], widths=[4], stem="cifar", **options)
+        if compiles:
+            compile_network(module.backbone, regional=regional, backend="eager")
+        watch = NonFinite("skip")
+        trainer = pl.Trainer(
+            max_epochs=1, limit_train_batches=3, limit_val_batches=1, accelerator="cpu",
+            logger=False, callbacks=[Poison(), watch, EMA(0.5)], default_root_dir=tmp_path,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(module, DigitsDataModule(seed=0))
+        assert (watch.skipped, watch.last_skipped) == (1, 1)
+        states.append(module.state_dict() | {"loss": trainer.callback_metrics["val/loss"]})
+    assert graphs() == 2
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert states[0]["loss"].isfinite()
