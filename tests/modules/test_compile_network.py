@@ -72,6 +72,17 @@ def test_training_and_evaluation_equal_those_of_the_uncompiled_network(regional,
     assert list(network.state_dict()) == list(plain.state_dict())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("regional", [False, True])
+def test_generated_code_equals_the_uncompiled_network(regional, checkpointing):
+    network = tiny()
+    plain = copy.deepcopy(network)
+    network.set_grad_checkpointing(checkpointing)
+    compile_network(network, regional=regional)
+    torch.testing.assert_close(trained(network, 1), trained(plain, 1), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("regional", [False, True])
 def test_checkpointed_gradients_store_fewer_activations_compiled_as_well(regional):
     def stored(checkpointing):
