@@ -34,6 +34,7 @@ GROUPS = (
     "callbacks",
     "logger",
     "task",
+    "compile",
     "experiment",
     "debug",
 )

@@ -32,6 +32,7 @@ _MEANINGS = {
     "lr_scheduler": "learning rate",
     "callbacks": "what is saved and shown",
     "logger": "where metrics go",
+    "compile": "torch.compile",
     "experiment": "recipes",
     "debug": "short runs",
 }

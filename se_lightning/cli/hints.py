@@ -66,6 +66,10 @@ def _nearest_in(missing: str, command: Command) -> str:
         composed = Command(command.flags).compose(choices)
     except (HydraException, OmegaConfBaseException):
         return ""  # their error is reported
+    top = missing.partition(".")[0]
+    if top in GROUPS and top not in composed:
+        options = command.loader().get_group_options(top)
+        return f"\nChoose one of its options, too: {', '.join(f'{top}={o}' for o in options)}."
     near = nearest_key(missing, composed)
     if near:
         return f"\nDid you mean `{near}`?"

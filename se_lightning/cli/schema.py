@@ -80,7 +80,7 @@ def check_values(cfg: DictConfig) -> None:
         raise ValueError(f"`trust` (={cfg.trust!r}) must be true, false or null.")
     if cfg.get("on_oom") not in _ON_OOM:
         raise ValueError(f"`on_oom` (={cfg.get('on_oom')!r}) must be one of {', '.join(_ON_OOM)}.")
-    for name in _NODES:
+    for name in (*_NODES, *(["compile"] if cfg.get("compile") is not None else [])):
         node = cfg.get(name)
         target = node.get("_target_") if isinstance(node, DictConfig) else node
         if not isinstance(target, str) or "." not in target:

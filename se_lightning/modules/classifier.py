@@ -23,7 +23,7 @@ from se_lightning.models.surgery.insert import restore_hooks
 from se_lightning.models.weights.structure import structure
 from se_lightning.modules import freezing
 from se_lightning.modules.check_data import check_data
-from se_lightning.modules.compiled import keys_of, plain, rename
+from se_lightning.modules.compiled import is_compiled, keys_of, plain, rename
 from se_lightning.modules.example import example_images
 from se_lightning.modules.initial_weights import load_initial_weights, warn_of_other_normalization
 from se_lightning.modules.metrics import MixedAccuracy, accuracy, evaluation
@@ -168,8 +168,7 @@ class ImageClassifier(ClassificationSteps):
     def example_input_array(self) -> Any:
         """An image for ModelSummary, graphs and ``to_onnx``, unless it is set; None if unknown."""
         own, network = type(self).forward is ImageClassifier.forward, self.backbone
-        compiled = plain(network) is not network or network._compiled_call_impl is not None
-        if self._example_input_array is not None or not own or compiled:
+        if self._example_input_array is not None or not own or is_compiled(network):
             return self._example_input_array
         data = None if self._trainer is None else getattr(self._trainer, "datamodule", None)
         return example_images(network, data, self.hparams.get("in_channels"))

@@ -16,6 +16,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from se_lightning import checkpoint
 from se_lightning.callbacks import LastCheckpoint
 from se_lightning.cli.run.checkpoint_data import data_of, expect, record_data
+from se_lightning.cli.run.compiling import CompileNetwork
 from se_lightning.cli.run.data_facts import fill_in
 from se_lightning.cli.run.folder import RunFolder
 from se_lightning.cli.run.hardware import settle, settle_ddp
@@ -174,6 +175,7 @@ def _trainer(cfg: DictConfig, record: Record | None) -> pl.Trainer:
         parts["callbacks"] = [c for c in parts["callbacks"] if not _needs_logger(c)]
     _check_names(parts["callbacks"])
     parts["callbacks"] += [] if record is None else [record]
+    parts["callbacks"] += [CompileNetwork(cfg.compile)] if cfg.get("compile") else []
     # None would be Lightning's default logger.
     parts["logger"] = parts["logger"] or False  # type: ignore[assignment]
     trainer = make(cfg.trainer, "trainer", pl.Trainer, **parts)

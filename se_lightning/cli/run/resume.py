@@ -28,6 +28,7 @@ _FIXED = (
     "test",
     "ckpt_path",
     "callbacks",
+    "compile",
     "trainer.precision",
     "trainer.accumulate_grad_batches",
 )

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from se_lightning.cli import console
-from se_lightning.cli.run import out_of_memory, rank_failures, report
+from se_lightning.cli.run import compiling, out_of_memory, rank_failures, report
 from se_lightning.cli.run.build import build, checkpoint_paths, rebuild
 from se_lightning.cli.run.checkpoint_data import tell_differences
 from se_lightning.cli.run.folder import RunFolder
@@ -47,7 +47,7 @@ def run(cfg: DictConfig) -> float | None:
         task = make(cfg.task, "task", Callable)  # type: ignore[arg-type]
         if not _trains(task):
             _refuse_training_options(cfg)
-        result = _caller(task)(cfg, task)
+        result = _caller(cfg, task)(cfg, task)
         rank_failures.part()
     except BaseException:
         finish_wandb(failed=True)
@@ -79,11 +79,13 @@ def _refuse_training_options(cfg: DictConfig) -> None:
             raise ValueError(f"`{name}=false` is an option of task=fit; leave it out.")
 
 
-def _caller(task: Task) -> Callable[[DictConfig, Task], RunResult]:
+def _caller(cfg: DictConfig, task: Task) -> Callable[[DictConfig, Task], RunResult]:
     """Return the function that calls a task, chosen by the names of its parameters."""
     wanted = inspect.signature(task).parameters
     if "trainer" in wanted:
         return _call_with_trainer
+    if cfg.get("compile") is not None:
+        raise ValueError("`compile` is an option of task=fit and task=test; leave it out.")
     if "build" in wanted:
         return _call_on_config
     return _call_on_networks if {"model", "models"} & wanted.keys() else _call_on_data
@@ -97,7 +99,7 @@ def _call_with_trainer(cfg: DictConfig, task: Task) -> RunResult:
     report.first_line(result)
     # Other tasks have their weights already.
     ckpt_path = cfg.ckpt_path if trains else None
-    with out_of_memory.explained(cfg, trainer, datamodule):
+    with compiling.explained(cfg), out_of_memory.explained(cfg, trainer, datamodule):
         result["metrics"] = task(trainer, model, datamodule, ckpt_path)
     result["epochs"], result["steps"] = trainer.current_epoch, trainer.global_step
     result.update(report.products(trainer, RunFolder(HydraConfig.get().runtime.output_dir)))

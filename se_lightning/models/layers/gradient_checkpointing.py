@@ -4,9 +4,12 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from se_lightning.models.layers.units import is_stack
 
 __all__ = ["checkpoint_gradients", "run", "run_checkpointed"]
 
@@ -26,16 +29,26 @@ def run_checkpointed(steps: Sequence[Step], x: Tensor) -> Tensor:
     Each unit of a stack is checkpointed, and so are the modules between two stacks, together.
     """
     for part in _parts(steps):
-        norms = [
-            module
-            for step in part
-            if isinstance(step, nn.Module)
-            for module in step.modules()
-            if isinstance(module, _BatchNorm) and module.track_running_stats
-        ]
-        contexts = partial(_first_and_second, norms)
-        x = checkpoint(run, part, x, use_reentrant=False, context_fn=contexts)
+        x = _run_part(part, x)
     return x
+
+
+def _run_part(part: Sequence[Step], x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        # Compiled code recomputes activations only, and so updates running statistics once.
+        return checkpoint(run, part, x, use_reentrant=False)
+    recomputing = getattr(getattr(part[0], "_compiled_call_impl", None), "recomputing", None)
+    if recomputing is not None:  # of a unit that was compiled by itself
+        return recomputing(x)
+    norms = [
+        module
+        for step in part
+        if isinstance(step, nn.Module)
+        for module in step.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    contexts = partial(_first_and_second, norms)
+    return checkpoint(run, part, x, use_reentrant=False, context_fn=contexts)
 
 
 Contexts = contextlib.AbstractContextManager
@@ -48,8 +61,8 @@ def _first_and_second(norms: Sequence[_BatchNorm]) -> tuple[Contexts, Contexts]:
 def _parts(steps: Sequence[Step]) -> Iterator[Sequence[Step]]:
     between: list[Step] = []
     for step in steps:
-        # A sequence of units; single layers may work in place and are not split.
-        if type(step) is nn.Sequential and all(next(unit.children(), None) for unit in step):
+        # Single layers may work in place and are not split.
+        if isinstance(step, nn.Sequential) and is_stack(step):
             if between:
                 yield between
             yield from ([unit] for unit in step)
