@@ -43,10 +43,15 @@ def _small_tiles(monkeypatch):
 
 
 @pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")
-def test_the_tests_of_this_file_pass_in_tritons_interpreter():
+@pytest.mark.parametrize(
+    "chosen", ["fused_tail", pytest.param("not fused_tail", marks=pytest.mark.slow)]
+)
+def test_the_tests_of_this_file_pass_in_tritons_interpreter(chosen):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    done = subprocess.run(
+        [*command, "-k", chosen], env=environment, capture_output=True, text=True, timeout=250
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "passed" in done.stdout
 
