@@ -384,7 +384,7 @@ def test_every_gate_at_every_placement(monkeypatch, options, bottleneck):
 
 FAMILIES = (
     "se_resnet18", "se_resnext50_32x4d", "se_preact_resnet20", "se_wrn16_8", "se_mobilenet",
-    "se_shufflenet", "se_densenet40_12", "se_simple", "se_simple_residual", "se_nested",
+    "se_shufflenet", "se_densenet40_12", "se_simple", "se_nested",
     "se_vgg16_bn", "se_bn_inception", "se_shake_shake26_2x96d",
 )  # fmt: skip
 
