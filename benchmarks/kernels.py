@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from se_lightning.models.layers import kernels
+from se_lightning.models.layers.fused import gpu
 
 STAGES = ((256, 56), (512, 28), (1024, 14), (2048, 7))  # channels, side
 CACHE = 2**28  # bytes: several times the largest L2
@@ -71,7 +71,7 @@ class Maps:
         self.y, self.shortcut, self.grad = normal(), normal(), normal()
         self.factor, self.offset = torch.rand(2, images, channels, 1, 1, device=device)
         self.center, self.slope = torch.rand(2, channels, device=device)
-        self.out = kernels.rescale(self.y, self.factor, self.offset, self.shortcut, relu=True)
+        self.out = gpu.rescale(self.y, self.factor, self.offset, self.shortcut, relu=True)
 
 
 def passes(m: Maps) -> dict[str, tuple[Callable[[], Any], int]]:
@@ -79,11 +79,11 @@ def passes(m: Maps) -> dict[str, tuple[Callable[[], Any], int]]:
     half = m.factor.to(m.y.dtype)
     norm = (m.center, m.slope.abs(), m.slope, m.center, True)
     return {
-        "moments": (lambda: kernels.moments(m.y), 1),
-        "rescale": (lambda: kernels.rescale(m.y, m.factor, m.offset, m.shortcut, relu=True), 3),
-        "gradient_sums": (lambda: kernels.gradient_sums(m.grad, m.out, m.y, m.center), 4),
-        "gradient_sums, no ReLU": (lambda: kernels.gradient_sums(m.grad, None, m.y, m.center), 2),
-        "combine": (lambda: kernels.combine(m.grad, m.factor, m.offset, m.slope, m.y), 3),
+        "moments": (lambda: gpu.moments(m.y), 1),
+        "rescale": (lambda: gpu.rescale(m.y, m.factor, m.offset, m.shortcut, relu=True), 3),
+        "gradient_sums": (lambda: gpu.gradient_sums(m.grad, m.out, m.y, m.center), 4),
+        "gradient_sums, no ReLU": (lambda: gpu.gradient_sums(m.grad, None, m.y, m.center), 2),
+        "combine": (lambda: gpu.combine(m.grad, m.factor, m.offset, m.slope, m.y), 3),
         "torch: batch_norm": (lambda: F.batch_norm(m.y, *norm), 3),
         "torch: mean": (lambda: m.y.mean((2, 3), keepdim=True), 1),
         "torch: multiply": (lambda: m.y * half, 2),

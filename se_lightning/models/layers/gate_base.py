@@ -65,7 +65,7 @@ class Gate(nn.Module, ABC):
     def from_means(self) -> Callable[[Tensor], Tensor] | None:
         """Return the function from the means over space to the gate, both (N, C, 1, 1).
 
-        With it, :mod:`se_lightning.models.layers.fused` rescales in fewer passes over the map.
+        With it, :mod:`se_lightning.models.layers.fused.tail` rescales in fewer passes over the map.
         None, the default, if the gate depends on more than the means.
         """
         return None

@@ -6,7 +6,7 @@ Triton reads along the one that is 1. Sums stay in registers until all pixels of
 read. A map of few images and channels is split further, by pixels, into parts whose sums a second
 kernel adds in order. Nothing depends on the order in which programs run.
 
-:mod:`se_lightning.models.layers.kernel_operators` chooses tiles and parts.
+:mod:`se_lightning.models.layers.fused.operators` chooses tiles and parts.
 """
 # mypy: allow-untyped-defs
 # The types of a kernel's arguments are those of the call.

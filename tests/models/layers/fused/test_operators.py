@@ -10,16 +10,16 @@ from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from se_lightning.models.layers import kernels
+from se_lightning.models.layers.fused import gpu
 
-if not kernels.AVAILABLE:
+if not gpu.AVAILABLE:
     pytest.skip("needs Triton", allow_module_level=True)
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from se_lightning.models.layers import triton_kernels
+from se_lightning.models.layers.fused import triton_kernels
 
 LAST = torch.channels_last
 
@@ -28,11 +28,11 @@ class Tail(torch.nn.Module):
     """All passes, one after the other."""
 
     def forward(self, y, factor, center):
-        mean, m2 = kernels.moments(y)
-        out = kernels.rescale(y, factor, mean, y, relu=True)
-        masked, total, product = kernels.gradient_sums(y, out, y, center)
-        _, plain, _ = kernels.gradient_sums(y, None, y)
-        return kernels.combine(masked, factor, total, center, y), m2, product, plain
+        mean, m2 = gpu.moments(y)
+        out = gpu.rescale(y, factor, mean, y, relu=True)
+        masked, total, product = gpu.gradient_sums(y, out, y, center)
+        _, plain, _ = gpu.gradient_sums(y, None, y)
+        return gpu.combine(masked, factor, total, center, y), m2, product, plain
 
 
 def fake_inputs():
@@ -139,7 +139,7 @@ def test_the_kernels_compile_to_loads_of_16_bytes(kernel, tmp_path, monkeypatch)
 
 def test_the_module_imports_without_triton(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    spec = importlib.util.spec_from_file_location("without_triton", Path(kernels.__file__))
+    spec = importlib.util.spec_from_file_location("without_triton", Path(gpu.__file__))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.AVAILABLE is False

@@ -19,78 +19,25 @@ before it and :class:`_Rescale` after it. The latter's backward pass leaves its 
 former's, which knows the gradient of the squeeze.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeGuard, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules import module as torch_modules
 
-from se_lightning.models.layers import kernels, passes
-from se_lightning.models.layers.passes import wide
+from se_lightning.models.layers.fused import cpu, gpu
+from se_lightning.models.layers.fused.cpu import wide
 
-__all__ = ["fuses", "is_plain", "rescaled"]
-
-# SE_LIGHTNING_FUSED=0 takes the steps one by one, for comparisons.
-ENABLED = os.environ.get("SE_LIGHTNING_FUSED") != "0"
+__all__ = ["rescaled"]
 
 Excite = Callable[[Tensor], Tensor]
-Kind = TypeVar("Kind", bound=nn.Module)
-# Elements of the smallest map that is worth it: Python takes half a millisecond more.
-SMALLEST = 2**18
-
-
-def fuses(x: Tensor, gate: Any) -> bool:
-    """Return whether :func:`rescaled` can replace a gate, and steps around it, for this input.
-
-    It cannot where something looks at the single steps: hooks, tracing, export.
-    """
-    if type(x) is not Tensor or x.ndim != 4 or not x.is_floating_point() or _has_hooks(gate):
-        return False
-    if not ENABLED or x.numel() <= x.shape[1]:  # a batch norm refuses a value per channel
-        return False
-    if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()
-    if x.numel() < SMALLEST:
-        return False
-    covered = x.device.type == "cpu" or (x.is_cuda and kernels.AVAILABLE)
-    return covered and not _is_transformed()
-
-
-def is_plain(step: Any, kind: type[Kind]) -> TypeGuard[Kind]:
-    """Return whether a step is a module of just this class, without hooks, and with its weights."""
-    return type(step) is kind and not _has_hooks(step) and getattr(step, "affine", True)
-
-
-def _is_transformed() -> bool:
-    """Return whether something else than autograd follows the operations."""
-    return (
-        torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch.autograd.forward_ad._current_level >= 0
-    )
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or torch_modules._global_forward_hooks
-        or torch_modules._global_forward_pre_hooks
-        or torch_modules._global_backward_hooks
-        or torch_modules._global_backward_pre_hooks
-    )
 
 
 def _passes(y: Tensor) -> ModuleType:
-    return kernels if y.is_cuda else passes
+    return gpu if y.is_cuda else cpu
 
 
 @dataclass

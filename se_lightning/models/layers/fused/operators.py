@@ -1,6 +1,6 @@
 """The Triton kernels as operators of torch, which ``torch.compile`` and ``torch.export`` can see.
 
-:mod:`se_lightning.models.layers.kernels` describes what they compute, and calls them with maps of
+:mod:`se_lightning.models.layers.fused.gpu` describes what they compute, and calls them with maps of
 one layout.
 """
 
@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 from torch.library import triton_op
 
-from se_lightning.models.layers.triton_kernels import (
+from se_lightning.models.layers.fused.triton_kernels import (
     merge_kernel,
     moments_kernel,
     rescale_kernel,

@@ -1,8 +1,8 @@
-"""The four passes over a feature map of a fused tail, on a CPU; kernels.py has those on a GPU.
+"""The four passes over a feature map on a CPU; :mod:`.gpu` has those on a GPU.
 
-They consist of torch's operations on some images at a time, which stay in the cache in between.
-:mod:`se_lightning.models.layers.fused` says what they are for. Sums, and the factors of images and
-channels, are float32 for half precision, and of the map's type otherwise.
+:mod:`se_lightning.models.layers.fused.tail` says what they are for. They consist of torch's
+operations on some images at a time, which stay in the cache in between. Sums, and the factors of
+images and channels, are float32 for half precision, and of the map's type otherwise.
 """
 
 from collections.abc import Iterable, Iterator

@@ -11,12 +11,12 @@ from torch import nn
 from torch.library import opcheck
 
 from se_lightning.models import SqueezeExcitation
-from se_lightning.models.layers import fused, kernels
+from se_lightning.models.layers.fused import gpu, tail
 
-if not kernels.AVAILABLE:
+if not gpu.AVAILABLE:
     pytest.skip("needs Triton", allow_module_level=True)
 
-from se_lightning.models.layers import kernel_operators, triton_kernels
+from se_lightning.models.layers.fused import operators, triton_kernels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -36,10 +36,10 @@ def _poisoned():
 @pytest.fixture
 def _small_tiles(monkeypatch):
     """Let a small map have many tiles and parts."""
-    monkeypatch.setattr(kernel_operators, "TILE", 2048)
-    monkeypatch.setattr(kernel_operators, "ROW", {True: 32, False: 128})
-    monkeypatch.setattr(kernel_operators, "PROGRAMS", 8)
-    monkeypatch.setattr(kernel_operators, "TILES", 1)
+    monkeypatch.setattr(operators, "TILE", 2048)
+    monkeypatch.setattr(operators, "ROW", {True: 32, False: 128})
+    monkeypatch.setattr(operators, "PROGRAMS", 8)
+    monkeypatch.setattr(operators, "TILES", 1)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="runs in the outer process")
@@ -118,7 +118,7 @@ class Case:
 def test_moments_of_50_random_maps():
     for seed in range(50):
         case = Case(seed)
-        mean, m2 = kernels.moments(case.y)
+        mean, m2 = gpu.moments(case.y)
         y, pixels = case.y.double(), case.shape[2] * case.shape[3]
         case.check_sum(mean, y / pixels)
         deviation = y - y.mean((2, 3), keepdim=True)
@@ -134,7 +134,7 @@ def test_rescaling_50_random_maps():
         case = Case(seed)
         offset = case.rows[1] if case.flags[0] else None
         shortcut = case.second if case.flags[1] else None
-        found = kernels.rescale(case.y, case.rows[0], offset, shortcut, relu=case.flags[2])
+        found = gpu.rescale(case.y, case.rows[0], offset, shortcut, relu=case.flags[2])
         terms = [case.y.double() * case.rows[0].double()]
         terms += [each.double() for each in (offset, shortcut) if each is not None]
         exact = sum(terms)
@@ -148,7 +148,7 @@ def test_gradient_sums_of_50_random_maps():
         case = Case(seed)
         grad, out = case.second, case.third if case.flags[0] else None
         center = case.channels if case.flags[1] else None
-        masked, total, product = kernels.gradient_sums(grad, out, case.y, center)
+        masked, total, product = gpu.gradient_sums(grad, out, case.y, center)
         exact = grad if out is None else grad * (out > 0)
         assert torch.equal(masked, exact)
         assert masked.is_contiguous() or masked.is_contiguous(memory_format=LAST)
@@ -163,7 +163,7 @@ def test_combining_50_random_maps():
     for seed in range(50):
         case = Case(seed)
         slope, second = (case.channels, case.second) if case.flags[0] else (None, None)
-        found = kernels.combine(case.y, *case.rows, slope, second)
+        found = gpu.combine(case.y, *case.rows, slope, second)
         terms = [case.y.double() * case.rows[0].double(), case.rows[1].double()]
         if slope is not None:
             terms.append(second.double() * slope.double().view(-1, 1, 1))
@@ -175,15 +175,15 @@ def test_combining_50_random_maps():
 @pytest.mark.parametrize("shape", [(2, 70, 12, 13), (1, 3, 64, 65), (1, 300, 1, 1)])
 def test_maps_of_several_tiles(shape, form):
     y, factor = normal(shape, form=form), normal((*shape[:2], 1, 1))
-    mean, m2 = kernels.moments(y)
+    mean, m2 = gpu.moments(y)
     variance, exact = torch.var_mean(y.double(), (2, 3), correction=0, keepdim=True)
     torch.testing.assert_close(mean, exact.float())
     torch.testing.assert_close(m2, (variance * shape[2] * shape[3]).float())
-    _, total, product = kernels.gradient_sums(y, None, y)
+    _, total, product = gpu.gradient_sums(y, None, y)
     exact = y.double().sum((2, 3), keepdim=True).float()
     torch.testing.assert_close(total, exact, atol=1e-3, rtol=0)
     torch.testing.assert_close(product, y.double().square().sum((2, 3), keepdim=True).float())
-    torch.testing.assert_close(kernels.rescale(y, factor), y * factor)
+    torch.testing.assert_close(gpu.rescale(y, factor), y * factor)
 
 
 @runs_kernels
@@ -193,14 +193,14 @@ def test_a_large_mean_does_not_cost_precision(form):
     shape = (3, 4, 12, 12)
     y = normal(shape, form=form, mean=1000.0)
     grad = normal(shape, form=form)
-    mean, m2 = kernels.moments(y)
+    mean, m2 = gpu.moments(y)
     pixels = shape[2] * shape[3]
     center = mean.mean((0, 2, 3))
     between = pixels * (mean - center.view(-1, 1, 1)).square().sum((0, 2, 3))
     variance = (m2.sum((0, 2, 3)) + between) / (shape[0] * pixels)
     exact = y.double().var((0, 2, 3), correction=0)
     assert ((variance - exact) / exact).abs().max() < 1e-4  # naively 0.1
-    _, _, product = kernels.gradient_sums(grad, None, y, center)
+    _, _, product = gpu.gradient_sums(grad, None, y, center)
     terms = grad.double() * (y.double() - center.double().view(-1, 1, 1))
     error = (product - terms.sum((2, 3), keepdim=True)).abs()
     assert (error < 1e-6 * terms.abs().sum((2, 3), keepdim=True)).all()
@@ -209,20 +209,20 @@ def test_a_large_mean_does_not_cost_precision(form):
 @runs_kernels
 def test_without_relu_the_gradient_is_not_copied():
     y, grad = (normal((2, 3, 4, 4)) for _ in range(2))
-    assert kernels.gradient_sums(grad, None, y)[0] is grad
+    assert gpu.gradient_sums(grad, None, y)[0] is grad
 
 
 @pytest.mark.parametrize("norm", ["train", "eval", None])
 @runs_kernels
 def test_the_fused_tail(monkeypatch, norm):
     """By these kernels, it equals one step after another."""
-    monkeypatch.setattr(fused, "_passes", lambda y: kernels)
+    monkeypatch.setattr(tail, "_passes", lambda y: gpu)
     torch.manual_seed(0)
     gate = SqueezeExcitation(6, 2).to(DEVICE, torch.float64)
     bn = nn.BatchNorm2d(6).to(DEVICE, torch.float64).train(norm == "train")
     maps = [normal((3, 6, 5, 4), torch.float64, LAST).requires_grad_() for _ in range(2)]
     results = []
-    for function in (fused.rescaled, None):
+    for function in (tail.rescaled, None):
         bn.reset_running_stats()
         first = bn if norm else None
         if function is None:
@@ -242,30 +242,30 @@ def test_nan_passes_the_relu_and_its_gradient_as_in_torch():
     y = normal((2, 4, 3, 3))
     y[0, 1, 2, 0] = torch.nan
     one = torch.ones(2, 4, 1, 1, device=DEVICE)
-    out = kernels.rescale(y, one, relu=True)
+    out = gpu.rescale(y, one, relu=True)
     torch.testing.assert_close(out, y.relu(), equal_nan=True)
     grad = normal(y.shape)
-    masked = kernels.gradient_sums(grad, out, y)[0]
+    masked = gpu.gradient_sums(grad, out, y)[0]
     assert torch.equal(masked, torch.ops.aten.threshold_backward(grad, out, 0))
-    assert kernels.moments(y)[0].isnan().sum() == 1
+    assert gpu.moments(y)[0].isnan().sum() == 1
 
 
 @runs_kernels
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)])
 def test_maps_without_elements(shape):
     y, factor = normal(shape), normal((*shape[:2], 1, 1))
-    sums = [*kernels.moments(y), *kernels.gradient_sums(y, y, y)[1:]]
+    sums = [*gpu.moments(y), *gpu.gradient_sums(y, y, y)[1:]]
     assert {each.shape for each in sums} == {(*shape[:2], 1, 1)}
     assert torch.equal(sums[0].isnan(), y.mean((2, 3), keepdim=True).isnan())
     assert not any(each.any() for each in sums[1:])
-    assert kernels.rescale(y, factor).shape == kernels.combine(y, factor, factor).shape == shape
+    assert gpu.rescale(y, factor).shape == gpu.combine(y, factor, factor).shape == shape
 
 
 @runs_kernels
 @pytest.mark.usefixtures("_small_tiles")
 def test_two_runs_agree_bit_by_bit():
     y, grad = (normal((2, 8, 9, 9), form=LAST) for _ in range(2))
-    runs = [(*kernels.moments(y), *kernels.gradient_sums(grad, y, y)) for _ in range(2)]
+    runs = [(*gpu.moments(y), *gpu.gradient_sums(grad, y, y)) for _ in range(2)]
     assert all(map(torch.equal, *runs))
 
 
@@ -310,10 +310,10 @@ def test_nothing_waits_for_the_gpu(form):
     for mode in ("default", "error"):  # the first call loads the kernels
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            kernels.moments(y)
-            out = kernels.rescale(y, factor, factor, y, relu=True)
-            masked, _, _ = kernels.gradient_sums(y, out, y, center)
-            kernels.combine(masked, factor, factor, center, y)
+            gpu.moments(y)
+            out = gpu.rescale(y, factor, factor, y, relu=True)
+            masked, _, _ = gpu.gradient_sums(y, out, y, center)
+            gpu.combine(masked, factor, factor, center, y)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -325,9 +325,9 @@ def test_maps_of_more_elements_than_32_bits_count(form):
     torch.use_deterministic_algorithms(False)
     y = torch.zeros(shape, dtype=torch.bfloat16, device=DEVICE).contiguous(memory_format=form)
     y[-1, -1, -1, -5:] = 2
-    sums = kernels.gradient_sums(y, None, y)[2]
+    sums = gpu.gradient_sums(y, None, y)[2]
     assert sums[-1, -1].item() == 20
     assert sums.count_nonzero() == 1
-    assert kernels.moments(y)[0][-1, -1].item() == pytest.approx(10 / 3400**2)
-    result = kernels.rescale(y, torch.full((3, 64, 1, 1), 3.0, device=DEVICE))
+    assert gpu.moments(y)[0][-1, -1].item() == pytest.approx(10 / 3400**2)
+    result = gpu.rescale(y, torch.full((3, 64, 1, 1), 3.0, device=DEVICE))
     assert result[-1, -1, -1, -5:].sum() == result.sum() == 30

@@ -22,7 +22,7 @@ except ImportError:
     AVAILABLE = False
 else:
     AVAILABLE = True
-    from se_lightning.models.layers import kernel_operators as operators
+    from se_lightning.models.layers.fused import operators
 
 __all__ = ["AVAILABLE", "combine", "gradient_sums", "moments", "rescale", "statistics"]
 
