@@ -45,7 +45,8 @@ def compile_network(
             ``"max-autotune"`` also chooses the fastest kernels by measuring them, so that their
             last bits may differ between two runs.
         regional: Compile the repeated units (residual blocks) one by one, and each structure once;
-            the rest runs uncompiled. The start is faster for networks of many equal units.
+            the rest runs uncompiled. Networks of many equal units start sooner, but steps may be
+            slower: on a CPU, slower than uncompiled ones.
         backend: ``"inductor"`` generates code. To debug, ``"aot_eager"`` only traces operations
             and gradients, and ``"eager"`` only operations.
 
