@@ -218,7 +218,7 @@ def test_feature_maps_equal_those_of_torchvisions_feature_extractor(name):
         for index, feature_map in enumerate(maps):
             # Later layers have not modified a returned map in place.
             # A graph of single steps has no fused tails.
-            near = {"rtol": 1e-5, "atol": 1e-5, "msg": str(network.feature_info[index])}
+            near = {"rtol": 1e-4, "atol": 1e-4, "msg": str(network.feature_info[index])}
             torch.testing.assert_close(feature_map, expected[str(index)], **near)
         assert torch.equal(network.forward_head(last), network(x))
 
