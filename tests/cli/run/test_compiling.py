@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from se_lightning.models.layers.fused import checks
+
 TINY = (
     "data=fake", "data.size=60", "data.image_size=16", "trainer.max_epochs=2", "model.stem=cifar",
     "model.ratio=2", "model.depth=[2]", "model.widths=[8]", "trainer.accelerator=cpu",
