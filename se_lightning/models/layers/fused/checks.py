@@ -24,14 +24,17 @@ def fuses(x: Tensor, gate: Any) -> bool:
 
     It cannot where something looks at the single steps: hooks, tracing, export.
     """
-    if type(x) is not Tensor or x.ndim != 4 or not x.is_floating_point() or _has_hooks(gate):
-        return False
-    if not ENABLED or x.numel() <= x.shape[1]:  # a batch norm refuses a value per channel
+    if type(x) is not Tensor or x.ndim != 4 or not ENABLED:
         return False
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()
-    if x.numel() < SMALLEST:
+        worthwhile = not torch.compiler.is_exporting()
+    else:
+        worthwhile = x.numel() >= SMALLEST
+    # A batch norm refuses one value per channel.
+    if not worthwhile or x.numel() <= x.shape[1] or not x.is_floating_point() or _has_hooks(gate):
         return False
+    if torch.compiler.is_compiling():
+        return True
     covered = x.device.type == "cpu" or (x.is_cuda and gpu.AVAILABLE)
     return covered and not _is_transformed()
 
