@@ -107,7 +107,7 @@ def tests(rehearse: bool) -> list[str]:
     run = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=--import-mode=importlib"]
     run += ["-o", "filterwarnings=default", "-p", "no:cacheprovider"]
     if rehearse:
-        return [*run, "-k", "nan or elements", "tests/models/layers/test_kernels.py"]
+        return [*run, "-k", "nan or elements", "tests/models/layers/fused/test_gpu.py"]
     paths = sorted((ROOT / "tests").rglob("test_*.py"))
     files = [str(path) for path in paths if "mark.gpu" in path.read_text()]
     return [*run, "-m", "gpu", "--continue-on-collection-errors", "--timeout=60", *files]

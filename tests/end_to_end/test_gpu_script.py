@@ -51,7 +51,7 @@ def test_each_command_composes(run_main, tmp_path, capfd, name, rehearse):
 def test_the_tests_that_need_a_gpu_are_found():
     command = gpu.tests(rehearse=False)
     marked = [path for path in command if path.endswith(".py")]
-    assert str(ROOT / "tests/models/layers/test_kernels.py") in marked
+    assert str(ROOT / "tests/models/layers/fused/test_gpu.py") in marked
     assert len(marked) >= 8
     assert all(Path(path).is_file() for path in marked)
 

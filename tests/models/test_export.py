@@ -110,7 +110,7 @@ def test_a_scripted_network_follows_the_mode(name):
             torch.manual_seed(0)
             expected = copy.deepcopy(model).train(train)(x)
             torch.manual_seed(0)
-            torch.testing.assert_close(scripted.train(train)(x), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(scripted.train(train)(x), expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:The TorchScript type")

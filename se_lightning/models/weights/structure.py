@@ -29,7 +29,7 @@ def structure(model: nn.Module) -> dict[str, str]:
         {'': 'Sequential()', '0': 'ReLU()'}
     """
     return {
-        path: f"{type(module).__name__}({module.extra_repr()})"
+        path: f"{module._get_name()}({module.extra_repr()})"
         for path, module in model.named_modules()
     }
 

@@ -24,17 +24,16 @@ def fuses(x: Tensor, gate: Any) -> bool:
 
     It cannot where something looks at the single steps: hooks, tracing, export.
     """
+    compiling = torch.compiler.is_compiling()
     if type(x) is not Tensor or x.ndim != 4 or not ENABLED:
         return False
-    if torch.compiler.is_compiling():
-        worthwhile = not torch.compiler.is_exporting()
-    else:
-        worthwhile = x.numel() >= SMALLEST
-    # A batch norm refuses one value per channel.
-    if not worthwhile or x.numel() <= x.shape[1] or not x.is_floating_point() or _has_hooks(gate):
+    if x.numel() < SMALLEST and not compiling:
         return False
-    if torch.compiler.is_compiling():
-        return True
+    # A batch norm refuses one value per channel.
+    if x.numel() <= x.shape[1] or not x.is_floating_point() or _has_hooks(gate):
+        return False
+    if compiling:
+        return not torch.compiler.is_exporting()
     covered = x.device.type == "cpu" or (x.is_cuda and gpu.AVAILABLE)
     return covered and not _is_transformed()
 
