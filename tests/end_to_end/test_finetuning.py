@@ -35,8 +35,9 @@ def test_gates_are_trained_into_a_plain_network(cli, short, tmp_path, result):
 
 @pytest.mark.parametrize(
     ("library", "rule", "gates"),
-    [("torchvision", "residual", 8), pytest.param("timm", "stages", 4, marks=pytest.mark.slow)],
+    [("torchvision", "residual", 8), ("timm", "stages", 4)],
 )
+@pytest.mark.slow
 def test_gates_are_trained_in_a_network_of_another_library(
     cli, short, tmp_path, result, library, rule, gates
 ):

@@ -118,6 +118,7 @@ def test_adding_a_gate_takes_a_class_and_a_row(follow, tmp_path):
     assert (tmp_path / "run" / "excitation" / "histogram.png").exists()
 
 
+@pytest.mark.slow
 def test_adding_a_data_set_takes_a_file_and_a_yaml(follow):
     paths, python = follow("Add a data set")
     assert paths == ["se_lightning/data/shapes.py", "conf/data/shapes.yaml"]
@@ -125,6 +126,7 @@ def test_adding_a_data_set_takes_a_file_and_a_yaml(follow):
     assert "test accuracy" in done.stdout
 
 
+@pytest.mark.slow
 def test_adding_a_callback_takes_a_file_and_a_yaml(follow, tmp_path):
     paths, _ = follow("Add a callback")
     assert paths == ["se_lightning/callbacks/mean_gate.py", "conf/callbacks/mean_gate.yaml"]

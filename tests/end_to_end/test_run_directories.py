@@ -202,7 +202,8 @@ def unbroken(seed: int) -> Path:
     return _unbroken[seed]
 
 
-@pytest.mark.parametrize("examples", [2, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", [25])
 def test_any_sequence_of_operations_leaves_each_run_what_it_is(examples):
     options = settings(
         max_examples=examples,

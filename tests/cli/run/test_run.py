@@ -71,6 +71,7 @@ def test_a_run_writes_its_files_and_task_test_repeats_its_accuracy(
     assert again["data"] == "DigitsDataModule"
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_model_selected_with_a_plus(cli, short, result, tmp_path):
     done = cli("+model=se_resnet50", "trainer.devices=2", "trainer.strategy=ddp", *short)
     found = result(tmp_path)

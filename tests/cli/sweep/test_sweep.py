@@ -17,6 +17,7 @@ def rows(sweep):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_each_job_has_the_ranks_that_it_requests(cli, short, tmp_path, wandb_run):
     """In one process the second job would train on half the data, with exit code 0."""
     done = cli("-m", "+model=se_resnet20", "trainer.devices=1,2,1", *short)
