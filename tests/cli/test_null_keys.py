@@ -36,7 +36,7 @@ def test_a_key_that_does_not_exist_is_refused(key):
 
 
 def test_a_value_that_differs_is_refused():
-    with pytest.raises(ConfigCompositionException, match="is 16 and not 3"):
+    with pytest.raises(ConfigCompositionException, match="is 10 and not 3"):
         Command((), ("~trainer.max_epochs=3",)).compose()
 
 
