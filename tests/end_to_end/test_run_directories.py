@@ -202,8 +202,7 @@ def unbroken(seed: int) -> Path:
     return _unbroken[seed]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("examples", [25])
+@pytest.mark.parametrize("examples", [2, pytest.param(25, marks=pytest.mark.slow)])
 def test_any_sequence_of_operations_leaves_each_run_what_it_is(examples):
     options = settings(
         max_examples=examples,

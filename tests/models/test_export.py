@@ -102,15 +102,15 @@ def test_a_network_can_be_scripted(name):
 @pytest.mark.parametrize("name", ["se_resnet20", "se_mobilenet", "se_shake_shake26_2x96d"])
 def test_a_scripted_network_follows_the_mode(name):
     options = {"depth": 8, "width": 8} if "shake" in name else {"dropout": 0.5}
-    model = create_model(name, ratio=4, **options)
-    x = torch.randn(4, 3, 32, 32)
+    model = create_model(name, ratio=4, **options).double()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     scripted = torch.jit.script(model.eval())
     for train in (True, False):
         with torch.no_grad():
             torch.manual_seed(0)
             expected = copy.deepcopy(model).train(train)(x)
             torch.manual_seed(0)
-            torch.testing.assert_close(scripted.train(train)(x), expected, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(scripted.train(train)(x), expected, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:The TorchScript type")

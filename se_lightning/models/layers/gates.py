@@ -185,9 +185,10 @@ class SqueezeExcitation(Gate):
         return self.gate(self.fc2(self.act(self.fc1(z))))
 
     def forward(self, x: Tensor) -> Tensor:  # noqa: D102
-        if not torch.jit.is_scripting():  # noqa: SIM102 - TorchScript wants it alone
-            if self.squeeze == "avg" and fuses(x, self):
-                return rescaled(x, self.excite)
+        if not torch.jit.is_scripting():
+            excite = self.from_means()
+            if excite is not None and fuses(x, self):
+                return rescaled(x, excite)
         return x * self.excite(self._squeezed(x))
 
     def extra_repr(self) -> str:  # noqa: D102

@@ -12,18 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["combine", "gradient_sums", "rescale", "statistics", "wide"]
+from se_lightning.models.layers.fused.dtypes import wide
+
+__all__ = ["combine", "gradient_sums", "rescale", "statistics"]
 
 # Elements of a map that are processed together.
 CHUNK = 2**18
 # Elements of an image from which on torch's batch norm is called per image, which takes 10 us.
 LARGE = 2**16
 LARGE_HALF = 2**14  # half precision
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """Return the type of sums over maps of a type."""
-    return torch.float32 if dtype.itemsize < 4 else dtype
 
 
 def _chunks(images: int, *maps: Tensor | None) -> Iterator[tuple[Any, ...]]:

@@ -16,6 +16,8 @@ differentiable.
 import torch
 from torch import Tensor
 
+from se_lightning.models.layers.fused.dtypes import wide
+
 try:
     import triton  # noqa: F401
 except ImportError:
@@ -149,8 +151,7 @@ def _rescale(
 
 def _sum(y: Tensor) -> Tensor:
     """Return the sums over space of a map without elements."""
-    wide = torch.float64 if y.dtype == torch.float64 else torch.float32
-    return torch.zeros((*y.shape[:2], 1, 1), dtype=wide, device=y.device)
+    return torch.zeros((*y.shape[:2], 1, 1), dtype=wide(y.dtype), device=y.device)
 
 
 def _format(y: Tensor) -> torch.memory_format:

@@ -11,6 +11,7 @@ import triton
 from torch import Tensor
 from torch.library import triton_op
 
+from se_lightning.models.layers.fused.dtypes import wide
 from se_lightning.models.layers.fused.triton_kernels import (
     merge_kernel,
     moments_kernel,
@@ -35,10 +36,6 @@ def wrap_triton(kernel: Any) -> Any:
     """
     compiled = isinstance(kernel, triton.JITFunction)
     return torch.library.wrap_triton(kernel) if compiled else kernel
-
-
-def _wide(y: Tensor) -> torch.dtype:
-    return torch.float64 if y.dtype == torch.float64 else torch.float32
 
 
 def _power(size: int, limit: int) -> int:
@@ -79,6 +76,17 @@ def _parts(y: Tensor, block_c: int, block_p: int) -> tuple[int, int]:
     return triton.cdiv(pixels, length), length
 
 
+def _sums_by_part(y: Tensor) -> tuple[Tensor, Tensor, list[int], dict[str, int], tuple[int]]:
+    """Return two empty sums of each part, and a kernel's sizes, blocks and grid."""
+    images, channels, pixels, *strides = _shape(y)
+    block_c, block_p = _blocks(y)
+    parts, length = _parts(y, block_c, block_p)
+    first = torch.empty((parts, images, channels), dtype=wide(y.dtype), device=y.device)
+    grid = (images * triton.cdiv(channels, block_c) * parts,)
+    sizes = [images, channels, pixels, *strides, parts, length]
+    return first, torch.empty_like(first), sizes, {"block_c": block_c, "block_p": block_p}, grid
+
+
 def _merged(
     y: Tensor, first: Tensor, second: Tensor, length: int, moments: bool
 ) -> tuple[Tensor, Tensor]:
@@ -98,35 +106,21 @@ def _merged(
 @triton_op("se_lightning::moments", mutates_args={})
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean over space and the sum of squared deviations from it."""
-    images, channels, pixels, *strides = _shape(y)
-    block_c, block_p = _blocks(y)
-    parts, length = _parts(y, block_c, block_p)
-    mean = torch.empty((parts, images, channels), dtype=_wide(y), device=y.device)
-    m2 = torch.empty_like(mean)
-    grid = (images * triton.cdiv(channels, block_c) * parts,)
-    wrap_triton(moments_kernel)[grid](
-        y, mean, m2, images, channels, pixels, *strides, parts, length,
-        block_c=block_c, block_p=block_p,
-    )  # fmt: skip
-    return _merged(y, mean, m2, length, True)
+    mean, m2, sizes, blocks, grid = _sums_by_part(y)
+    wrap_triton(moments_kernel)[grid](y, mean, m2, *sizes, **blocks)
+    return _merged(y, mean, m2, sizes[-1], True)
 
 
 def _sums(
     grad: Tensor, out: Tensor | None, y: Tensor, center: Tensor | None, masked: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the sums of the masked gradient and of its product with the centered map."""
-    images, channels, pixels, *strides = _shape(y)
-    block_c, block_p = _blocks(y)
-    parts, length = _parts(y, block_c, block_p)
-    total = torch.empty((parts, images, channels), dtype=_wide(y), device=y.device)
-    product = torch.empty_like(total)
-    grid = (images * triton.cdiv(channels, block_c) * parts,)
+    total, product, sizes, blocks, grid = _sums_by_part(y)
     wrap_triton(sums_kernel)[grid](
         grad, grad if out is None else out, y, y if center is None else center, masked,
-        total, product, images, channels, pixels, *strides, parts, length,
-        has_out=out is not None, has_center=center is not None, block_c=block_c, block_p=block_p,
+        total, product, *sizes, has_out=out is not None, has_center=center is not None, **blocks,
     )  # fmt: skip
-    return _merged(y, total, product, length, False)
+    return _merged(y, total, product, sizes[-1], False)
 
 
 @triton_op("se_lightning::gradient_sums", mutates_args={})
@@ -202,4 +196,4 @@ def _(
 
 
 def _sums_like(y: Tensor) -> Tensor:
-    return torch.empty((y.shape[0], y.shape[1], 1, 1), dtype=_wide(y), device=y.device)
+    return torch.empty((y.shape[0], y.shape[1], 1, 1), dtype=wide(y.dtype), device=y.device)

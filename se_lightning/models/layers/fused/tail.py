@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from se_lightning.models.layers.fused import cpu, gpu
-from se_lightning.models.layers.fused.cpu import wide
+from se_lightning.models.layers.fused.dtypes import wide
 
 __all__ = ["rescaled"]
 
