@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -173,11 +174,25 @@ def image_root(tmp_path) -> Path:
     return root
 
 
-def wandb_records(run_file: Path) -> Iterator:
-    """Yield the records of a .wandb file: LevelDB's log framing around protobuf messages."""
+def wandb_records(folder: Path) -> list:
+    """Read the records of the one .wandb file in a folder, to the run's exit.
+
+    W&B's service writes the file, and may do so shortly after `finish` has returned.
+    """
+    (run_file,) = folder.rglob("run-*.wandb")
+    end = time.monotonic() + 30
+    while True:
+        records = list(parse_wandb(run_file.read_bytes()))
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        assert time.monotonic() < end, f"{run_file} has no exit record"
+        time.sleep(0.1)
+
+
+def parse_wandb(data: bytes) -> Iterator:
+    """Yield the whole records of a .wandb file: LevelDB's log framing around protobuf messages."""
     from wandb.proto import wandb_internal_pb2
 
-    data = run_file.read_bytes()
     assert data[:4] == b":W&B"
     position, message = 7, b""
     while position + 7 <= len(data):
@@ -190,6 +205,8 @@ def wandb_records(run_file: Path) -> Iterator:
         if kind == 0 and size == 0:
             return
         chunk = data[position : position + size]
+        if len(chunk) < size:
+            return
         position += size
         assert zlib.crc32(bytes([kind]) + chunk) & 0xFFFFFFFF == checksum
         message = chunk if kind in (1, 2) else message + chunk
@@ -204,13 +221,12 @@ def wandb_history():
     """Read the rows of an offline W&B run, with nested keys joined by dots."""
 
     def read(folder: Path) -> list[dict]:
-        (run_file,) = folder.rglob("run-*.wandb")
         return [
             {
                 item.key or ".".join(item.nested_key): json.loads(item.value_json)
                 for item in record.history.item
             }
-            for record in wandb_records(run_file)
+            for record in wandb_records(folder)
             if record.WhichOneof("record_type") == "history"
         ]
 
@@ -222,9 +238,8 @@ def wandb_values():
     """Read the last values of the config or the summary of an offline W&B run."""
 
     def read(folder: Path, kind: str) -> dict:
-        (run_file,) = folder.rglob("run-*.wandb")
         found = {}
-        for record in wandb_records(run_file):
+        for record in wandb_records(folder):
             if record.WhichOneof("record_type") == kind:
                 for item in getattr(record, kind).update:
                     found[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
@@ -238,9 +253,7 @@ def wandb_run():
     """Read the name and the group of an offline W&B run, or other fields."""
 
     def read(folder: Path, field: str | None = None):
-        (run_file,) = folder.rglob("run-*.wandb")
-        records = wandb_records(run_file)
-        run = next(r.run for r in records if r.WhichOneof("record_type") == "run")
+        run = next(r.run for r in wandb_records(folder) if r.WhichOneof("record_type") == "run")
         return (run.display_name, run.run_group) if field is None else list(getattr(run, field))
 
     return read
