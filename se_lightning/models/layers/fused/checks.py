@@ -15,8 +15,8 @@ __all__ = ["fuses", "is_plain"]
 ENABLED = os.environ.get("SE_LIGHTNING_FUSED") != "0"
 
 Kind = TypeVar("Kind", bound=nn.Module)
-# Elements of the smallest map that is worth it: Python takes half a millisecond more.
-SMALLEST = 2**18
+# A map must have more elements than this to be worth it: Python takes half a millisecond more.
+SMALL = 2**18
 
 
 def fuses(x: Tensor, gate: Any) -> bool:
@@ -27,7 +27,7 @@ def fuses(x: Tensor, gate: Any) -> bool:
     compiling = torch.compiler.is_compiling()
     if type(x) is not Tensor or x.ndim != 4 or not ENABLED:
         return False
-    if x.numel() < SMALLEST and not compiling:
+    if x.numel() <= SMALL and not compiling:
         return False
     # A batch norm refuses one value per channel.
     if x.numel() <= x.shape[1] or not x.is_floating_point() or _has_hooks(gate):
