@@ -150,6 +150,18 @@ def idx_root(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def cifar_root(tmp_path: Path) -> Path:
+    """Create the binary files of CIFAR-10: 60 training and 20 test images."""
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for name, size in (*((f"data_batch_{i}", 12) for i in range(1, 6)), ("test_batch", 20)):
+        pixels = np.random.default_rng(size).integers(0, 256, (size, 3072))
+        rows = np.column_stack([np.arange(size) % 10, pixels])
+        (folder / f"{name}.bin").write_bytes(rows.astype(np.uint8).tobytes())
+    return tmp_path
+
+
 def _write_jpeg(path: Path, seed: int, size: tuple[int, int] = (60, 45)) -> None:
     """Write a smooth image, which JPEG preserves; `size` is (width, height)."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)

@@ -1,6 +1,5 @@
 """Datamodules of every kind, on small data."""
 
-import numpy as np
 import pytest
 
 from se_lightning import (
@@ -15,17 +14,6 @@ from se_lightning.data.files.sources import write_shards
 
 KINDS = ("digits", "fake", "mnist", "cifar", "image_folder", "shards", "imagenet")
 AUGMENTED = {"pixel_jitter": 20, "color_jitter": 0.4, "random_erasing": 0.5, "mixup": 0.2}
-
-
-@pytest.fixture
-def cifar_root(tmp_path):
-    folder = tmp_path / "cifar-10-batches-bin"
-    folder.mkdir()
-    for name, size in (*((f"data_batch_{i}", 12) for i in range(1, 6)), ("test_batch", 20)):
-        pixels = np.random.default_rng(size).integers(0, 256, (size, 3072))
-        rows = np.column_stack([np.arange(size) % 10, pixels])
-        (folder / f"{name}.bin").write_bytes(rows.astype(np.uint8).tobytes())
-    return tmp_path
 
 
 @pytest.fixture

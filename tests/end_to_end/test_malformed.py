@@ -46,7 +46,7 @@ KINDS = {
     "data.batch_size={a: 1}": "data: `batch_size` (={'a': 1}) must be a whole number",
     "data.eval_batch_size=x": "data: `eval_batch_size` (='x') must be a whole number",
     "data.num_workers=x": "data: `num_workers` (='x') must be a whole number",
-    "data.flip=maybe": "data: `flip` (='maybe') must be true or false",
+    "data.flip=maybe": "data: `flip` (='maybe') must be true, false or alternating",
     "optimizer.lr=fast": "optimizer: `lr` (='fast') must be a finite number",
     "optimizer.lr=nan": "optimizer: `lr` (=nan) must be a finite number",
     "optimizer.lr=inf": "optimizer: `lr` (=inf) must be a finite number",

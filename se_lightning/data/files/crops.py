@@ -7,7 +7,12 @@ import numpy as np
 from torch import Tensor
 
 from se_lightning.data.files.decode import eval_image, train_image
-from se_lightning.data.transforms.per_image import check_number, check_pixels
+from se_lightning.data.transforms.per_image import (
+    check_flip,
+    check_number,
+    check_pixels,
+    flipped,
+)
 from se_lightning.data.transforms.sample_rng import uniform
 
 __all__ = ["CenterCrop", "RandomResizedCrop", "resized_crop"]
@@ -64,7 +69,7 @@ class RandomResizedCrop:
             (progressive resizing).
         area: Smallest and largest fraction of the image area.
         aspect: Smallest and largest width over height.
-        flip: Mirror each image with probability 1/2.
+        flip: Mirror images; see :func:`se_lightning.data.transforms.per_image.flipped`.
         upright: Apply the EXIF orientation.
         interpolation: ``"bilinear"`` or ``"bicubic"``.
         seed: Seed of the run.
@@ -80,7 +85,7 @@ class RandomResizedCrop:
         sizes: Sequence[Sequence[int]] | None,
         area: Sequence[float],
         aspect: Sequence[float],
-        flip: bool,
+        flip: bool | str,
         upright: bool,
         interpolation: str,
         seed: int,
@@ -98,6 +103,7 @@ class RandomResizedCrop:
         for epoch, pixels in sizes:
             check_number("train_sizes", epoch, 0, math.inf, "an epoch")
             check_pixels("train_sizes", pixels)
+        check_flip(flip)
         self.size, self.sizes, self.area, self.aspect = size, sizes, area, aspect
         self.flip, self.seed = flip, seed
         self.upright, self.interpolation = upright, interpolation
@@ -107,8 +113,10 @@ class RandomResizedCrop:
         return ([self.size] + [pixels for first, pixels in self.sizes if first <= epoch])[-1]
 
     def draws(self, epoch: int, keys: np.ndarray) -> list[list[float]]:
-        """Return the random numbers of each sample."""
-        return uniform(self.seed, epoch, keys, "crop", 2 * _ATTEMPTS + 3).tolist()
+        """Return the random numbers of each sample; the first is 1 if its image is mirrored."""
+        draws = uniform(self.seed, epoch, keys, "crop", 2 * _ATTEMPTS + 3)
+        draws[:, 0] = flipped(draws[:, 0], self.flip, self.seed, epoch, keys)
+        return draws.tolist()
 
     def __call__(self, content: bytes, epoch: int, draws: Sequence[float]) -> Tensor:
         """Decode and crop the content of a file: (3, S, S) uint8."""
@@ -123,7 +131,7 @@ class RandomResizedCrop:
             upright=self.upright,
             interpolation=self.interpolation,
         )
-        return image.flip(-1) if self.flip and draws[0] < 0.5 else image
+        return image.flip(-1) if draws[0] else image
 
 
 class CenterCrop:

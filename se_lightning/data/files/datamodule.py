@@ -28,7 +28,7 @@ class FileOptions(ImageOptions, total=False):
     crop_area: Sequence[float]
     crop_aspect: Sequence[float]
     train_sizes: Sequence[Sequence[int]] | None
-    flip: bool
+    flip: bool | str
     interpolation: str
     on_error: str
     num_workers: int | None
@@ -47,7 +47,8 @@ class FileDataModule(ImageDataModule):
         crop_aspect: Smallest and largest width over height of a training crop.
         train_sizes: [epoch, pixels] pairs: side of the training images from that epoch on
             (progressive resizing).
-        flip: Mirror training images at random.
+        flip: Mirror training images at random; ``"alternating"``: the first epoch at random, then
+            each image in every other epoch (arXiv:2404.00498).
         interpolation: ``"bilinear"`` or ``"bicubic"``.
         on_error: ``"stop"`` at the first unreadable file; or ``"skip"`` unreadable files and list
             them in the run's ``bad_files.txt`` at the end of the epoch.
@@ -73,7 +74,7 @@ class FileDataModule(ImageDataModule):
         crop_area: Sequence[float] = (0.08, 1.0),
         crop_aspect: Sequence[float] = (0.75, 4 / 3),
         train_sizes: Sequence[Sequence[int]] | None = None,
-        flip: bool = True,
+        flip: bool | str = True,
         interpolation: str = "bilinear",
         on_error: str = "stop",
         num_workers: int | None = None,

@@ -61,7 +61,7 @@ class InMemoryOptions(ImageOptions, total=False):
     """The options of every datamodule of small images; see :class:`InMemoryDataModule`."""
 
     crop_padding: int
-    flip: bool
+    flip: bool | str
     num_workers: int
 
 
@@ -73,7 +73,8 @@ class InMemoryDataModule(ImageDataModule):
 
     Args:
         crop_padding: Zero padding of the random crop, pixels; 0 for no crop.
-        flip: Mirror training images at random.
+        flip: Mirror training images at random; ``"alternating"``: the first epoch at random, then
+            each image in every other epoch (arXiv:2404.00498).
         num_workers: Worker processes. 0 is fastest, except with ``rotation``, ``rand_augment``
             or ``trivial_augment``.
         **options: See :class:`se_lightning.data.base.ImageDataModule`.
@@ -89,7 +90,7 @@ class InMemoryDataModule(ImageDataModule):
         self,
         *,
         crop_padding: int = 0,
-        flip: bool = False,
+        flip: bool | str = False,
         num_workers: int = 0,
         **options: Unpack[ImageOptions],
     ) -> None:

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from se_lightning.data.transforms.sample_rng import sample_seeds, uniform
 
-__all__ = ["CropFlip", "SampleTransforms", "crop_flip"]
+__all__ = ["CropFlip", "SampleTransforms", "check_flip", "crop_flip", "flipped"]
 
 
 def check_number(name: str, value: object, low: float, high: float, unit: str) -> None:
@@ -26,6 +26,33 @@ def check_pixels(name: str, value: object, high: float = float("inf")) -> None:
     if not isinstance(value, int):
         raise ValueError(f"`{name}` (={value!r}) must be a whole number of pixels.")
     check_number(name, value, 0, high, "a whole number")
+
+
+def check_flip(value: object) -> None:
+    """Check the argument ``flip``."""
+    if not isinstance(value, bool) and value != "alternating":
+        raise ValueError(f"`flip` (={value!r}) must be true, false or alternating.")
+
+
+def flipped(
+    draws: np.ndarray, flip: bool | str, seed: int, epoch: int, keys: np.ndarray
+) -> np.ndarray:
+    """Return whether to mirror each sample, (N,).
+
+    Args:
+        draws: (N,) random numbers in [0, 1), used unless ``flip`` is ``"alternating"``.
+        flip: True: with probability 1/2. ``"alternating"``: the same in the first epoch, and
+            then in every other epoch, so that two epochs show each image both ways.
+        seed: Seed of the run.
+        epoch: Epoch, from 0.
+        keys: (N,) keys of the samples.
+
+    Reference:
+        Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, arXiv:2404.00498, 3.6.
+    """
+    if flip == "alternating":
+        return (uniform(seed, 0, keys, "flip", 1)[:, 0] < 0.5) ^ (epoch % 2 == 1)
+    return draws < (0.5 if flip else 0)
 
 
 def crop_flip(images: Tensor, offsets: Tensor, flips: Tensor, padding: int) -> Tensor:
@@ -67,11 +94,11 @@ class CropFlip:
 
     Args:
         padding: Zero padding, pixels; 0 for no crop.
-        flip: Mirror each image with probability 1/2.
+        flip: Mirror images; see :func:`flipped`.
         seed: Seed of the run.
 
     Raises:
-        ValueError: If ``padding`` is not a whole number of at least 0.
+        ValueError: If ``padding`` is not a whole number of at least 0, or ``flip`` is unknown.
 
     Example:
         >>> augment = CropFlip(padding=2, flip=True, seed=0)
@@ -79,8 +106,9 @@ class CropFlip:
         torch.Size([3, 1, 8, 8])
     """
 
-    def __init__(self, *, padding: int, flip: bool, seed: int) -> None:
+    def __init__(self, *, padding: int, flip: bool | str, seed: int) -> None:
         check_pixels("crop_padding", padding)
+        check_flip(flip)
         self.padding, self.flip, self.seed = padding, flip, seed
 
     def __call__(self, images: Tensor, epoch: int, keys: np.ndarray) -> Tensor:
@@ -89,7 +117,7 @@ class CropFlip:
             return images
         draws = uniform(self.seed, epoch, keys, "crop", 3)
         offsets = torch.from_numpy((draws[:, :2] * (2 * self.padding + 1)).astype(np.int64))
-        flips = torch.from_numpy(draws[:, 2] < (0.5 if self.flip else 0))
+        flips = torch.from_numpy(flipped(draws[:, 2], self.flip, self.seed, epoch, keys))
         offsets = offsets.to(images.device, non_blocking=True)
         return crop_flip(images, offsets, flips, self.padding)
 

@@ -57,11 +57,24 @@ def test_sizes_follow_the_epochs():
         ("train_sizes", {"sizes": [[6, 128], [0, 176]]}),
         ("train_sizes", {"sizes": [[6, 12.5]]}),
         ("train_sizes", {"sizes": [[6]]}),
+        ("flip", {"flip": "alternate"}),
     ],
 )
 def test_a_wrong_option_is_refused_by_name(name, options):
     with pytest.raises(ValueError, match=f"`{name}`"):
         view(**options)
+
+
+def test_flips_alternate_or_have_the_drawn_probability():
+    keys = np.arange(4000)
+    first, second, third = (
+        np.array(view(flip="alternating").draws(epoch, keys))[:, 0] for epoch in range(3)
+    )
+    assert set(first) == {0, 1}
+    assert np.array_equal(first, 1 - second)
+    assert np.array_equal(first, third)
+    for flip, share in {True: 0.5, False: 0}.items():
+        assert abs(np.array(view(flip=flip).draws(0, keys))[:, 0].mean() - share) < 0.04
 
 
 def test_a_resize_below_the_crop_is_refused():

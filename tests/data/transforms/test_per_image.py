@@ -49,6 +49,23 @@ def test_torchs_generator_is_restored():
     assert torch.equal(torch.rand(3), expected)
 
 
+def test_alternating_flips_show_each_image_both_ways_in_two_epochs():
+    images = torch.arange(200 * 6, dtype=torch.int16).view(200, 1, 2, 3)
+    keys = np.arange(1000, 1200)
+
+    def mirrored(epoch, seed=0):
+        crop = CropFlip(padding=0, flip="alternating", seed=seed)(images, epoch, keys)
+        kept, turned = ((crop == x).all(dim=(1, 2, 3)) for x in (images, images.flip(3)))
+        assert (kept ^ turned).all()
+        return turned
+
+    first = mirrored(0)
+    assert 70 < first.sum() < 130  # 4 standard deviations around half
+    for epoch in range(1, 5):
+        assert torch.equal(mirrored(epoch), first ^ (epoch % 2 == 1))
+    assert not torch.equal(mirrored(0, seed=1), first)
+
+
 def landing(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     _, _, rows, columns = images.nonzero(as_tuple=True)
     return rows, columns
