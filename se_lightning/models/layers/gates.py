@@ -109,7 +109,8 @@ class _PooledConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.flatten(1), self.weight.flatten(1), self.bias)[:, :, None, None]
+        z = F.linear(x.flatten(1), self.weight.flatten(1), self.bias)
+        return z.view(x.shape[0], self.out_channels, 1, 1)
 
     def _get_name(self) -> str:  # as checkpoints have it
         return "Conv2d"

@@ -88,13 +88,18 @@ def rescaled(
     if norm is not None:
         weight, bias = norm.weight, norm.bias
     shared = _Shared(normed)
-    x, z = _Squeeze.apply(y, weight, bias, means, shared)
+    if torch.is_grad_enabled():
+        x, z = _Squeeze.apply(y, weight, bias, means, shared)
+    else:
+        x, z = y, _squeeze(means, normed, y.dtype)
     gate = excite(z)
     if gate.shape != z.shape:  # a hook returned a gate per pixel
         x = _normalize(y, weight, bias, normed) * gate
         x = x if shortcut is None else x + shortcut
         return F.relu(x) if relu else x
-    return _Rescale.apply(x, y, weight, bias, gate, shortcut, relu, shared)
+    if torch.is_grad_enabled():
+        return _Rescale.apply(x, y, weight, bias, gate, shortcut, relu, shared)
+    return _rescale(y, gate, shortcut, relu, normed)
 
 
 def _statistics(norm: Any, y: Tensor) -> tuple[Tensor, _Norm | None]:
@@ -111,7 +116,7 @@ def _statistics(norm: Any, y: Tensor) -> tuple[Tensor, _Norm | None]:
     of_batch = norm.training or norm.running_mean is None
     inverse = (variance + norm.eps).rsqrt()
     scale = norm.weight * inverse
-    numbers = (mean, inverse, scale, norm.bias - mean * scale)
+    numbers = (mean, inverse, scale, torch.addcmul(norm.bias, mean, scale, value=-1))
     mean, inverse, scale, shift = (each.view(-1, 1, 1) for each in numbers)
     return means, _Norm(mean, inverse, scale, shift, of_batch, norm.eps)
 
@@ -158,6 +163,22 @@ def _formulas(y: Tensor, excite: Excite, norm: Any, shortcut: Tensor | None, rel
     return F.relu(out) if relu else out
 
 
+def _squeeze(means: Tensor, norm: _Norm | None, dtype: torch.dtype) -> Tensor:
+    """Return the mean of the norm's output, (N, C, 1, 1)."""
+    z = means.clone() if norm is None else torch.addcmul(norm.shift, means, norm.scale)
+    return z.to(dtype)
+
+
+def _rescale(
+    y: Tensor, gate: Tensor, shortcut: Tensor | None, relu: bool, norm: _Norm | None
+) -> Tensor:
+    """Return the norm's output times the gate, plus the shortcut."""
+    factor, offset = gate.to(wide(y.dtype)), None
+    if norm is not None:
+        factor, offset = factor * norm.scale, factor * norm.shift
+    return _passes(y).rescale(y, factor, offset, shortcut, relu=relu)
+
+
 def _normalize(y: Tensor, weight: Any, bias: Any, norm: _Norm | None) -> Tensor:
     """Return the norm's output by differentiable operations."""
     if norm is None:
@@ -183,12 +204,10 @@ class _Squeeze(torch.autograd.Function):
         means: Tensor,
         shared: _Shared,
     ) -> tuple[Tensor, Tensor]:
-        norm = shared.norm
-        z = means.clone() if norm is None else norm.scale * means + norm.shift
         ctx.save_for_backward(y, weight, bias, means)
         ctx.shared = shared
         ctx.set_materialize_grads(False)
-        return y.view_as(y), z.to(y.dtype)
+        return y.view_as(y), _squeeze(means, shared.norm, y.dtype)
 
     @staticmethod
     def backward(ctx: Any, x_grad: Tensor | None, z_grad: Tensor | None) -> Any:
@@ -204,8 +223,8 @@ class _Squeeze(torch.autograd.Function):
         if norm is None:
             return _passes(y).combine(masked, gate, share / size), None, None, None, None
         # The sums of x's gradient, and of its product with the centered y.
-        shift_grad = (gate * total + share).sum(0)
-        product = (gate * product + share * (means - norm.mean)).sum(0)
+        shift_grad = torch.addcmul(share, gate, total).sum(0)
+        product = torch.addcmul(share * (means - norm.mean), gate, product).sum(0)
         scale_grad = product * norm.inverse
         y_grad = None
         if ctx.needs_input_grad[0]:
@@ -260,10 +279,7 @@ class _Rescale(torch.autograd.Function):
         relu: bool,
         shared: _Shared,
     ) -> Tensor:
-        factor, offset = gate.to(wide(y.dtype)), None
-        if shared.norm is not None:
-            factor, offset = factor * shared.norm.scale, factor * shared.norm.shift
-        out = _passes(y).rescale(y, factor, offset, shortcut, relu=relu)
+        out = _rescale(y, gate, shortcut, relu, shared.norm)
         ctx.save_for_backward(y, weight, bias, gate, out if relu else None)
         ctx.shared, ctx.with_shortcut = shared, shortcut is not None
         return out
