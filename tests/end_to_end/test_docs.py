@@ -55,6 +55,7 @@ SLOW = (
     "model=se_resnet50 data=imagenet",
     "task=shard",
     "data=cifar10",
+    "cifar10_speedrun",
     "data=image_folder",
     "data.download=true",
     "task=benchmark ",
@@ -155,7 +156,7 @@ def test_the_set_up_commands_are_one_line_each_and_ci_runs_them(name, last):
 
 
 def test_the_commands_are_found():
-    assert len(COMMANDS) == 62
+    assert len(COMMANDS) == 63
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ operations. Sums, and the factors of images and channels, are float32 for half p
 map's type otherwise.
 """
 
+from itertools import repeat
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,8 @@ __all__ = ["combine", "gradient_sums", "rescale", "statistics"]
 
 # Elements of an image from which on torch's batch norm is called per image, which takes 10 us.
 LARGE = 2**16
-LARGE_HALF = 2**14  # half precision
+# Elements that are summed at a time in half precision, which torch copies to float32 before.
+PART = 2**17
 # Bytes of a vector register with AVX-512; a loop over fewer channels would not be vectorized.
 VECTOR = 64
 
@@ -25,7 +28,7 @@ def statistics(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Shape:
         (N, C, H, W) to (N, C, 1, 1), (C,) and (C,).
     """
-    means = y.mean((2, 3), keepdim=True, dtype=wide(y.dtype))
+    means = _sum(y) / (y.shape[2] * y.shape[3])
     # Running statistics, although they are discarded, make those of half precision float32.
     mean, variance = torch.zeros(2, y.shape[1], dtype=means.dtype).unbind()
     return (means, *torch.batch_norm_update_stats(y, mean, variance, 0.0))
@@ -80,16 +83,27 @@ def gradient_sums(
     if grad.stride() != y.stride():
         grad = torch.empty_like(y).copy_(grad)
     masked = grad if out is None else torch.ops.aten.threshold_backward(grad, out, 0)
-    if y.numel() >= len(y) * (LARGE_HALF if y.itemsize < 4 else LARGE):
+    if y.numel() >= len(y) * LARGE:
         return masked, *_batch_norm_sums(masked, y, center)
-    total = masked.sum((2, 3), keepdim=True, dtype=wide(y.dtype))
-    if y.dtype == total.dtype:
-        product = torch.linalg.vecdot(masked.flatten(2), y.flatten(2), dim=2).view_as(total)
-    else:
-        product = (masked * y).sum((2, 3), keepdim=True, dtype=total.dtype)
+    total, product = _sum(masked), _sum(masked, y)
     if center is not None:
         product -= total * center.view(-1, 1, 1)
     return masked, total, product
+
+
+def _sum(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Return the sum of x, or of x * y, over space, (N, C, 1, 1)."""
+    if x.dtype == wide(x.dtype):
+        if y is None:
+            return x.sum((2, 3), keepdim=True)
+        return torch.linalg.vecdot(x.flatten(2), y.flatten(2), dim=2)[:, :, None, None]
+    total = x.new_empty((*x.shape[:2], 1, 1), dtype=wide(x.dtype))
+    images = max(1, PART * len(x) // x.numel())
+    others = repeat(None) if y is None else y.split(images)
+    for part, other, to in zip(x.split(images), others, total.split(images), strict=False):
+        values = part if other is None else part * other
+        torch.sum(values, (2, 3), keepdim=True, dtype=total.dtype, out=to)
+    return total
 
 
 def _batch_norm_sums(x: Tensor, y: Tensor, center: Tensor | None) -> tuple[Tensor, Tensor]:
