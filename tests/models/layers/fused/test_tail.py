@@ -86,6 +86,22 @@ def test_it_equals_one_step_after_another(shape, norm, shortcut, relu, form):
         torch.testing.assert_close(found[name], value, rtol=1e-8, atol=1e-10, msg=name)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("large", [1, 10**6])
+@pytest.mark.parametrize("shape", [(4, 6, 5, 7), (3, 9, 4, 4)])
+def test_the_shortcut_may_have_another_memory_format(shape, large, form, monkeypatch):
+    monkeypatch.setattr(cpu, "LARGE", large)
+    other = FORMATS[form is FORMATS[0]]
+    results = []
+    for function in (rescaled, stepwise):
+        parts = Parts(shape, form=form)
+        shortcut = parts.shortcut.detach().contiguous(memory_format=other)
+        parts.shortcut = shortcut.requires_grad_()
+        results.append(parts.run(function, relu=True))
+    for name, value in results[1].items():
+        torch.testing.assert_close(results[0][name], value, rtol=1e-8, atol=1e-10, msg=name)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_it_equals_one_step_after_another_with_each_activation(activation):
     found, expected = (
