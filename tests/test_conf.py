@@ -240,7 +240,7 @@ def test_a_trainer_option_differs_from_the_default_in_its_devices_only(
 
 def test_the_command_line_wins_over_debug_and_debug_over_an_experiment():
     debugged = composed("experiment=fashion_mnist_quick", "debug=default")
-    assert (debugged.trainer.max_epochs, debugged.optimizer.lr) == (1, 0.1)
+    assert (debugged.trainer.max_epochs, debugged.optimizer.lr) == (1, 0.2)
     assert debugged.callbacks == debugged.logger == {}
     given = composed("debug=fdr", "callbacks=ema", "logger=csv", "trainer.max_epochs=3")
     assert given.trainer.max_epochs == 3
