@@ -11,7 +11,7 @@ EXPERIMENTS = {
 FOLDER = Path(__file__).parents[2] / "conf" / "experiment"
 
 
-def test_each_experiment_is_tested_and_names_its_source():
+def test_each_experiment_is_tested_and_starts_with_what_it_is():
     files = {path.stem: path for path in FOLDER.glob("*.yaml")}
     assert files.keys() == EXPERIMENTS.keys()
     for path in files.values():

@@ -5,14 +5,12 @@ operations. Sums, and the factors of images and channels, are float32 for half p
 map's type otherwise.
 """
 
-from itertools import repeat
-
 import torch
 from torch import Tensor
 
 from se_lightning.models.layers.fused.dtypes import wide
 
-__all__ = ["combine", "gradient_sums", "rescale", "statistics"]
+__all__ = ["combine", "gradient_sums", "means", "rescale", "statistics"]
 
 # Elements of an image from which on torch's batch norm is called per image, which takes 10 us.
 LARGE = 2**16
@@ -22,16 +20,20 @@ PART = 2**17
 VECTOR = 64
 
 
+def means(y: Tensor) -> Tensor:
+    """Return the mean over space, (N, C, 1, 1)."""
+    return _sum(y) / (y.shape[2] * y.shape[3])
+
+
 def statistics(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the means of images and channels, and mean and variance of the channels.
 
     Shape:
         (N, C, H, W) to (N, C, 1, 1), (C,) and (C,).
     """
-    means = _sum(y) / (y.shape[2] * y.shape[3])
     # Running statistics, although they are discarded, make those of half precision float32.
-    mean, variance = torch.zeros(2, y.shape[1], dtype=means.dtype).unbind()
-    return (means, *torch.batch_norm_update_stats(y, mean, variance, 0.0))
+    mean, variance = torch.zeros(2, y.shape[1], dtype=wide(y.dtype)).unbind()
+    return (means(y), *torch.batch_norm_update_stats(y, mean, variance, 0.0))
 
 
 def rescale(
@@ -99,10 +101,10 @@ def _sum(x: Tensor, y: Tensor | None = None) -> Tensor:
         return torch.linalg.vecdot(x.flatten(2), y.flatten(2), dim=2)[:, :, None, None]
     total = x.new_empty((*x.shape[:2], 1, 1), dtype=wide(x.dtype))
     images = max(1, PART * len(x) // x.numel())
-    others = repeat(None) if y is None else y.split(images)
-    for part, other, to in zip(x.split(images), others, total.split(images), strict=False):
-        values = part if other is None else part * other
-        torch.sum(values, (2, 3), keepdim=True, dtype=total.dtype, out=to)
+    for i in range(0, len(x), images):
+        part = x[i : i + images]
+        part = part if y is None else part * y[i : i + images]
+        total[i : i + images] = part.sum((2, 3), keepdim=True, dtype=total.dtype)
     return total
 
 

@@ -26,7 +26,15 @@ else:
     AVAILABLE = True
     from se_lightning.models.layers.fused import operators
 
-__all__ = ["AVAILABLE", "combine", "gradient_sums", "moments", "rescale", "statistics"]
+__all__ = [
+    "AVAILABLE",
+    "combine",
+    "gradient_sums",
+    "means",
+    "moments",
+    "rescale",
+    "statistics",
+]
 
 
 def moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,16 +55,21 @@ def moments(y: Tensor) -> tuple[Tensor, Tensor]:
     return operators.moments(_dense(y))
 
 
+def means(y: Tensor) -> Tensor:
+    """Return the mean over space, (N, C, 1, 1)."""
+    return y.mean((2, 3), keepdim=True, dtype=wide(y.dtype))
+
+
 def statistics(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the means of images and channels, and mean and variance of the channels.
 
     Returns:
         (N, C, 1, 1), (C,) and (C,).
     """
-    means, squares = moments(y)
-    mean = means.mean(0)
-    variance = squares.mean(0) / (y.shape[2] * y.shape[3]) + (means - mean).square().mean(0)
-    return means, mean.flatten(), variance.flatten()
+    each, squares = moments(y)
+    mean = each.mean(0)
+    variance = squares.mean(0) / (y.shape[2] * y.shape[3]) + (each - mean).square().mean(0)
+    return each, mean.flatten(), variance.flatten()
 
 
 def rescale(

@@ -109,7 +109,7 @@ def _statistics(norm: Any, y: Tensor) -> tuple[Tensor, _Norm | None]:
         if norm.training and norm.running_mean is not None:
             _update(norm, mean, variance, y.numel() // y.shape[1])
     else:
-        means = y.mean((2, 3), keepdim=True, dtype=wide(y.dtype))
+        means = _passes(y).means(y)
         if norm is None:
             return means, None
         mean, variance = (each.to(means.dtype) for each in (norm.running_mean, norm.running_var))
